@@ -1,0 +1,186 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The blocks of encoder, flow and decoder, and the small parts around them."""
+
+import math
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .attention import YanAttention, YanCrossAttention
+from .configuration_yan import YanConfig
+
+
+class YanFeedForward(nn.Module):
+    """`Linear(d, m·d) → activation → Linear(m·d, d)`, biases on."""
+
+    def __init__(self, config: YanConfig, multiplier: int | None = None):
+        super().__init__()
+        inner_size = (multiplier or config.feed_forward_multiplier) * config.hidden_size
+        self.up_proj = nn.Linear(config.hidden_size, inner_size)
+        self.down_proj = nn.Linear(inner_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class YanTimeEmbedding(nn.Module):
+    """Sines and cosines of the time, then `Linear(d, d)` and an exact GELU: `(B,)` → `(B, d)`."""
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.half_size = config.hidden_size // 2
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        # The angles need more digits than half precision has; the frequencies are cheap, so they are no buffer.
+        dtype = torch.promote_types(timesteps.dtype, torch.float32)
+        steps = torch.arange(self.half_size, device=timesteps.device, dtype=dtype)
+        frequencies = torch.exp(steps * (-math.log(10_000) / (self.half_size - 1)))
+        angles = timesteps.to(dtype)[:, None] * frequencies  # (B, d/2)
+        embedding = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return nn.functional.gelu(self.proj(embedding.to(self.proj.weight.dtype)))
+
+
+class YanAdaptiveNorm(nn.Linear):
+    """
+    Scales and shifts of a flow block's norms, from the time embedding: `(B, d)` → `(B, 2·n·d)` for `n` norms.
+
+    The chunks are scale and shift of the self-attention norm, of the feed-forward norm and, where the block has one,
+    of the cross-attention norm. A class of its own, since only a leaf can be initialised apart from other `Linear`s:
+    the scale multiplies the normalised state directly (it is not `1 + scale`), so its bias starts at one.
+    """
+
+    def __init__(self, config: YanConfig, num_norms: int):
+        super().__init__(config.hidden_size, 2 * num_norms * config.hidden_size)
+        self.num_norms = num_norms
+        self.eps = config.layer_norm_eps
+
+    def forward(self, time_embedding: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.gelu(time_embedding))
+
+    def normalize(self, hidden_states: torch.Tensor, conditioning: torch.Tensor, index: int) -> torch.Tensor:
+        """The `index`-th norm: `(B, Ly, d)` under `conditioning` `(B or 1, 2·n·d)`."""
+        size = hidden_states.shape[-1]
+        scale, shift = conditioning[:, None, 2 * index * size : 2 * (index + 1) * size].chunk(2, dim=-1)
+        return nn.functional.layer_norm(hidden_states, (size,), eps=self.eps) * scale + shift
+
+
+class YanEncoderLayer(GradientCheckpointingLayer):
+    """Pre-norm block: `x += SelfAttention(LN(x))`, `x += FF(LN(x))`."""
+
+    def __init__(self, config: YanConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = YanAttention(config, layer_idx)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = YanFeedForward(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        update, _ = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        update = self.feed_forward(self.feed_forward_norm(hidden_states))
+        return hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+
+
+class YanFlowLayer(GradientCheckpointingLayer):
+    """Block of the flow trunk: self-attention, cross-attention where it has one, feed-forward; adaptive norms."""
+
+    def __init__(self, config: YanConfig, layer_idx: int):
+        super().__init__()
+        self.has_cross_attention = layer_idx in config.cross_attention_layers
+        self.self_attn = YanAttention(config, layer_idx)
+        if self.has_cross_attention:
+            self.cross_attn = YanCrossAttention(config, layer_idx)
+        self.feed_forward = YanFeedForward(config)
+        self.adaptive_norm = YanAdaptiveNorm(config, num_norms=3 if self.has_cross_attention else 2)
+        self.dropout = config.hidden_dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        time_embedding: torch.Tensor,
+        source: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None,
+        source_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
+        normed = self.adaptive_norm.normalize(hidden_states, conditioning, 0)
+        update, _ = self.self_attn(normed, attention_mask, **kwargs)
+        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        if self.has_cross_attention:
+            # The source comes as latents, or as keys and values where one source serves many steps.
+            key_value = source if isinstance(source, tuple) else self.cross_attn.project_key_value(source)
+            normed = self.adaptive_norm.normalize(hidden_states, conditioning, 2)
+            update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
+            hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        normed = self.adaptive_norm.normalize(hidden_states, conditioning, 1)
+        update = self.feed_forward(normed)
+        return hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+
+
+class YanDecoderLayer(GradientCheckpointingLayer):
+    """Residual block of the position-wise decoder: `x += FF(LN(x))`."""
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = YanFeedForward(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        update = self.feed_forward(self.norm(hidden_states))
+        return hidden_states + nn.functional.dropout(update, p=self.dropout, training=self.training)
+
+
+class YanLengthHead(nn.Module):
+    """Distribution over target lengths from the pooled source: `(B, d)` → logits `(B, max_position_embeddings)`.
+
+    Entry `i` stands for a length of `i + 1` tokens, the end token included.
+    """
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.down_proj = nn.Linear(config.hidden_size, config.max_position_embeddings)
+
+    def forward(self, pooled_source: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.gelu(self.up_proj(pooled_source)))
+
+
+def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token among its row's real tokens, `(B, L)`; padding gets a valid index that nothing reads.
+
+    Counting real tokens makes a row independent of the side and the amount of its padding.
+    """
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` `(B, L, d)` over the positions where `mask` `(B, L)` is set: `(B, d)`; zeros for an empty row."""
+    weights = mask.to(values.dtype)[..., None]
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+__all__ = [
+    "YanAdaptiveNorm",
+    "YanDecoderLayer",
+    "YanEncoderLayer",
+    "YanFeedForward",
+    "YanFlowLayer",
+    "YanLengthHead",
+    "YanTimeEmbedding",
+    "masked_mean",
+    "positions_from_mask",
+]

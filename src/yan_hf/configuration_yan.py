@@ -1,0 +1,269 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Configuration of YAN, a non-autoregressive language model trained with mixture-of-experts flow matching."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# The terms of the training loss, in the order in which they are reported.
+LOSS_TERMS = ("flow", "latent", "token", "gate_entropy", "load_balance", "mmd", "l2", "length")
+
+# The parts of the model that can be frozen by name.
+PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings")
+
+BACKBONES = ("transformer", "mamba")
+
+DEFAULT_LOSS_WEIGHTS = {
+    "flow": 1.0,
+    "latent": 0.1,
+    "token": 1.0,
+    "gate_entropy": 0.0,
+    "load_balance": 0.1,
+    "mmd": 0.1,
+    "l2": 0.01,
+    "length": 1.0,
+}
+
+
+@strict
+class YanConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`YanModel`], [`YanForConditionalGeneration`] and [`YanForAutoEncoding`].
+
+    The architecture follows "Towards Faster Language Model Inference Using Mixture-of-Experts Flow Matching"
+    (arXiv 2604.15009). Every field is checked; an invalid value raises an error that names the field, its value and
+    what is accepted.
+
+    Args:
+        vocab_size (`int`): Number of tokens `V`.
+        hidden_size (`int`): Width `d` of the latents. Even (the time embedding has a sine and a cosine half).
+        num_attention_heads (`int`): Attention heads; must divide `hidden_size`.
+        attention_bias (`bool`): Whether the query, key and value projections have a bias.
+        feed_forward_multiplier (`int`): Inner width of every feed-forward network and of every expert, in units of
+            `hidden_size`.
+        max_position_embeddings (`int`): The longest source and the longest target, in tokens.
+        num_extra_positions (`int`): Rows of the position table beyond `max_position_embeddings`. Converted research
+            checkpoints have one; it is never read.
+        encoder_layers (`int`): Blocks of the encoder.
+        flow_layers (`int`): Blocks of the flow trunk.
+        decoder_layers (`int`): Residual blocks of the position-wise decoder; may be 0.
+        cross_attention_layers (`list[int]`, *optional*): Indices of the flow blocks with cross-attention to the
+            source; `None` means all of them.
+        encoder_backbone (`str`): `"transformer"` or `"mamba"`.
+        flow_backbone (`str`): `"transformer"` or `"mamba"`.
+        mamba_state_size (`int`): State size of the Mamba mixer.
+        mamba_conv_kernel (`int`): Width of its causal convolution.
+        mamba_expand (`int`): Its expansion factor.
+        mamba_ff_multiplier (`int`): Feed-forward width multiplier of Mamba blocks.
+        num_experts (`int`): Number `K` of expert vector fields; 1 is plain flow matching.
+        gate_temperature (`float`): The gate's logits are divided by it.
+        gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
+        expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
+        init_noise (`float`): Scale of the initial state `z0`.
+        latent_noise (`float`): Upper end of the noise scale added to the encoder's output in training.
+        time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
+        solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
+            default of `generate`. (The research code counts grid points: one more.)
+        loss_weights (`dict[str, float]`): Weight of each term in `LOSS_TERMS`; missing terms keep their default.
+        label_smoothing (`float`): Label smoothing of the token term.
+        detach_length_head (`bool`): Whether the length term leaves the encoder's weights alone.
+        detach_target_latents (`bool`): Whether the targets of the flow and latent terms are constants. Otherwise the
+            encoder is trained by these two terms too.
+        frozen_parts (`list[str]`): Parts that are not trained and that run in eval mode while the rest trains, of
+            `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"`, `"position_embeddings"`.
+        hidden_act (`str`): Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
+        hidden_dropout (`float`): Dropout after the attention and feed-forward sub-layers.
+        attention_dropout (`float`): Dropout on the attention weights.
+        layer_norm_eps (`float`): Epsilon of every layer normalisation.
+        initializer_range (`float`): Standard deviation of the initial weights.
+        pad_token_id, bos_token_id, eos_token_id, mask_token_id (`int`, *optional*): Special tokens. The defaults are
+            those of `yan-hf train-tokenizer`.
+        tie_word_embeddings (`bool`): Whether the vocabulary head shares the token table's weight.
+
+    Example:
+
+    ```python
+    >>> from yan_hf import YanConfig, YanForConditionalGeneration
+
+    >>> config = YanConfig(vocab_size=1000, hidden_size=64, num_attention_heads=4, encoder_layers=2, flow_layers=2)
+    >>> model = YanForConditionalGeneration(config)
+    ```
+    """
+
+    model_type = "yan"
+    keys_to_ignore_at_inference = [
+        "loss_terms",
+        "last_hidden_state",
+        "encoder_last_hidden_state",
+        "velocity",
+        "expert_fields",
+        "gate_logits",
+        "expert_indices",
+        "latents",
+        "target_latents",
+        "length_logits",
+    ]
+    attribute_map = {
+        "d_model": "hidden_size",
+        "num_hidden_layers": "flow_layers",
+        "encoder_attention_heads": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+        "dropout": "hidden_dropout",
+        "num_local_experts": "num_experts",
+    }
+    # A plan here would be merged into every stack that shares this flat configuration, under doubled prefixes.
+    base_model_tp_plan = {}
+    base_model_ep_plan = {}
+    base_model_pp_plan = {}
+    base_model_fsdp_plan = {}
+
+    vocab_size: int = 32_000
+    hidden_size: int = 512
+    num_attention_heads: int = 8
+    attention_bias: bool = False
+    feed_forward_multiplier: int = 4
+    max_position_embeddings: int = 1024
+    num_extra_positions: int = 0
+    encoder_layers: int = 6
+    flow_layers: int = 6
+    decoder_layers: int = 2
+    cross_attention_layers: list[int] | None = None
+    encoder_backbone: str = "transformer"
+    flow_backbone: str = "transformer"
+    mamba_state_size: int = 16
+    mamba_conv_kernel: int = 4
+    mamba_expand: int = 2
+    mamba_ff_multiplier: int = 4
+    num_experts: int = 4
+    gate_temperature: int | float = 1.0
+    gate_dim_multiplier: int = 1
+    expert_sigma: int | float = 1.0
+    init_noise: int | float = 1.0
+    latent_noise: int | float = 0.0
+    time_beta: list[int | float] | tuple[int | float, int | float] = (1.0, 1.0)
+    solver_steps: int = 3
+    loss_weights: dict[str, int | float] | None = None
+    label_smoothing: int | float = 0.0
+    detach_length_head: bool = True
+    detach_target_latents: bool = False
+    frozen_parts: list[str] | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout: int | float = 0.0
+    attention_dropout: int | float = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    mask_token_id: int | None = 4
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any):
+        if self.cross_attention_layers is None:
+            self.cross_attention_layers = list(range(self.flow_layers))
+        self.time_beta = list(self.time_beta)
+        self.frozen_parts = list(self.frozen_parts or [])
+        self.loss_weights = {**DEFAULT_LOSS_WEIGHTS, **(self.loss_weights or {})}
+        super().__post_init__(**kwargs)
+        # `@strict` calls it again, but wraps what it raises: here a caller gets the plain `ValueError`.
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """Called at construction and before saving. Raises `ValueError` naming the field and its value."""
+        self._check_sizes()
+        self._check_ranges()
+        self._check_names()
+        self._check_special_tokens()
+
+    def _check_sizes(self):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "feed_forward_multiplier",
+            "max_position_embeddings",
+            "encoder_layers",
+            "flow_layers",
+            "num_experts",
+            "gate_dim_multiplier",
+            "mamba_state_size",
+            "mamba_conv_kernel",
+            "mamba_expand",
+            "mamba_ff_multiplier",
+            "solver_steps",
+        ):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        for name in ("decoder_layers", "num_extra_positions"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"`{name}` must be at least 0, but is {value}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`num_attention_heads` must divide `hidden_size`, but {self.num_attention_heads} does not divide "
+                f"{self.hidden_size}."
+            )
+        if self.hidden_size % 2 or self.hidden_size < 4:
+            raise ValueError(
+                f"`hidden_size` must be even and at least 4 (the time embedding has two halves), but is "
+                f"{self.hidden_size}."
+            )
+        indices = self.cross_attention_layers
+        for index in indices:
+            if not 0 <= index < self.flow_layers:
+                raise ValueError(
+                    f"`cross_attention_layers` names flow blocks by index, 0 to {self.flow_layers - 1} with "
+                    f"`flow_layers={self.flow_layers}`, but contains {index}."
+                )
+        if len(set(indices)) != len(indices):
+            raise ValueError(f"`cross_attention_layers` must not repeat an index, but is {indices}.")
+
+    def _check_ranges(self):
+        for name in ("gate_temperature", "expert_sigma", "layer_norm_eps"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be positive and finite, but is {value}.")
+        for name in ("init_noise", "latent_noise", "initializer_range"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be finite and not negative, but is {value}.")
+        for name in ("label_smoothing", "hidden_dropout", "attention_dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), but is {value}.")
+        if len(self.time_beta) != 2 or not all(value > 0 and math.isfinite(value) for value in self.time_beta):
+            raise ValueError(f"`time_beta` must be two positive finite numbers `(a, b)`, but is {self.time_beta}.")
+        for name, weight in self.loss_weights.items():
+            if name not in LOSS_TERMS:
+                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {', '.join(LOSS_TERMS)}.")
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ValueError(f"`loss_weights['{name}']` must be finite and not negative, but is {weight}.")
+
+    def _check_names(self):
+        for name in ("encoder_backbone", "flow_backbone"):
+            if (value := getattr(self, name)) not in BACKBONES:
+                raise ValueError(f"`{name}` must be one of {', '.join(BACKBONES)}, but is {value!r}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, but is {self.hidden_act!r}.")
+        for part in self.frozen_parts:
+            if part not in PARTS:
+                raise ValueError(f"`frozen_parts` may contain {', '.join(PARTS)}, but contains {part!r}.")
+
+    def _check_special_tokens(self):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(
+                    f"`{name}` must be a token of the vocabulary, 0 to {self.vocab_size - 1} with "
+                    f"`vocab_size={self.vocab_size}`, but is {value}."
+                )
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of the feed-forward networks and of the experts."""
+        return self.feed_forward_multiplier * self.hidden_size
+
+
+__all__ = ["DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "YanConfig"]

@@ -1,0 +1,411 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+YAN: encoder, mixture-of-experts flow and position-wise decoder (arXiv 2604.15009).
+
+Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabulary, `K` experts.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .blocks import YanLengthHead, masked_mean, positions_from_mask
+from .configuration_yan import YanConfig
+from .generation_yan import YanGenerationConfig, YanGenerationMixin
+from .objective import (
+    flow_matching_nll,
+    gate_entropy_loss,
+    l2_loss,
+    latent_loss,
+    length_loss,
+    load_balance_loss,
+    mmd_loss,
+    sample_times,
+    token_loss,
+    token_mean,
+)
+from .outputs import YanAutoEncodingOutput, YanFlowContext, YanFlowOutput, YanModelOutput, YanOutput
+from .routing import choose_experts, gate_log_probs
+from .solver import solve_flow, uniform_times
+from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
+from .validation import check_labels, check_mask, check_source, check_state
+
+
+class YanModel(YanPreTrainedModel):
+    """Encoder, flow and decoder body, without a vocabulary head."""
+
+    def __init__(self, config: YanConfig, add_flow: bool = True):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        num_positions = config.max_position_embeddings + config.num_extra_positions
+        self.embed_positions = nn.Embedding(num_positions, config.hidden_size)
+        self.encoder = YanEncoder(config)
+        self.flow = YanFlow(config) if add_flow else None
+        self.decoder = YanDecoder(config)
+        self.post_init()
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        positions = self._positions(inputs_embeds.shape[:2], attention_mask, inputs_embeds.device)
+        return self.encoder(inputs_embeds + positions, attention_mask, **kwargs)
+
+    def _positions(self, shape: torch.Size, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        if mask is None or mask.dim() != 2:
+            return self.embed_positions(torch.arange(shape[1], device=device))[None]
+        return self.embed_positions(positions_from_mask(mask.to(device)))
+
+    @staticmethod
+    def pool(latents: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Masked mean of the latents `(B, L, d)` over the sequence, `(B, d)`."""
+        if mask is None or mask.dim() != 2:
+            return latents.mean(dim=1)
+        return masked_mean(latents, mask)
+
+    def prepare_context(
+        self,
+        source_latents: torch.Tensor,
+        source_mask: torch.Tensor | None,
+        target_mask: torch.Tensor,
+        cache_source: bool = False,
+    ) -> YanFlowContext:
+        """
+        What the evaluations of the field for one batch of targets share.
+
+        Args:
+            source_latents: `h`, `(B, Lx, d)`.
+            source_mask: `(B, Lx)`, or `None` without padding.
+            target_mask: The canvas, `(B, Ly)`.
+            cache_source: Whether to compute the cross-attention's keys and values now, once for all solver steps.
+        """
+        positions = self._positions(target_mask.shape, target_mask, source_latents.device)
+        source: list = [source_latents] * len(self.flow.layers)
+        if cache_source:
+            source = [
+                layer.cross_attn.project_key_value(source_latents) if layer.has_cross_attention else None
+                for layer in self.flow.layers
+            ]
+        return YanFlowContext(
+            source=source,
+            source_mask=create_bidirectional_mask(
+                self.config, positions, source_mask, encoder_hidden_states=source_latents
+            ),
+            target_mask=create_bidirectional_mask(self.config, positions, target_mask),
+            pooled_source=self.pool(source_latents, source_mask),
+            attention_mask=target_mask,
+            positions=positions,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        timesteps: torch.FloatTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> YanModelOutput:
+        """
+        Evaluates the experts' fields and the gate at one state and time, and decodes the end point they point to.
+
+        Args:
+            input_ids: Source tokens, `(B, Lx)`.
+            attention_mask: `(B, Lx)`, 1 on real source tokens.
+            latents: The state `z_t`, `(B, Ly, d)`. By default the deterministic start: zeros, on a canvas of the
+                source's length.
+            timesteps: `t` in [0, 1], `(B,)`; 0 by default.
+            decoder_attention_mask: The target's canvas, `(B, Ly)`; by default all ones, or the source's mask where
+                `latents` is absent.
+            inputs_embeds: Source embeddings `(B, Lx, d)` instead of `input_ids`.
+            encoder_outputs: The source's latents, where they are known already.
+
+        Raises:
+            ValueError: for inputs that contradict each other or the configuration.
+        """
+        if encoder_outputs is None:
+            check_source(self.config, input_ids, inputs_embeds, attention_mask)
+            encoder_outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        source_latents = encoder_outputs[0]
+        if latents is None:
+            latents = torch.zeros_like(source_latents)
+            if decoder_attention_mask is None and attention_mask is not None and attention_mask.dim() == 2:
+                decoder_attention_mask = attention_mask
+        if timesteps is None:
+            timesteps = latents.new_zeros(latents.shape[0])
+        if decoder_attention_mask is None:
+            decoder_attention_mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
+        check_state(self.config, latents, timesteps, decoder_attention_mask, source_latents.shape[0])
+
+        context = self.prepare_context(source_latents, attention_mask, decoder_attention_mask)
+        flow = self.flow(latents, timesteps, context, **kwargs)
+        end_point = latents + (1 - timesteps.to(latents.dtype))[:, None, None] * flow.velocity
+        return YanModelOutput(
+            last_hidden_state=self.decoder(end_point),
+            encoder_last_hidden_state=source_latents,
+            velocity=flow.velocity,
+            expert_fields=flow.expert_fields,
+            gate_logits=flow.gate_logits,
+            hidden_states=flow.hidden_states,
+            attentions=flow.attentions,
+            cross_attentions=flow.cross_attentions,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
+    """YAN with a vocabulary head and a length head: trains on source-target pairs, and generates."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    generation_config_class = YanGenerationConfig
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config)
+        self.model = YanModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.length_head = YanLengthHead(config)
+        self.post_init()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, Ly, d)` → vocabulary logits `(B, Ly, V)`."""
+        return self.lm_head(self.model.decoder(latents))
+
+    def predict_lengths(self, pooled_source: torch.Tensor) -> torch.Tensor:
+        """Logits of the target's length, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens."""
+        return self.length_head(pooled_source.detach() if self.config.detach_length_head else pooled_source)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        timesteps: torch.FloatTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        token_weights: torch.FloatTensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> YanOutput:
+        """
+        With `labels`, the training loss; without, the experts' fields and the gate at a state and time.
+
+        Args:
+            input_ids: Source tokens, `(B, Lx)`.
+            attention_mask: `(B, Lx)`, 1 on real source tokens.
+            labels: Target tokens, `(B, Ly)`, the end token included, -100 where ignored. Position `i` predicts
+                `labels[:, i]`: nothing is shifted.
+            decoder_attention_mask: The target's canvas, `(B, Ly)`; by default where `labels` are not -100. A position
+                of the canvas with an ignored label is shown to the encoder as the mask token.
+            latents: The state `z_t`, `(B, Ly, d)`, without `labels`. Zeros on a canvas of the source's length by
+                default.
+            timesteps: `t`, `(B,)`, without `labels`; 0 by default.
+            inputs_embeds: Source embeddings `(B, Lx, d)` instead of `input_ids`.
+            encoder_outputs: The source's latents, where they are known already.
+            token_weights: How much each target token counts in the flow, latent and token terms, `(B, Ly)`.
+            generator: Source of the loss's randomness. In eval mode a fixed seed is used by default, so that
+                evaluation repeats; in training the global state.
+
+        Raises:
+            ValueError: for token ids outside the vocabulary, empty rows, masks of another shape, sources or labels
+                longer than the position table, and state together with labels.
+        """
+        if encoder_outputs is None:
+            check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
+            encoder_outputs = self.model.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        if labels is None:
+            output = self.model(
+                attention_mask=attention_mask,
+                latents=latents,
+                timesteps=timesteps,
+                decoder_attention_mask=decoder_attention_mask,
+                encoder_outputs=encoder_outputs,
+                **kwargs,
+            )
+            logits, terms = self.lm_head(output.last_hidden_state), {}
+            pooled = self.model.pool(output.encoder_last_hidden_state, attention_mask)
+            extra = {"length_logits": self.predict_lengths(pooled)}
+        else:
+            if latents is not None or timesteps is not None:
+                raise ValueError("`latents` and `timesteps` are drawn by the loss: pass them without `labels`.")
+            output, logits, terms, extra = self._training_forward(
+                encoder_outputs, attention_mask, labels, decoder_attention_mask, token_weights, generator, **kwargs
+            )
+        weights = self.config.loss_weights
+        return YanOutput(
+            loss=sum(weights[name] * term for name, term in terms.items()) if labels is not None else None,
+            loss_terms={name: term.detach() for name, term in terms.items()} if labels is not None else None,
+            logits=logits,
+            velocity=output.velocity,
+            expert_fields=output.expert_fields,
+            gate_logits=output.gate_logits,
+            encoder_last_hidden_state=encoder_outputs[0],
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            cross_attentions=output.cross_attentions,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+            **extra,
+        )
+
+    def _training_forward(
+        self,
+        encoder_outputs: BaseModelOutput,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor,
+        canvas: torch.Tensor | None,
+        token_weights: torch.Tensor | None,
+        generator: torch.Generator | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[YanFlowOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Every loss term that has a weight (arXiv 2604.15009, section 4), with what it was computed from."""
+        config, weights = self.config, self.config.loss_weights
+        source_latents = encoder_outputs[0]
+        check_labels(config, labels, canvas, source_latents.shape[0])
+        if generator is None and not self.training:
+            generator = torch.Generator(source_latents.device).manual_seed(0)
+
+        # 1. The target's latents, on its canvas.
+        counted = labels != -100
+        canvas = counted if canvas is None else canvas.bool()
+        mask = (counted & canvas).to(torch.float32)
+        token_mask = mask if token_weights is None else mask * token_weights
+        target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
+        target_latents = self.model.encode(target_ids, canvas, generator=generator).last_hidden_state
+        regression_target = target_latents.detach() if config.detach_target_latents else target_latents
+
+        # 2. Flow matching at a random time of the linear path.
+        rand = {"generator": generator, "device": target_latents.device}
+        initial_state = (config.init_noise * torch.randn(target_latents.shape, **rand)).to(target_latents.dtype)
+        times = sample_times(labels.shape[0], config.time_beta, target_latents.device, generator)
+        weight = times.to(target_latents.dtype)[:, None, None]
+        state = (1 - weight) * initial_state + weight * regression_target
+        context = self.model.prepare_context(source_latents, attention_mask, canvas)
+        flow = self.model.flow(state, times, context, **kwargs)
+        log_probs = gate_log_probs(flow.gate_logits, canvas)
+        terms = {}
+        if weights["flow"] > 0:
+            velocity = regression_target - initial_state
+            nll = flow_matching_nll(flow.expert_fields, log_probs, velocity, config.expert_sigma)
+            terms["flow"] = token_mean(nll, token_mask)
+
+        # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
+        if weights["latent"] > 0 or weights["token"] > 0:
+            select = partial(choose_experts, uniform=torch.rand(log_probs.shape, **rand))
+            latents, _ = solve_flow(self.model.flow, initial_state, context, uniform_times(config.solver_steps), select)
+        else:
+            latents = state + (1 - weight) * flow.velocity
+        logits = self.decode(latents)
+        if weights["latent"] > 0:
+            terms["latent"] = latent_loss(latents, regression_target, token_mask)
+        if weights["token"] > 0:
+            terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing)
+
+        # 4. The gate, the latents' distribution and the length.
+        if weights["gate_entropy"] > 0:
+            terms["gate_entropy"] = gate_entropy_loss(log_probs, mask)
+        if weights["load_balance"] > 0:
+            terms["load_balance"] = load_balance_loss(log_probs, mask)
+        if weights["mmd"] > 0:
+            terms["mmd"] = mmd_loss(target_latents, mask, generator)
+        if weights["l2"] > 0:
+            terms["l2"] = l2_loss(target_latents, mask)
+        length_logits = self.predict_lengths(context.pooled_source)
+        if weights["length"] > 0:
+            terms["length"] = length_loss(length_logits, canvas.sum(dim=-1))
+        extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
+        return flow, logits, terms, extra
+
+
+class YanForAutoEncoding(YanPreTrainedModel):
+    """
+    Encoder and decoder without a flow: the first training stage.
+
+    The input is the text with spans collapsed to one mask token each, padded to the target's length; the label is the
+    clean text, token for token. `YanForConditionalGeneration.from_pretrained` takes its checkpoints and starts the
+    flow anew.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # A full model's checkpoint loads too; its flow is not wanted here.
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config)
+        self.model = YanModel(config, add_flow=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_weights: torch.FloatTensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> YanAutoEncodingOutput:
+        """
+        Args:
+            input_ids: Corrupted tokens, `(B, L)`.
+            attention_mask: `(B, L)`, 1 where the encoder looks.
+            labels: Clean tokens, `(B, L)`, -100 where ignored. Nothing is shifted.
+            inputs_embeds: Embeddings `(B, L, d)` instead of `input_ids`.
+            token_weights: How much each token counts in the token term, `(B, L)`.
+            generator: Source of the randomness, as in [`YanForConditionalGeneration`].
+
+        Raises:
+            ValueError: for token ids outside the vocabulary, masks or labels of another shape, and sequences longer
+                than the position table.
+        """
+        check_source(self.config, input_ids, inputs_embeds, attention_mask)
+        encoded = self.model.encode(input_ids, attention_mask, inputs_embeds, generator=generator, **kwargs)
+        latents = encoded.last_hidden_state
+        logits = self.lm_head(self.model.decoder(latents))
+        loss, terms = None, None
+        if labels is not None:
+            if generator is None and not self.training:
+                generator = torch.Generator(latents.device).manual_seed(0)
+            check_mask("labels", labels, latents.shape[:2], "input_ids")
+            check_labels(self.config, labels, None, latents.shape[0])
+            mask = (labels != -100).to(torch.float32)
+            token_mask = mask if token_weights is None else mask * token_weights
+            weights = self.config.loss_weights
+            terms = {
+                "token": lambda: token_loss(logits, labels, token_mask, self.config.label_smoothing),
+                "mmd": lambda: mmd_loss(latents, mask, generator),
+                "l2": lambda: l2_loss(latents, mask),
+            }
+            terms = {name: term() for name, term in terms.items() if weights[name] > 0}
+            loss = sum(weights[name] * term for name, term in terms.items())
+            terms = {name: term.detach() for name, term in terms.items()}
+        return YanAutoEncodingOutput(
+            loss=loss,
+            loss_terms=terms,
+            logits=logits,
+            last_hidden_state=latents,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+__all__ = ["YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanPreTrainedModel"]

@@ -1,0 +1,230 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The base class of all YAN models, and the stacks: encoder, flow and decoder."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import YanAttention, YanCrossAttention
+from .blocks import YanAdaptiveNorm, YanDecoderLayer, YanEncoderLayer, YanFlowLayer, YanTimeEmbedding
+from .configuration_yan import YanConfig
+from .experts import YanExperts, YanRoutedExperts
+from .outputs import YanFlowContext, YanFlowOutput
+from .routing import YanGate, gate_log_probs
+
+
+class YanPreTrainedModel(PreTrainedModel):
+    """Initialisation, freezing by name and the features that Transformers asks a model for."""
+
+    config: YanConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Its loss is a mean, also under gradient accumulation: the batch's MMD and load balance are no sums over tokens.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["YanEncoderLayer", "YanFlowLayer", "YanDecoderLayer", "YanExperts"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # Transformers looks for the experts decorator in the source file of each model class; ours has its own file.
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, YanRoutedExperts):
+            init.normal_(module.up_proj, mean=0.0, std=std)
+            init.zeros_(module.up_proj_bias)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+            init.zeros_(module.down_proj_bias)
+        elif isinstance(module, YanAdaptiveNorm):
+            # Scale one and shift zero: every norm starts as a plain normalisation at every time.
+            bias = torch.zeros_like(module.bias).view(module.num_norms, 2, -1)
+            bias[:, 0] = 1.0
+            init.copy_(module.bias, bias.flatten())
+
+    def _part(self, name: str) -> list[nn.Module]:
+        """The modules of a part named in `config.frozen_parts`, as far as this model has them."""
+        base = getattr(self, self.base_model_prefix, self)
+        modules = {
+            "encoder": [getattr(base, "encoder", None)],
+            "flow": [getattr(base, "flow", None)],
+            "decoder": [getattr(base, "decoder", None), getattr(self, "lm_head", None)],
+            "token_embeddings": [getattr(base, "embed_tokens", None)],
+            "position_embeddings": [getattr(base, "embed_positions", None)],
+        }
+        if name not in modules:
+            raise ValueError(f"There is no part {name!r} to freeze; the parts are {', '.join(modules)}.")
+        return [module for module in modules[name] if module is not None]
+
+    def freeze(self, *parts: str):
+        """
+        Freezes parts of the model by name: they are not trained, and stay in eval mode while the rest trains.
+
+        Args:
+            parts: Of `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"` and `"position_embeddings"`. The choice
+                is saved with the configuration.
+
+        Raises:
+            ValueError: for another name.
+        """
+        for part in parts:
+            for module in self._part(part):
+                module.requires_grad_(False)
+        self.config.frozen_parts = list(dict.fromkeys([*self.config.frozen_parts, *parts]))
+        return self.train(self.training)
+
+    def unfreeze(self, *parts: str):
+        """Undoes [`~YanPreTrainedModel.freeze`] for the named parts, or for all of them."""
+        parts = parts or tuple(self.config.frozen_parts)
+        for part in parts:
+            for module in self._part(part):
+                module.requires_grad_(True)
+        self.config.frozen_parts = [part for part in self.config.frozen_parts if part not in parts]
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode:
+            # `getattr`: a stack that is itself a part has none of them, and a converted config may lack the field.
+            for part in getattr(self.config, "frozen_parts", ()):
+                for module in self._part(part):
+                    module.eval().requires_grad_(False)
+        return self
+
+
+class YanEncoder(YanPreTrainedModel):
+    """Bidirectional network from embedded tokens to latents, for sources and targets alike."""
+
+    _can_record_outputs = {"hidden_states": YanEncoderLayer, "attentions": YanAttention}
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config)
+        if config.encoder_backbone != "transformer":
+            raise NotImplementedError(f"`encoder_backbone={config.encoder_backbone!r}` is not available yet.")
+        self.layers = nn.ModuleList(YanEncoderLayer(config, index) for index in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """
+        Args:
+            inputs_embeds: Token plus position embeddings, `(B, L, d)`.
+            attention_mask: `(B, L)`, 1 on real tokens.
+            generator: Source of the latent noise in training.
+        """
+        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        latents = self.norm(hidden_states)
+        if self.training and self.config.latent_noise > 0:
+            rand = {"generator": generator, "device": latents.device, "dtype": latents.dtype}
+            scale = self.config.latent_noise * torch.rand(latents.shape[0], 1, 1, **rand)
+            latents = latents + scale * torch.randn(latents.shape, **rand)
+        return BaseModelOutput(last_hidden_state=latents)
+
+
+class YanFlow(YanPreTrainedModel):
+    """The flow: trunk, gate and expert vector fields."""
+
+    _can_record_outputs = {
+        "hidden_states": YanFlowLayer,
+        "attentions": OutputRecorder(YanAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(YanCrossAttention, index=1),
+    }
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config)
+        if config.flow_backbone != "transformer":
+            raise NotImplementedError(f"`flow_backbone={config.flow_backbone!r}` is not available yet.")
+        self.time_embedding = YanTimeEmbedding(config)
+        self.layers = nn.ModuleList(YanFlowLayer(config, index) for index in range(config.flow_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gate = YanGate(config)
+        self.experts = YanExperts(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: YanFlowContext,
+        experts: torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> YanFlowOutput:
+        """
+        One evaluation of the vector field.
+
+        Args:
+            latents: The state `z_t`, `(B, Ly, d)`.
+            timesteps: `t`, `(B,)`, or `(1,)` where the batch shares it.
+            context: From [`YanModel.prepare_context`].
+            experts: Indices `(B, Ly)` of the experts to compute, or a function from the gate's log-probabilities
+                `(B, Ly, K)` to such indices; `None` computes every expert.
+        """
+        time_embedding = self.time_embedding(timesteps)  # (B or 1, d)
+        hidden_states = latents + context.positions
+        for layer, source in zip(self.layers, context.source):
+            hidden_states = layer(
+                hidden_states, time_embedding, source, context.target_mask, context.source_mask, **kwargs
+            )
+        hidden_states = self.norm(hidden_states)
+        shape = hidden_states.shape
+
+        gate_logits = None
+        if not isinstance(experts, torch.Tensor):
+            gate_logits = self.gate(hidden_states, context.pooled_source, time_embedding)
+            log_probs = gate_log_probs(gate_logits, context.attention_mask)
+            if experts is None:
+                fields = self.experts(hidden_states.flatten(0, 1)).unflatten(0, shape[:2])  # (B, Ly, K, d)
+                velocity = (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
+                return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
+            experts = experts(log_probs)
+        index = experts.reshape(-1, 1)
+        weights = torch.ones_like(index, dtype=hidden_states.dtype)
+        velocity = self.experts(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
+        return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=experts)
+
+
+class YanDecoder(nn.Module):
+    """Position-wise network from latents to what the vocabulary head reads."""
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(YanDecoderLayer(config) for _ in range(config.decoder_layers))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            latents = layer(latents)
+        return latents
+
+
+__all__ = ["YanDecoder", "YanEncoder", "YanFlow", "YanPreTrainedModel"]

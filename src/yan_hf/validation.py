@@ -1,0 +1,136 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Checks of what users pass to the model: each failure names the argument, the value and the remedy."""
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+
+def _values_can_be_read(tensor: torch.Tensor) -> bool:
+    # Reading a value would break a graph being traced, and a meta tensor has none.
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)
+
+
+def check_mask(name: str, mask: torch.Tensor | None, shape: torch.Size, like: str) -> None:
+    """Raises `ValueError` unless `mask` is `None` or has the shape `(B, L)`."""
+    if mask is not None and mask.dim() == 2 and mask.shape != shape:
+        raise ValueError(
+            f"`{name}` must have the shape of `{like}`, {tuple(shape)}, but has shape {tuple(mask.shape)}. Pass the "
+            "mask that the tokenizer returned with these ids."
+        )
+
+
+def check_source(
+    config: PreTrainedConfig,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    allow_empty_rows: bool = True,
+) -> None:
+    """
+    Checks a source batch.
+
+    Raises:
+        ValueError: for a missing, doubled or empty source, a mask of another shape, a row without a real token
+            (unless `allow_empty_rows`), a source longer than the position table, and a token id outside the
+            vocabulary.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+    name, source = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
+    num_dims = 2 if input_ids is not None else 3
+    if source.dim() != num_dims:
+        raise ValueError(
+            f"`{name}` must have {num_dims} dimensions, but has shape {tuple(source.shape)}. A single sequence needs a "
+            "batch dimension: `ids[None]`."
+        )
+    if source.numel() == 0:
+        raise ValueError(f"`{name}` is empty: its shape is {tuple(source.shape)}. Every source needs a token.")
+    check_mask("attention_mask", attention_mask, source.shape[:2], name)
+    has_mask = attention_mask is not None and attention_mask.dim() == 2
+    if not has_mask:
+        check_length(config, name, source.shape[1])
+    if input_ids is not None:
+        check_ids(config, "input_ids", input_ids)
+    if has_mask and _values_can_be_read(attention_mask):
+        counts = attention_mask.bool().sum(dim=-1)
+        longest, shortest = torch.stack([counts.max(), counts.min()]).tolist()
+        check_length(config, name, longest)
+        if shortest == 0 and not allow_empty_rows:
+            row = int(counts.argmin())
+            raise ValueError(
+                f"Row {row} of `attention_mask` has no real token, so there is nothing to generate from. Leave the row "
+                "out or give it at least one token."
+            )
+
+
+def check_ids(config: PreTrainedConfig, name: str, ids: torch.Tensor) -> None:
+    """Raises `TypeError` for ids that are not integers, `ValueError` for ids outside the vocabulary."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"`{name}` must hold integer token ids, but its dtype is {ids.dtype}.")
+    if not _values_can_be_read(ids):
+        return
+    lowest, highest = torch.stack([ids.min(), ids.max()]).tolist()
+    if lowest < 0 or highest >= config.vocab_size:
+        raise ValueError(
+            f"`{name}` contains the token id {lowest if lowest < 0 else highest}, but the vocabulary has "
+            f"{config.vocab_size} tokens, 0 to {config.vocab_size - 1}. Use the checkpoint's own tokenizer, or call "
+            "`model.resize_token_embeddings(len(tokenizer))` after adding tokens."
+        )
+
+
+def check_length(config: PreTrainedConfig, name: str, length: int) -> None:
+    """Raises `ValueError` for more tokens than the position table holds."""
+    if length > config.max_position_embeddings:
+        raise ValueError(
+            f"`{name}` has {length} tokens, but the position table holds "
+            f"`max_position_embeddings={config.max_position_embeddings}`. Truncate to that length."
+        )
+
+
+def check_state(
+    config: PreTrainedConfig,
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    decoder_attention_mask: torch.Tensor,
+    batch_size: int,
+) -> None:
+    """Raises `ValueError` for a state, times or canvas whose shapes do not fit the source or the configuration."""
+    if latents.dim() != 3 or latents.shape[0] != batch_size or latents.shape[2] != config.hidden_size:
+        raise ValueError(
+            f"`latents` must have shape (batch size {batch_size}, target length, hidden_size={config.hidden_size}), "
+            f"but have {tuple(latents.shape)}."
+        )
+    if timesteps.shape != (batch_size,):
+        raise ValueError(
+            f"`timesteps` must hold one time for each row, shape ({batch_size},), but have {tuple(timesteps.shape)}."
+        )
+    check_mask("decoder_attention_mask", decoder_attention_mask, latents.shape[:2], "latents")
+    if _values_can_be_read(decoder_attention_mask):
+        check_length(config, "latents", int(decoder_attention_mask.bool().sum(dim=-1).max()))
+
+
+def check_labels(
+    config: PreTrainedConfig, labels: torch.Tensor, decoder_attention_mask: torch.Tensor | None, batch_size: int
+) -> None:
+    """Raises for labels of another batch size, empty or too long ones, or ids outside the vocabulary."""
+    if labels.dim() != 2 or labels.shape[0] != batch_size or labels.shape[1] == 0:
+        raise ValueError(
+            f"`labels` must have shape (batch size {batch_size}, target length), but have {tuple(labels.shape)}."
+        )
+    check_mask("decoder_attention_mask", decoder_attention_mask, labels.shape, "labels")
+    check_ids(config, "labels", labels.masked_fill(labels == -100, 0))
+    canvas = decoder_attention_mask if decoder_attention_mask is not None else labels != -100
+    if _values_can_be_read(labels):
+        check_length(config, "labels", int(canvas.bool().sum(dim=-1).max()))
+
+
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """Raises `ValueError` where a generated latent is not a finite number."""
+    if _values_can_be_read(values) and not torch.isfinite(values).all():
+        raise ValueError(
+            f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in "
+            f"{values.dtype}. Check the checkpoint, or load it with `dtype=torch.float32`."
+        )
+
+
+__all__ = ["check_finite", "check_ids", "check_labels", "check_length", "check_mask", "check_source", "check_state"]
