@@ -51,6 +51,9 @@ class YanExperts(YanRoutedExperts):
     ) -> torch.Tensor:
         """`(T, d)` with indices and weights `(T, k)` → `(T, d)`; without them, every expert's field, `(T, K, d)`."""
         if top_k_index is not None:
+            if hidden_states.dtype == torch.float64:
+                # Gradient checks run in it, and no grouped kernel does.
+                return super().forward.__wrapped__(self, hidden_states, top_k_index, top_k_weights)
             return super().forward(hidden_states, top_k_index, top_k_weights)
         states = hidden_states.expand(self.num_experts, *hidden_states.shape)  # (K, T, d), no copy
         inner = torch.bmm(states, self.up_proj.transpose(1, 2)) + self.up_proj_bias[:, None]

@@ -293,8 +293,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
         # 2. Flow matching at a random time of the linear path.
         rand = {"generator": generator, "device": target_latents.device}
-        initial_state = (config.init_noise * torch.randn(target_latents.shape, **rand)).to(target_latents.dtype)
         times = sample_times(labels.shape[0], config.time_beta, target_latents.device, generator)
+        initial_state = (config.init_noise * torch.randn(target_latents.shape, **rand)).to(target_latents.dtype)
         weight = times.to(target_latents.dtype)[:, None, None]
         state = (1 - weight) * initial_state + weight * regression_target
         context = self.model.prepare_context(source_latents, attention_mask, canvas)

@@ -1,0 +1,57 @@
+# Two commands do everything on a machine with Python 3.10 or newer: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+# One version for everybody who calls make; `pyproject.toml` states the range. Override with `make TORCH=torch==2.11.0`,
+# or `make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"` where the CPU build must be named.
+TORCH ?= torch==2.13.0
+TRANSFORMERS ?=
+RUN := $(VENV)/bin/python
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test lint format bench conformance clean
+
+help:
+	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 6 minutes)"
+	@echo "make test         sets up and runs all tests"
+	@echo "make lint         checks style"
+	@echo "make conformance  runs Transformers' own model tests against YAN"
+	@echo "make bench        measures speed"
+
+setup: $(VENV)/.ready
+
+# torch first and by itself: any other package that asks for it could choose another build.
+$(VENV)/.ready: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet $(TORCH)
+	$(RUN) -m pip install --quiet -e ".[dev]" $(if $(TRANSFORMERS),transformers==$(TRANSFORMERS))
+	touch $@
+
+demo: setup
+	@echo "Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process through the"
+	@echo "Auto classes and asks it held-out questions: at most five minutes of training on two cores."
+	$(RUN) examples/demo.py
+
+test: setup
+	@echo "Runs the tests, then Transformers' own model tests: under 15 minutes on two cores."
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+	$(MAKE) conformance
+
+conformance: setup
+	OMP_NUM_THREADS=1 $(RUN) modeling_tests/conformance/run.py
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: setup
+	$(RUN) benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) build dist runs outputs src/*.egg-info

@@ -1,0 +1,80 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""`ModelTesterMixin` and `ConfigTester` of the installed Transformers, run against the three YAN classes."""
+
+import unittest
+
+import torch
+from tests.generation.test_utils import GenerationTesterMixin
+from tests.test_configuration_common import ConfigTester
+from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.testing_utils import torch_device
+
+from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration, YanModel
+
+
+# The tests decide by class name in these tables, which only hold the library's own models.
+MODEL_MAPPING_NAMES["yan"] = "YanModel"
+MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["yan"] = "YanForConditionalGeneration"
+
+
+class YanModelTester:
+    """A small model and inputs for it. Source and target have the same length, as the shape checks assume."""
+
+    num_hidden_states_types = 2  # of the encoder and of the flow
+
+    def __init__(self, parent: unittest.TestCase):
+        self.parent = parent
+        self.batch_size = 3
+        self.seq_length = 7
+        self.hidden_size = 32
+        self.num_hidden_layers = 2
+        self.num_attention_heads = 4
+        self.vocab_size = 99
+        self.is_training = True
+
+    def get_config(self) -> YanConfig:
+        return YanConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.num_attention_heads,
+            encoder_layers=self.num_hidden_layers,
+            flow_layers=self.num_hidden_layers,
+            decoder_layers=1,
+            num_experts=4,
+            max_position_embeddings=64,
+            # At 0.02 a wrong eager path passes.
+            initializer_range=0.1,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        inputs = {
+            "input_ids": ids_tensor([self.batch_size, self.seq_length], self.vocab_size),
+            "attention_mask": random_attention_mask([self.batch_size, self.seq_length]),
+            "latents": floats_tensor([self.batch_size, self.seq_length, self.hidden_size]),
+            "timesteps": torch.linspace(0.1, 0.9, self.batch_size, device=torch_device),
+        }
+        return self.get_config(), inputs
+
+
+class YanModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
+    all_model_classes = (YanModel, YanForConditionalGeneration, YanForAutoEncoding)
+    # There is no autoregressive decoding to test.
+    all_generative_model_classes = ()
+
+    def setUp(self):
+        self.model_tester = YanModelTester(self)
+        self.config_tester = ConfigTester(self, config_class=YanConfig, hidden_size=32, num_attention_heads=4)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if model_class is YanForAutoEncoding or return_labels:
+            # The loss draws state and time itself, and the auto-encoder has neither.
+            for name in ("latents", "timesteps"):
+                inputs.pop(name, None)
+        if return_labels and model_class is not YanModel:
+            inputs["labels"] = ids_tensor([self.model_tester.batch_size, self.model_tester.seq_length], 99)
+        return inputs
+
+    def test_config(self):
+        self.config_tester.run_common_tests()

@@ -1,0 +1,64 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Shared fixtures: small models with weights large enough that a wrong path shows."""
+
+import os
+
+
+# Before any import of transformers: nothing here may ask a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from yan_hf import YanConfig, YanForConditionalGeneration
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def small_config(**changes) -> YanConfig:
+    """A configuration of a few ten thousand parameters; some blocks have no cross-attention."""
+    fields = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "encoder_layers": 2,
+        "flow_layers": 3,
+        "decoder_layers": 1,
+        "cross_attention_layers": [0, 2],
+        "num_experts": 4,
+        "max_position_embeddings": 24,
+        "initializer_range": 0.15,
+    }
+    return YanConfig(**{**fields, **changes})
+
+
+def small_model(seed: int = 0, **changes) -> YanForConditionalGeneration:
+    """A conditional-generation model in eval mode, the same for the same seed."""
+    torch.manual_seed(seed)
+    return YanForConditionalGeneration(small_config(**changes)).eval()
+
+
+def batch_of_rows(lengths: list[int], side: str = "right", extra: int = 0, seed: int = 1, vocab_size: int = 60):
+    """Rows of random tokens: a list of `(length,)` tensors, and the same rows padded into one batch."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(5, vocab_size, (length,), generator=generator) for length in lengths]
+    width = max(lengths) + extra
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), None) if side == "left" else slice(len(row))
+        input_ids[index, place] = row
+        attention_mask[index, place] = 1
+    return rows, input_ids, attention_mask
+
+
+@pytest.fixture
+def model() -> YanForConditionalGeneration:
+    return small_model()
