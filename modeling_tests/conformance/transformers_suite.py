@@ -4,7 +4,6 @@
 import unittest
 
 import torch
-from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
@@ -57,8 +56,8 @@ class YanModelTester:
         return self.get_config(), inputs
 
 
-class YanModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (YanModel, YanForConditionalGeneration, YanForAutoEncoding)
+class YanModelTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (YanModel, YanForConditionalGeneration)
     # There is no autoregressive decoding to test.
     all_generative_model_classes = ()
 
@@ -68,13 +67,33 @@ class YanModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
-        if model_class is YanForAutoEncoding or return_labels:
-            # The loss draws state and time itself, and the auto-encoder has neither.
-            for name in ("latents", "timesteps"):
-                inputs.pop(name, None)
-        if return_labels and model_class is not YanModel:
-            inputs["labels"] = ids_tensor([self.model_tester.batch_size, self.model_tester.seq_length], 99)
+        if "labels" in inputs:
+            # The loss draws state and time itself.
+            inputs.pop("latents", None)
+            inputs.pop("timesteps", None)
         return inputs
 
     def test_config(self):
         self.config_tester.run_common_tests()
+
+
+class YanAutoEncodingTester(YanModelTester):
+    num_hidden_states_types = 1
+
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        return config, {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+class YanAutoEncodingTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (YanForAutoEncoding,)
+    all_generative_model_classes = ()
+
+    def setUp(self):
+        self.model_tester = YanAutoEncodingTester(self)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels:
+            inputs["labels"] = inputs["input_ids"].clone()
+        return inputs

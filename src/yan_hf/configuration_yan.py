@@ -80,6 +80,8 @@ class YanConfig(PreTrainedConfig):
         attention_dropout (`float`): Dropout on the attention weights.
         layer_norm_eps (`float`): Epsilon of every layer normalisation.
         initializer_range (`float`): Standard deviation of the initial weights.
+        embedding_scale (`float`): Amplitude of the sinusoids that the position table starts with; the token table
+            starts with normal numbers of the same root mean square.
         pad_token_id, bos_token_id, eos_token_id, mask_token_id (`int`, *optional*): Special tokens. The defaults are
             those of `yan-hf train-tokenizer`.
         tie_word_embeddings (`bool`): Whether the vocabulary head shares the token table's weight.
@@ -156,6 +158,7 @@ class YanConfig(PreTrainedConfig):
     attention_dropout: int | float = 0.0
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    embedding_scale: int | float = 1.0
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
@@ -226,7 +229,7 @@ class YanConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be positive and finite, but is {value}.")
-        for name in ("init_noise", "latent_noise", "initializer_range"):
+        for name in ("init_noise", "latent_noise", "initializer_range", "embedding_scale"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be finite and not negative, but is {value}.")

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .blocks import YanLengthHead, masked_mean, positions_from_mask
+from .blocks import YanLengthHead, YanPositionEmbedding, masked_mean, positions_from_mask
 from .configuration_yan import YanConfig
 from .generation_yan import YanGenerationConfig, YanGenerationMixin
 from .objective import (
@@ -43,7 +43,7 @@ class YanModel(YanPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         num_positions = config.max_position_embeddings + config.num_extra_positions
-        self.embed_positions = nn.Embedding(num_positions, config.hidden_size)
+        self.embed_positions = YanPositionEmbedding(num_positions, config.hidden_size)
         self.encoder = YanEncoder(config)
         self.flow = YanFlow(config) if add_flow else None
         self.decoder = YanDecoder(config)
@@ -346,6 +346,10 @@ class YanForAutoEncoding(YanPreTrainedModel):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     # A full model's checkpoint loads too; its flow is not wanted here.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return False  # it has no experts
 
     def __init__(self, config: YanConfig):
         super().__init__(config)

@@ -15,11 +15,23 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import YanAttention, YanCrossAttention
-from .blocks import YanAdaptiveNorm, YanDecoderLayer, YanEncoderLayer, YanFlowLayer, YanTimeEmbedding
+from .blocks import (
+    YanAdaptiveNorm,
+    YanDecoderLayer,
+    YanEncoderLayer,
+    YanFlowLayer,
+    YanPositionEmbedding,
+    YanTimeEmbedding,
+)
 from .configuration_yan import YanConfig
 from .experts import YanExperts, YanRoutedExperts
 from .outputs import YanFlowContext, YanFlowOutput
 from .routing import YanGate, gate_log_probs
+
+
+# Tensor parallelism: attention by heads, feed-forward networks by inner units. Experts, gate and norms are replicated.
+_ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+_FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
 
 
 class YanPreTrainedModel(PreTrainedModel):
@@ -57,6 +69,11 @@ class YanPreTrainedModel(PreTrainedModel):
             bias = torch.zeros_like(module.bias).view(module.num_norms, 2, -1)
             bias[:, 0] = 1.0
             init.copy_(module.bias, bias.flatten())
+        elif isinstance(module, YanPositionEmbedding):
+            init.copy_(module.weight, module.initial_weight(self.config.embedding_scale))
+        elif isinstance(module, nn.Embedding):
+            # Tokens as strong as positions: both have this root mean square.
+            init.normal_(module.weight, mean=0.0, std=self.config.embedding_scale / 2**0.5)
 
     def _part(self, name: str) -> list[nn.Module]:
         """The modules of a part named in `config.frozen_parts`, as far as this model has them."""
@@ -112,6 +129,10 @@ class YanEncoder(YanPreTrainedModel):
     """Bidirectional network from embedded tokens to latents, for sources and targets alike."""
 
     _can_record_outputs = {"hidden_states": YanEncoderLayer, "attentions": YanAttention}
+    _tp_plan = {
+        **{f"layers.*.self_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
+        **{f"layers.*.feed_forward.{name}": style for name, style in _FEED_FORWARD_PLAN.items()},
+    }
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
@@ -156,6 +177,10 @@ class YanFlow(YanPreTrainedModel):
         "hidden_states": YanFlowLayer,
         "attentions": OutputRecorder(YanAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(YanCrossAttention, index=1),
+    }
+    _tp_plan = {
+        **YanEncoder._tp_plan,
+        **{f"layers.*.cross_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
     }
 
     def __init__(self, config: YanConfig):
