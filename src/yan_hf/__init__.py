@@ -7,10 +7,13 @@ Importing the package registers its configuration and models with Transformers' 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from .configuration_yan import YanConfig
+from .data import YanDataCollator, corrupt_spans, encode_pairs
 from .generation_config_yan import YanGenerationConfig
 from .generation_yan import YanGenerateOutput
+from .metrics import exact_match
 from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
 from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
+from .tokenization import prepare_tokenizer, train_tokenizer
 
 
 __version__ = "0.1.0"
@@ -22,6 +25,7 @@ AutoModelForSeq2SeqLM.register(YanConfig, YanForConditionalGeneration)
 __all__ = [
     "YanAutoEncodingOutput",
     "YanConfig",
+    "YanDataCollator",
     "YanForAutoEncoding",
     "YanForConditionalGeneration",
     "YanGenerateOutput",
@@ -30,4 +34,9 @@ __all__ = [
     "YanModelOutput",
     "YanOutput",
     "YanPreTrainedModel",
+    "corrupt_spans",
+    "encode_pairs",
+    "exact_match",
+    "prepare_tokenizer",
+    "train_tokenizer",
 ]
