@@ -24,7 +24,9 @@ def with_end_tokens(model, bias=2.0):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("options", [{}, {"num_inference_steps": 1}, {"expert_selection": "greedy", "init_noise": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_inference_steps": 1}, {"expert_selection": "greedy", "init_noise": 0.5}]
+)
 def test_a_row_does_not_depend_on_padding_neighbours_or_batch_size(side, options):
     model = with_end_tokens(small_model())
     rows, ids, mask = batch_of_rows([1, 9, 6, 3], side, extra=2)
@@ -114,7 +116,9 @@ def test_given_lengths(model):
     assert generate(model, ids, mask, target_lengths=24).sequences.shape == (2, 24)
 
 
-@pytest.mark.parametrize("lengths", [0, 25, torch.tensor([3]), torch.tensor([3, 4, 5]), torch.tensor([3.0, 4.0]), torch.tensor([-1, 3])])
+@pytest.mark.parametrize(
+    "lengths", [0, 25, torch.tensor([3]), torch.tensor([3, 4, 5]), torch.tensor([3.0, 4.0]), torch.tensor([-1, 3])]
+)
 def test_bad_target_lengths(model, lengths):
     _, ids, mask = batch_of_rows([4, 6])
     with pytest.raises(ValueError, match="target_lengths"):
@@ -171,7 +175,9 @@ def test_num_return_sequences_repeats_rows_in_order(model):
 def test_initial_latents_are_taken_as_they_are(model):
     _, ids, mask = batch_of_rows([4, 6])
     state = torch.randn(2, 7, 32)
-    output = generate(model, ids, mask, initial_latents=state, target_lengths=5, output_trajectory=True, init_noise=0.0)
+    output = generate(
+        model, ids, mask, initial_latents=state, target_lengths=5, output_trajectory=True, init_noise=0.0
+    )
     assert torch.equal(output.trajectory[0], state[:, :5])
     assert generate(model, ids, mask, initial_latents=state).latents.shape[1] <= 7  # predicted lengths stay within it
     with pytest.raises(ValueError, match="target_lengths"):
@@ -370,7 +376,5 @@ def test_what_a_trainer_passes_along_is_ignored(model):
 def test_inputs_embeds(model):
     _, ids, mask = batch_of_rows([4, 6], "left")
     expected = generate(model, ids, mask, seeds=[0, 1])
-    result = generate(
-        model, None, mask, inputs_embeds=model.get_input_embeddings()(ids).detach(), seeds=[0, 1]
-    )
+    result = generate(model, None, mask, inputs_embeds=model.get_input_embeddings()(ids).detach(), seeds=[0, 1])
     assert torch.equal(result.sequences, expected.sequences)

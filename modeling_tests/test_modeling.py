@@ -37,7 +37,10 @@ def test_padding_changes_no_real_position(model, side, implementation):
             torch.testing.assert_close(batched[name][i, :length], single[name][0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(batched.length_logits[i], single.length_logits[0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
-            batched.encoder_last_hidden_state[i, mask[i].bool()], single.encoder_last_hidden_state[0], rtol=1e-5, atol=1e-5
+            batched.encoder_last_hidden_state[i, mask[i].bool()],
+            single.encoder_last_hidden_state[0],
+            rtol=1e-5,
+            atol=1e-5,
         )
 
 
@@ -134,7 +137,10 @@ def test_missing_keys_are_initialised_on_load(tmp_path):
     source.save_pretrained(tmp_path)
     model, info = YanForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     check_initial_weights(model)
-    assert {key.split(".")[0] if "flow" not in key else "flow" for key in info["missing_keys"]} == {"flow", "length_head"}
+    assert {key.split(".")[0] if "flow" not in key else "flow" for key in info["missing_keys"]} == {
+        "flow",
+        "length_head",
+    }
     assert not info["unexpected_keys"]
     torch.testing.assert_close(model.model.encoder.norm.weight, source.model.encoder.norm.weight)
     assert torch.equal(model.lm_head.weight, source.lm_head.weight)
@@ -145,7 +151,9 @@ def test_auto_encoder_takes_a_full_model_s_encoder(tmp_path):
     full.save_pretrained(tmp_path)
     model, info = YanForAutoEncoding.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and model.model.flow is None
-    assert torch.equal(model.model.encoder.layers[0].self_attn.q_proj.weight, full.model.encoder.layers[0].self_attn.q_proj.weight)
+    assert torch.equal(
+        model.model.encoder.layers[0].self_attn.q_proj.weight, full.model.encoder.layers[0].self_attn.q_proj.weight
+    )
 
 
 # Embeddings
@@ -228,7 +236,9 @@ def test_frozen_parts_get_no_gradient_and_stay_in_eval_mode(tmp_path):
     model(ids, mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
     frozen = {n for n, p in model.named_parameters() if p.grad is None}
     assert frozen == {
-        n for n, _ in model.named_parameters() if n.startswith(("model.encoder", "model.decoder", "model.embed_tokens", "lm_head"))
+        n
+        for n, _ in model.named_parameters()
+        if n.startswith(("model.encoder", "model.decoder", "model.embed_tokens", "lm_head"))
     }
     model.save_pretrained(tmp_path)
     loaded = YanForConditionalGeneration.from_pretrained(tmp_path).train()
@@ -250,7 +260,15 @@ def labelled_batch():
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
-    weights = {"flow": 0.5, "latent": 2.0, "token": 3.0, "gate_entropy": 0.7, "load_balance": 1.5, "mmd": 4.0, "l2": 0.1}
+    weights = {
+        "flow": 0.5,
+        "latent": 2.0,
+        "token": 3.0,
+        "gate_entropy": 0.7,
+        "load_balance": 1.5,
+        "mmd": 4.0,
+        "l2": 0.1,
+    }
     model = small_model(loss_weights={**weights, "length": 0.3})
     output = model(**labelled_batch())
     expected = sum({**weights, "length": 0.3}[name] * float(term) for name, term in output.loss_terms.items())

@@ -217,4 +217,6 @@ def test_times_follow_the_beta_distribution_and_repeat(beta):
     expected = torch.distributions.Beta(*map(torch.tensor, beta))
     assert float(first.mean()) == pytest.approx(float(expected.mean), abs=0.01)
     assert float(first.var()) == pytest.approx(float(expected.variance), abs=0.01)
-    assert not torch.equal(objective.sample_times(5, beta, device, None), objective.sample_times(5, beta, device, None))
+    assert not torch.equal(
+        objective.sample_times(5, beta, device, None), objective.sample_times(5, beta, device, None)
+    )

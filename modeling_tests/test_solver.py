@@ -38,7 +38,7 @@ def test_euler_passes_the_step_s_start():
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_s_steps_are_s_passes_and_equal_the_plain_sampler(model, steps):
     """The plain sampler: a pass for the gate, then S passes with every expert computed, one held per token."""
-    rows, ids, mask = batch_of_rows([4, 8])
+    _, ids, mask = batch_of_rows([4, 8])
     canvas = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     flow = model.model.flow
     calls = []

@@ -114,7 +114,12 @@ def test_state_of_another_shape(model):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "parameter",
-    ["lm_head.bias", "model.embed_positions.weight", "model.flow.norm.weight", "model.encoder.layers.0.self_attn.v_proj.weight"],
+    [
+        "lm_head.bias",
+        "model.embed_positions.weight",
+        "model.flow.norm.weight",
+        "model.encoder.layers.0.self_attn.v_proj.weight",
+    ],
 )
 def test_non_finite_weights_are_found_at_generation(model, parameter, value):
     with torch.no_grad():

@@ -64,7 +64,18 @@ def main(arguments: list[str]) -> int:
         "PYTHONPATH": os.pathsep.join([str(sources), str(HERE), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
     }
-    options = ["-q", "-rf", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning", "--rootdir", str(HERE), "-c", os.devnull]
+    options = [
+        "-q",
+        "-rf",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestUnknownMarkWarning",
+        "--rootdir",
+        str(HERE),
+        "-c",
+        os.devnull,
+    ]
     suites = [str(HERE / "transformers_suite.py")]
     return subprocess.call([sys.executable, "-m", "pytest", *options, *suites, *arguments], env=environment, cwd=HERE)
 

@@ -182,7 +182,7 @@ def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` `(B, L, d)` over the positions where `mask` `(B, L)` is set: `(B, d)`; zeros for an empty row."""
+    """Mean of `values` `(B, L, d)` over the positions where `mask` `(B, L)` is set: `(B, d)`; 0 for an empty row."""
     weights = mask.to(values.dtype)[..., None]
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 

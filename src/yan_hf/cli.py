@@ -82,7 +82,9 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
 
         rows = load_dataset(options.dataset, options.config, split=options.split, streaming=True)
         if rows.column_names is not None and options.column not in rows.column_names:
-            raise ValueError(f"{options.dataset} has no column `{options.column}`, but {', '.join(rows.column_names)}.")
+            raise ValueError(
+                f"{options.dataset} has no column `{options.column}`, but {', '.join(rows.column_names)}."
+            )
         for row in rows:
             yield row[options.column]
         return

@@ -176,7 +176,9 @@ class YanDataCollator:
     def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for name in ("input_ids", "labels") if self.objective == "pairs" else ("input_ids",):
             if name not in feature:
-                raise ValueError(f"Example {row} has no column `{name}`, but {sorted(feature)}; tokenize the data first.")
+                raise ValueError(
+                    f"Example {row} has no column `{name}`, but {sorted(feature)}; tokenize the data first."
+                )
             if len(feature[name]) == 0:
                 raise ValueError(f"Example {row} has an empty `{name}`. Leave such rows out.")
         ids = np.asarray(feature["input_ids"], dtype=np.int64)

@@ -94,7 +94,9 @@ class YanGenerationConfig(GenerationConfig):
         self.output_expert_indices: bool | None = kwargs.pop("output_expert_indices", None)
         known = {*vars(GenerationConfig()), "_commit_hash", "_original_object_hash"}
         if unknown := sorted(set(kwargs) - known):
-            raise ValueError(f"`{unknown[0]}` is not a generation parameter of YAN; see the docstring for those it has.")
+            raise ValueError(
+                f"`{unknown[0]}` is not a generation parameter of YAN; see the docstring for those it has."
+            )
         super().__init__(**kwargs)
 
     @classmethod
@@ -164,7 +166,12 @@ class YanGenerationConfig(GenerationConfig):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0 or (positive and not value):
+            if (
+                not isinstance(value, (int, float))
+                or not math.isfinite(value)
+                or value < 0
+                or (positive and not value)
+            ):
                 raise ValueError(f"`{name}` must be {'positive' if positive else 'at least 0'}, but is {value!r}.")
         for name in ("return_dict_in_generate", "output_scores", "output_trajectory", "output_expert_indices"):
             if getattr(self, name) not in (None, True, False):

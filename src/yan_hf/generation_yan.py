@@ -1,14 +1,13 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
@@ -150,7 +149,9 @@ class YanGenerationMixin:
 
         # 2. Choose each target's length.
         widths = [len(given[0]) for given in (initial_latents, expert_indices) if given is not None]
-        lengths, width = self._choose_lengths(config, source, attention_mask, target_lengths, min(widths, default=None))
+        lengths, width = self._choose_lengths(
+            config, source, attention_mask, target_lengths, min(widths, default=None)
+        )
         canvas = (torch.arange(width, device=source.device) < lengths[:, None]).long()
 
         # 3. Draw the initial state.
@@ -217,7 +218,14 @@ class YanGenerationMixin:
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"`{name}` is not possible: {reason}.")
         # What `Seq2SeqTrainer` passes along with a batch and its settings.
-        for name in ("labels", "decoder_attention_mask", "token_weights", "synced_gpus", "use_cache", "use_model_defaults"):
+        for name in (
+            "labels",
+            "decoder_attention_mask",
+            "token_weights",
+            "synced_gpus",
+            "use_cache",
+            "use_model_defaults",
+        ):
             kwargs.pop(name, None)
         # None means "not set", as in Transformers.
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
@@ -343,7 +351,7 @@ class YanGenerationMixin:
         trust_remote_code: bool | None = None,
         **kwargs: Any,
     ):
-        """Called by `from_pretrained`: takes the given generation configuration, or the checkpoint's, if it has one."""
+        """Called by `from_pretrained`: takes the given generation configuration, or the checkpoint's."""
         config_class = self.generation_config_class
         default = self.generation_config
         if generation_config is not None:

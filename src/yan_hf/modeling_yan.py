@@ -309,7 +309,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
         if weights["latent"] > 0 or weights["token"] > 0:
             select = partial(choose_experts, uniform=torch.rand(log_probs.shape, **rand))
-            latents, _ = solve_flow(self.model.flow, initial_state, context, uniform_times(config.solver_steps), select)
+            latents, _ = solve_flow(
+                self.model.flow, initial_state, context, uniform_times(config.solver_steps), select
+            )
         else:
             latents = state + (1 - weight) * flow.velocity
         logits = self.decode(latents)

@@ -2,6 +2,7 @@
 """The ODE solver that carries noise at t = 0 to a target latent at t = 1."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -34,7 +35,7 @@ def euler(
         The state at `times[-1]`, differentiable through every step.
     """
     state = initial_state
-    for start, end in zip(times[:-1], times[1:]):
+    for start, end in pairwise(times):
         state = state + (end - start) * velocity(state, start)
         if on_step is not None:
             on_step(state)

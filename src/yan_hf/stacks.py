@@ -75,6 +75,17 @@ class YanPreTrainedModel(PreTrainedModel):
             # Tokens as strong as positions: both have this root mean square.
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_scale / 2**0.5)
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Weights on the CPU are views of the mapped file, at any offset; matrix kernels round differently for
+        # addresses that do not fill a cache line. Moved to such, a loaded model computes the very bits of the saved.
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
+        return loaded
+
     def _part(self, name: str) -> list[nn.Module]:
         """The modules of a part named in `config.frozen_parts`, as far as this model has them."""
         base = getattr(self, self.base_model_prefix, self)

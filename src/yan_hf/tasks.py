@@ -86,7 +86,9 @@ def classification(text: str, label: int, label_names: Sequence[str]) -> TextPai
         ValueError: for a label without a name.
     """
     if not 0 <= label < len(label_names):
-        raise ValueError(f"`label` must be in 0 to {len(label_names) - 1}, one of {list(label_names)}, but is {label}.")
+        raise ValueError(
+            f"`label` must be in 0 to {len(label_names) - 1}, one of {list(label_names)}, but is {label}."
+        )
     return TextPair(text, f"{label} {label_names[label]}")
 
 

@@ -10,7 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 
 # In the order of their ids.
-SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
 
 # sentencepiece writes a space as this; here the space is left as it is, so that the character stays free for text.
 _SPIECE_SPACE = "▁"
@@ -68,13 +74,15 @@ def train_tokenizer(
         "unk_id": 3,
         "user_defined_symbols": [SPECIAL_TOKENS["mask_token"]],
         "minloglevel": 2,
-        **{key.removesuffix("_token") + "_piece": piece for key, piece in SPECIAL_TOKENS.items() if key != "mask_token"},
+        **{
+            key.removesuffix("_token") + "_piece": piece
+            for key, piece in SPECIAL_TOKENS.items()
+            if key != "mask_token"
+        },
         **trainer_options,
     }
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_nonempty(texts), model_writer=buffer, **options
-        )
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=_nonempty(texts), model_writer=buffer, **options)
     except RuntimeError as error:
         raise ValueError(f"sentencepiece could not train a vocabulary of {vocab_size}: {error}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
@@ -104,7 +112,9 @@ def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | 
         model = models.BPE(vocab, _merges(vocab, scores), unk_token=SPECIAL_TOKENS["unk_token"], byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS.values()])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS.values()]
+    )
     eos = SPECIAL_TOKENS["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.token_to_id(eos))]
@@ -130,7 +140,7 @@ def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
 ) -> PreTrainedTokenizerBase:
     """
-    Gives an existing tokenizer (GPT-2, Llama, T5 style) the special tokens YAN needs, in place, and fits a model to it.
+    Gives an existing tokenizer (GPT-2, Llama, T5 style) the special tokens YAN needs, in place, and fits a model.
 
     Missing begin, end, pad and mask tokens are added; a pad token that is also the end token is replaced by one of its
     own. A tokenizer with only one of begin and end tokens uses it for both, as GPT-2's does.

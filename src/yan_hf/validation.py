@@ -40,8 +40,8 @@ def check_source(
     num_dims = 2 if input_ids is not None else 3
     if source.dim() != num_dims:
         raise ValueError(
-            f"`{name}` must have {num_dims} dimensions, but has shape {tuple(source.shape)}. A single sequence needs a "
-            "batch dimension: `ids[None]`."
+            f"`{name}` must have {num_dims} dimensions, but has shape {tuple(source.shape)}. A single sequence needs "
+            "a batch dimension: `ids[None]`."
         )
     if source.numel() == 0:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(source.shape)}. Every source needs a token.")
@@ -58,8 +58,8 @@ def check_source(
         if shortest == 0 and not allow_empty_rows:
             row = int(counts.argmin())
             raise ValueError(
-                f"Row {row} of `attention_mask` has no real token, so there is nothing to generate from. Leave the row "
-                "out or give it at least one token."
+                f"Row {row} of `attention_mask` has no real token, so there is nothing to generate from. Leave the "
+                "row out or give it at least one token."
             )
 
 
