@@ -8,9 +8,9 @@ Trains YAN for question answering on a local JSON Lines file or a data set of th
     python examples/finetune.py --dataset OWNER/NAME --context passage --output runs/mine
 
 Rows hold a context (a text or a list of statements), a question and an answer. Without `--model`, tokenizer and model
-are made from the training rows in two stages: the encoder learns to read, as an auto-encoder whose masked span is
-the answer, then the flow learns to write the answer; with `--model` only the second stage runs. Both go from short contexts
-to long ones. Where rows name the statements that their answer rests on (`--support`), training rows are thinned at
+are made from the training rows in two stages: the encoder learns to read, as an auto-encoder whose masked span is the
+answer, then the flow learns to write it. With `--model` only the second stage runs. Both go from short contexts to
+long ones. Where rows name the statements that their answer rests on (`--support`), training rows are thinned at
 random to the level's number of statements, the supporting ones kept. The checkpoint with the best exact match on
 validation rows is kept; the test rows are used once, at the end, with predicted lengths and with the true ones.
 """

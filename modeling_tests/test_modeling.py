@@ -93,6 +93,17 @@ def test_gradients_are_finite_with_a_fully_padded_target():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_two_dimensional_masks_of_flash_attention_pad_the_source_only(model):
+    """Flash attention's mask is `(B, Lx)`; its kernels would drop queries by it."""
+    cross = model.model.flow.layers[0].cross_attn
+    states, source = torch.randn(2, 3, 32), torch.randn(2, 5, 32)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    result, _ = cross(states, mask, cross.project_key_value(source))
+    for row, length in enumerate((3, 5)):
+        single, _ = cross(states[row : row + 1], None, cross.project_key_value(source[row : row + 1, :length]))
+        torch.testing.assert_close(result[row], single[0], rtol=1e-5, atol=1e-5)
+
+
 def test_cross_attention_only_where_asked():
     model = small_model(cross_attention_layers=[1])
     assert [layer.has_cross_attention for layer in model.model.flow.layers] == [False, True, False]

@@ -69,6 +69,11 @@ class YanAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if key_value is not None and attention_mask is not None and attention_mask.dim() == 2:
+            # Flash attention takes padding as a 2-D mask, and unpads the queries by it too: right for a sequence's
+            # own keys, wrong for those of another. A padded source goes through sdpa instead.
+            attention_interface = ALL_ATTENTION_FUNCTIONS["sdpa"]
+            attention_mask = attention_mask.bool()[:, None, None, :]
         kwargs.pop("is_causal", None)
         output, weights = attention_interface(
             self,
