@@ -97,3 +97,7 @@ class YanAutoEncodingTest(ModelTesterMixin, unittest.TestCase):
         if return_labels:
             inputs["labels"] = inputs["input_ids"].clone()
         return inputs
+
+    def _test_eager_matches_batched_and_grouped_inference(self, *args, **kwargs):
+        # It shares its configuration, and so the choice of a kernel, with models that have experts.
+        self.skipTest("An auto-encoder has no experts that a kernel could be called for.")

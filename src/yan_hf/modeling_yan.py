@@ -349,10 +349,6 @@ class YanForAutoEncoding(YanPreTrainedModel):
     # A full model's checkpoint loads too; its flow is not wanted here.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return False  # it has no experts
-
     def __init__(self, config: YanConfig):
         super().__init__(config)
         self.model = YanModel(config, add_flow=False)
