@@ -17,15 +17,16 @@ PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings"
 
 BACKBONES = ("transformer", "mamba")
 
+# The flow and latent terms are sums over the width: at weights near 1 they drown the token term and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
-    "flow": 1.0,
-    "latent": 0.1,
+    "flow": 0.01,
+    "latent": 0.01,
     "token": 1.0,
     "gate_entropy": 0.0,
     "load_balance": 0.1,
-    "mmd": 0.1,
+    "mmd": 0.01,
     "l2": 0.01,
-    "length": 1.0,
+    "length": 0.1,
 }
 
 
