@@ -17,7 +17,7 @@ PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings"
 
 BACKBONES = ("transformer", "mamba")
 
-# The flow and latent terms are sums over the width: at weights near 1 they drown the token term and the gate collapses.
+# The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
     "flow": 0.01,
     "latent": 0.01,
