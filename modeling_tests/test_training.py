@@ -17,6 +17,7 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
+from yan_hf.callbacks import EpochCallback
 from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_reading
 from yan_hf.metrics import normalize_answer
 from yan_hf.tasks import TextPair
@@ -139,6 +140,30 @@ def test_gradient_accumulation_is_the_mean_over_the_batches(tokenizer, tmp_path)
     for name, parameter in model.named_parameters():
         expected = dict(reference.named_parameters())[name].grad
         torch.testing.assert_close(start[name] - parameter.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_epoch_callback_changes_the_masked_spans_with_the_epoch(tokenizer, tmp_path):
+    collator = YanDataCollator(tokenizer, objective="span_infilling", mask_rate=0.3)
+    rows = [{"input_ids": tokenizer("the colour of coal is black as night, a dog says woof woof")["input_ids"]}]
+    seen = []
+
+    class Recorder(YanForConditionalGeneration):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+            seen.append(input_ids.tolist())
+            return super().forward(input_ids, attention_mask, labels, **kwargs)
+
+    Trainer(
+        model=Recorder(trainable_model(tokenizer).config),
+        args=arguments(TrainingArguments, tmp_path, max_steps=4),
+        train_dataset=rows,
+        data_collator=collator,
+        callbacks=[EpochCallback(collator)],
+    ).train()
+    expected = []
+    for epoch in range(4):
+        collator.set_epoch(epoch)
+        expected.append(collator(rows)["input_ids"].tolist())
+    assert seen == expected and any(ids != seen[0] for ids in seen)
 
 
 # Curriculum

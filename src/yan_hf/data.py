@@ -148,7 +148,7 @@ class YanDataCollator:
                 raise ValueError(f"The tokenizer has no `{name}`; call `yan_hf.prepare_tokenizer(tokenizer, model)`.")
 
     def set_epoch(self, epoch: int):
-        """Changes the random choices; call it at the start of each epoch ([`EpochCallback`] does)."""
+        """Changes the random choices; call it at the start of each epoch ([`callbacks.EpochCallback`] does)."""
         self._epoch.fill_(epoch)
 
     def __call__(self, features: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
