@@ -72,6 +72,22 @@ def test_failures_are_one_line_and_status_1(stories, tmp_path, capsys):
     assert not (tmp_path / "tokenizer").exists()
 
 
+def test_broken_files_are_named(stories, tmp_path, capsys):
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(stories[1].read_bytes()[:200])
+    null = tmp_path / "null.jsonl"
+    null.write_text('{"text": "a"}\n{"text": null}\n')
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "a"}\n{"text"\n')
+    for path, message in ((cut, "end-of-stream"), (null, "row 2"), (bad, "line 2")):
+        assert main(["train-tokenizer", str(path), "--column", "text", "--output", str(tmp_path / "x")]) == 1
+        assert message in capsys.readouterr().err
+    occupied = tmp_path / "file"
+    occupied.write_text("mine")
+    assert main(["train-tokenizer", str(stories[0]), "--vocab-size", "350", "--output", str(occupied)]) == 1
+    assert "is a file" in capsys.readouterr().err and occupied.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

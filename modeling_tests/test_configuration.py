@@ -6,7 +6,7 @@ import json
 import pytest
 from transformers import AutoConfig
 
-from yan_hf import YanConfig
+from yan_hf import YanConfig, YanModel
 from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
 
 
@@ -65,6 +65,13 @@ def test_invalid_assignment_is_found_before_saving(tmp_path):
         config.save_pretrained(tmp_path)
 
 
+def test_invalid_assignment_is_found_when_a_model_is_built():
+    config = YanConfig(hidden_size=32, num_attention_heads=4)
+    config.expert_sigma = -1.0
+    with pytest.raises(ValueError, match="expert_sigma"):
+        YanModel(config)
+
+
 def test_json_round_trip_keeps_every_field(tmp_path):
     config = YanConfig(
         hidden_size=48,
@@ -91,6 +98,8 @@ def test_defaults_fill_missing_loss_weights_and_cross_attention():
 
 
 def test_common_names_reach_the_fields():
+    assert YanConfig(num_hidden_layers=2).cross_attention_layers == [0, 1]
+    assert YanConfig(num_hidden_layers=8).cross_attention_layers == list(range(8))
     config = YanConfig(hidden_size=64, flow_layers=5)
     assert (config.d_model, config.num_hidden_layers) == (64, 5)
     config.d_model = 128

@@ -27,11 +27,13 @@ def test_spans_are_collapsed_to_one_mask_each(length, rate, max_span, seed):
     result = corrupt_spans(ids, 4, np.random.default_rng(seed), rate, max_span)
     kept = result[result != 4]
     masked = np.setdiff1d(ids, kept)
-    # Kept tokens keep their order, the right number is masked, and one mask stands for each run of them.
+    # Kept tokens keep their order, the right number is masked, and one mask stands for each run of them, not too long.
     assert (np.diff(kept) > 0).all()
-    assert len(masked) == min(max(1, round(rate * length)), max(1, length - 1))
-    runs = 1 + int((np.diff(masked) > 1).sum())
-    assert (result == 4).sum() == runs
+    feasible = [m for m in range(1, length + 1) if -(-m // max_span) <= length - m + 1]
+    wanted = min(max(1, round(rate * length)), max(1, length - 1))
+    assert len(masked) == max(m for m in feasible if m <= wanted)
+    runs = np.split(masked, np.flatnonzero(np.diff(masked) > 1) + 1)
+    assert (result == 4).sum() == len(runs) and max(map(len, runs)) <= max_span
     position = {token: index for index, token in enumerate(result.tolist())}
     for left, right in zip(kept[:-1].tolist(), kept[1:].tolist()):
         assert position[right] - position[left] == (1 if right == left + 1 else 2)
@@ -112,6 +114,22 @@ def test_canvas_slack_adds_end_tokens_that_count(tokenizer):
     assert 0.35 < longer.float().mean() < 0.65 and set(lengths[longer].tolist()) == {4, 5, 6, 7}
     for labels, length in zip(batch["labels"], lengths):
         assert labels[:length].tolist() == [9, 10] + [2] * (int(length) - 2)
+
+
+def test_canvas_slack_stays_within_the_longest_target(tokenizer):
+    features = [{"input_ids": [7, index], "labels": [9, 10, 2]} for index in range(5, 105)]
+    batch = YanDataCollator(tokenizer, canvas_slack=1.0, max_slack=9, max_target_length=5)(features)
+    assert batch["labels"].shape == (100, 5)
+
+
+def test_token_weights_are_padded_with_their_labels(tokenizer):
+    features = [
+        {"input_ids": [7], "labels": [9, 2], "token_weights": [5.0, 1.0]},
+        {"input_ids": [7], "labels": [9, 9, 2], "token_weights": [1.0, 2.0, 0.5]},
+    ]
+    batch = YanDataCollator(tokenizer)(features)
+    assert batch["token_weights"].tolist() == [[5.0, 1.0, 0.0], [1.0, 2.0, 0.5]]
+    assert batch["token_weights"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from conftest import batch_of_rows, small_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from yan_hf import YanForConditionalGeneration, YanGenerationConfig
 
@@ -339,6 +339,13 @@ def test_keyword_arguments_override_and_leave_the_model_s_config_alone(model):
         ("do_sample", True),
         ("stop_strings", ["."]),
         ("cache_implementation", "static"),
+        ("temperature", 0.3),
+        ("top_k", 3),
+        ("min_length", 20),
+        ("bad_words_ids", [[5]]),
+        ("suppress_tokens", [5]),
+        ("output_attentions", True),
+        ("resolve", 3),
         ("step_count", 3),
     ],
 )
@@ -347,6 +354,11 @@ def test_bad_and_foreign_values_are_refused_by_name(model, field, value):
         YanGenerationConfig(**{field: value})
     with pytest.raises(ValueError, match=field):
         model.generate(torch.tensor([[5, 6]]), **{field: value})
+
+
+def test_neutral_values_of_foreign_options_are_accepted(model):
+    neutral = {"temperature": 1.0, "top_k": 50, "num_beams": 1, "do_sample": False, "min_length": 0, "use_cache": True}
+    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, **neutral).shape[1] <= 3
 
 
 @pytest.mark.parametrize("name", ["assistant_model", "stopping_criteria", "past_key_values", "decoder_input_ids"])
@@ -361,8 +373,42 @@ def test_contradictions_are_refused(model):
         model.generate(ids, min_new_tokens=9, max_new_tokens=4)
     with pytest.raises(ValueError, match="not both"):
         model.generate(ids, seeds=[1], generator=torch.Generator())
-    with pytest.raises(ValueError, match="seeds"):
-        model.generate(ids, seeds=[1, 2])
+    for seeds in ([1, 2], [1.5], [2**64], [-1]):
+        with pytest.raises(ValueError, match="seeds"):
+            model.generate(ids, seeds=seeds)
+    with pytest.raises(ValueError, match="min_new_tokens"):
+        model.generate(ids, min_new_tokens=5, initial_latents=torch.randn(1, 3, 32))
+    for name, value in (
+        ("initial_latents", torch.randn(1, 0, 32)),
+        ("initial_latents", torch.randn(0, 3, 32)),
+        ("expert_indices", torch.zeros(1, 3)),
+    ):
+        with pytest.raises(ValueError, match=name):
+            model.generate(ids, target_lengths=1 if name == "expert_indices" else None, **{name: value})
+
+
+def test_lengths_as_a_list_are_repeated_with_their_rows(model):
+    _, ids, mask = batch_of_rows([4, 6])
+    output = generate(model, ids, mask, target_lengths=[3, 5], num_return_sequences=2, eos_token_id=[59])
+    assert output.sequences.shape == (4, 5)
+
+
+def test_text_streamer_that_skips_the_prompt_prints_the_answer(model):
+    class Tokenizer:
+        def decode(self, tokens, **kwargs):
+            return " ".join(map(str, torch.as_tensor(tokens).tolist()))
+
+    class Collect(TextStreamer):
+        def __init__(self):
+            super().__init__(Tokenizer(), skip_prompt=True)
+            self.text = ""
+
+        def on_finalized_text(self, text, stream_end=False):
+            self.text += text
+
+    streamer = Collect()
+    tokens = model.generate(torch.tensor([[5, 6]]), streamer=streamer, target_lengths=4, eos_token_id=[59], seeds=[0])
+    assert streamer.text.split() == [str(token) for token in tokens[0].tolist()]
 
 
 def test_what_a_trainer_passes_along_is_ignored(model):

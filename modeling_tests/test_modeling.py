@@ -252,7 +252,9 @@ def test_frozen_parts_get_no_gradient_and_stay_in_eval_mode(tmp_path):
         if n.startswith(("model.encoder", "model.decoder", "model.embed_tokens", "lm_head"))
     }
     model.save_pretrained(tmp_path)
-    loaded = YanForConditionalGeneration.from_pretrained(tmp_path).train()
+    loaded = YanForConditionalGeneration.from_pretrained(tmp_path)
+    assert not any(p.requires_grad for p in loaded.model.encoder.parameters())
+    loaded.train()
     assert not loaded.model.encoder.training and not loaded.lm_head.weight.requires_grad and loaded.model.flow.training
     loaded.unfreeze()
     assert loaded.model.encoder.training and all(p.requires_grad for p in loaded.parameters())
@@ -261,6 +263,19 @@ def test_frozen_parts_get_no_gradient_and_stay_in_eval_mode(tmp_path):
 
 
 # The loss
+
+
+def test_frozen_parts_of_a_configuration_are_frozen_from_the_start():
+    torch.manual_seed(0)
+    model = YanForConditionalGeneration(small_config(frozen_parts=["encoder"], hidden_dropout=0.5))
+    assert not model.model.encoder.training and model.model.flow.training
+    model(**labelled_batch()).loss.backward()
+    assert model.model.encoder.norm.weight.grad is None and model.model.flow.norm.weight.grad is not None
+
+
+def test_a_tied_table_stays_frozen_with_either_part():
+    model = small_model(tie_word_embeddings=True).freeze("decoder", "token_embeddings").unfreeze("decoder")
+    assert not model.model.embed_tokens.weight.requires_grad and model.lm_head.bias.requires_grad
 
 
 def labelled_batch():
@@ -292,7 +307,9 @@ def test_terms_without_weight_are_not_computed():
     model = small_model(loss_weights=dict.fromkeys(["latent", "token", "mmd", "l2", "length", "load_balance"], 0))
     calls = []
     model.model.flow.register_forward_hook(lambda *_: calls.append(1))
-    assert set(model(**labelled_batch()).loss_terms) == {"flow"}
+    output = model(**labelled_batch())
+    assert not {"latent", "token", "mmd"} & set(output.loss_terms)
+    assert float(output.loss) == pytest.approx(0.01 * float(output.loss_terms["flow"]))
     assert len(calls) == 1
 
 
@@ -398,6 +415,25 @@ def test_length_head_leaves_the_encoder_alone_unless_asked():
         gradient = model.model.encoder.norm.weight.grad
         assert (gradient is None or not gradient.any()) == detached
         assert model.length_head.down_proj.weight.grad.any()
+
+
+def test_length_term_counts_to_the_first_end_token():
+    """A canvas with slack is filled with end tokens; the length to predict is the target's own."""
+    model = small_model(init_noise=0.0, num_experts=1)
+    _, ids, mask = batch_of_rows([4, 6])
+    labels = torch.tensor([[7, 8, 2, -100, -100, -100], [7, 8, 9, 9, 2, -100]])
+    slack = torch.tensor([[7, 8, 2, 2, 2, -100], [7, 8, 9, 9, 2, 2]])
+    plain = model(ids, mask, labels=labels).loss_terms["length"]
+    torch.testing.assert_close(model(ids, mask, labels=slack).loss_terms["length"], plain)
+    logits = model(ids, mask, labels=labels).length_logits
+    torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(logits, torch.tensor([2, 4])).detach())
+
+
+def test_encoder_outputs_may_be_a_tuple(model):
+    batch = labelled_batch()
+    source = model.model.encode(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    result = model(attention_mask=batch["attention_mask"], labels=batch["labels"], encoder_outputs=(source,))
+    torch.testing.assert_close(result.loss, model(**batch).loss)
 
 
 def test_latent_noise_is_for_training_only():

@@ -25,6 +25,7 @@ HARD_TEXTS = [
     "ﬁ ligature, ½, ²",
     "Mary went to the kitchen.",
     "\U0010ffff\ue000",
+    "the literal <0x41> and <0x00>, <b>tags</b>, a < b",
 ]
 
 

@@ -70,6 +70,14 @@ def test_mask_of_another_shape(model, how):
 
 
 @pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("shape", [(4,), (2,), (2, 1), (1, 2, 4), (2, 1, 4, 4)])
+def test_mask_with_other_dimensions(model, how, shape):
+    _, ids, _ = batch_of_rows([3, 4])
+    with pytest.raises(ValueError, match="attention_mask"):
+        call(model, how, ids, torch.ones(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("how", CALLS)
 def test_source_longer_than_the_position_table(model, how):
     ids = torch.full((1, 25), 7)
     with pytest.raises(ValueError, match="25.*max_position_embeddings=24"):
@@ -97,6 +105,18 @@ def test_labels(model):
     model(ids, labels=torch.nn.functional.pad(torch.full((1, 24), 7), (0, 5), value=-100))
 
 
+def test_token_weights(model):
+    ids = torch.tensor([[5, 6]])
+    for weights in (torch.ones(2), torch.ones(1, 3), torch.tensor([[1.0, -1.0]])):
+        with pytest.raises(ValueError, match="token_weights"):
+            model(ids, labels=ids, token_weights=weights)
+
+
+def test_label_types(model):
+    ids = torch.tensor([[5, 6]])
+    assert model(ids, labels=ids.int()).loss == model(ids, labels=ids).loss
+
+
 def test_state_of_another_shape(model):
     ids = torch.tensor([[5, 6], [7, 8]])
     state, times = torch.randn(2, 4, 32), torch.zeros(2)
@@ -104,6 +124,7 @@ def test_state_of_another_shape(model):
         "latents": {"latents": state[:1], "timesteps": times},
         "timesteps": {"latents": state, "timesteps": times[:1]},
         "decoder_attention_mask": {"latents": state, "decoder_attention_mask": torch.ones(2, 3)},
+        "timesteps. must be in": {"latents": state, "timesteps": torch.tensor([0.5, 1.5])},
     }.items():
         with pytest.raises(ValueError, match=name):
             model(ids, **inputs)
@@ -118,6 +139,9 @@ def test_state_of_another_shape(model):
         "lm_head.bias",
         "model.embed_positions.weight",
         "model.flow.norm.weight",
+        "model.flow.gate.down_proj.weight",
+        "length_head.down_proj.bias",
+        "length_head.up_proj.weight",
         "model.encoder.layers.0.self_attn.v_proj.weight",
     ],
 )

@@ -4,11 +4,12 @@
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .data_files import iterate_column
+from .data_files import iterate_column, texts_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result = options.run(options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError, KeyError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"yan-hf {options.command}: {message}", file=sys.stderr)
         return 1
@@ -66,6 +67,8 @@ def _train_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
         options.error("give text files or --dataset, one of the two")
     if options.dataset and not options.column:
         options.error("--dataset needs --column, the column that holds the text")
+    if options.output.exists() and not options.output.is_dir():
+        raise FileExistsError(f"{options.output} is a file; --output names a folder.")
     from .tokenization import train_tokenizer
 
     texts = _with_progress(_texts(options), options.json)
@@ -85,8 +88,8 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
             raise ValueError(
                 f"{options.dataset} has no column `{options.column}`, but {', '.join(rows.column_names)}."
             )
-        for row in rows:
-            yield row[options.column]
+        for number, row in enumerate(rows, start=1):
+            yield from texts_of(row, options.column, f"{options.dataset}, row {number},")
         return
     for path in options.files:
         if not path.is_file():

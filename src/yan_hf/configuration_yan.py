@@ -167,6 +167,9 @@ class YanConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any):
+        # Before defaults are derived from the fields that they name.
+        for alias in [name for name in kwargs if name in self.attribute_map]:
+            setattr(self, self.attribute_map[alias], kwargs.pop(alias))
         if self.cross_attention_layers is None:
             self.cross_attention_layers = list(range(self.flow_layers))
         self.time_beta = list(self.time_beta)

@@ -67,8 +67,8 @@ def corrupt_spans(
         ids: Tokens of one text, `(L,)`.
         mask_token_id: The mask token.
         rng: Source of the randomness.
-        rate: Share of the tokens that is masked, at least one token and at most all but one (a text of one token is
-            masked whole).
+        rate: Share of the tokens that is masked: at least one token, and at most as many as spans of `max_span` with
+            kept tokens between them can cover.
         max_span: Spans are 1 to `max_span` tokens long, evenly drawn; the last one is cut to meet the rate.
 
     Returns:
@@ -78,6 +78,9 @@ def corrupt_spans(
     if length == 0:
         return ids.copy()
     num_masked = min(max(1, round(rate * length)), max(1, length - 1))
+    # Spans of at most `max_span` need kept tokens between them.
+    while -(-num_masked // max_span) > length - num_masked + 1:
+        num_masked -= 1
     spans = rng.integers(1, max_span + 1, size=num_masked)
     count = int(np.searchsorted(np.cumsum(spans), num_masked)) + 1
     spans = spans[:count]
@@ -85,7 +88,11 @@ def corrupt_spans(
     # `k` spans that do not touch lie in the `n - masked + 1` gaps between kept tokens, at most one in each.
     num_gaps = length - num_masked + 1
     if count > num_gaps:
-        spans, count = np.array([num_masked]), 1
+        # Too many short ones: as few as possible instead, in random order.
+        count = -(-num_masked // max_span)
+        spans = np.full(count, max_span)
+        spans[-1] -= spans.sum() - num_masked
+        rng.shuffle(spans)
     gaps = np.sort(rng.choice(num_gaps, size=count, replace=False))
     starts = gaps + np.concatenate([[0], np.cumsum(spans)[:-1]])
     edges = np.zeros(length + 1, dtype=np.int64)
@@ -116,6 +123,7 @@ class YanDataCollator:
         canvas_slack: Probability that a target's canvas is longer than the target, the rest end tokens that count in
             the loss, so that a wrong length at inference is harmless.
         max_slack: Most end tokens added.
+        max_target_length: Canvases are not made longer than that; set it to the model's position table.
         pad_to_multiple_of: Rounds the padded lengths up.
         seed: Seed of the corruption and the slack.
     """
@@ -127,6 +135,7 @@ class YanDataCollator:
     max_length: int | None = None
     canvas_slack: float = 0.0
     max_slack: int = 8
+    max_target_length: int | None = None
     pad_to_multiple_of: int | None = None
     seed: int = 0
     # In shared memory, so that loader workers that run already see `set_epoch`.
@@ -157,21 +166,35 @@ class YanDataCollator:
             features: Examples with lists of token ids.
 
         Returns:
-            `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100.
+            `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100; and
+            `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label.
 
         Raises:
             ValueError: for an example without the columns or the tokens that the objective needs.
         """
+        features = list(features)
         rows = [self._build(row, feature) for row, feature in enumerate(features)]
         sources, masks, labels = zip(*rows)
         side = self.tokenizer.padding_side
-        return {
+        batch = {
             "input_ids": self._pad(sources, self.tokenizer.pad_token_id, side),
             "attention_mask": self._pad(masks, 0, side),
             # Targets start at their first position, whatever side sources are padded on, except where source and
             # label stand for the same position.
             "labels": self._pad(labels, -100, side if self.objective == "auto_encoding" else "right"),
         }
+        if self.objective == "pairs" and all("token_weights" in feature for feature in features):
+            # One weight for each label; the end tokens of a longer canvas count in full.
+            weights = [
+                np.pad(
+                    np.asarray(feature["token_weights"], np.float32),
+                    (0, len(target) - len(feature["labels"])),
+                    constant_values=1.0,
+                )
+                for feature, target in zip(features, labels)
+            ]
+            batch["token_weights"] = self._pad(weights, 0, "right")
+        return batch
 
     def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for name in ("input_ids", "labels") if self.objective == "pairs" else ("input_ids",):
@@ -197,14 +220,17 @@ class YanDataCollator:
                 source = np.pad(source, (0, len(target) - len(source)), constant_values=self.tokenizer.pad_token_id)
             mask = np.ones_like(source)
         if self.canvas_slack > 0 and self.objective != "auto_encoding" and rng.random() < self.canvas_slack:
-            target = np.pad(target, (0, int(rng.integers(1, self.max_slack + 1))), constant_values=eos)
+            slack = int(rng.integers(1, self.max_slack + 1))
+            if self.max_target_length is not None:
+                slack = max(0, min(slack, self.max_target_length - len(target)))
+            target = np.pad(target, (0, slack), constant_values=eos)
         return source, mask, target
 
     def _pad(self, rows: Sequence[np.ndarray], value: int, side: str) -> torch.Tensor:
         width = max(len(row) for row in rows)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padded = np.full((len(rows), width), value, dtype=np.int64)
+        padded = np.full((len(rows), width), value, dtype=rows[0].dtype)
         for index, row in enumerate(rows):
             padded[index, slice(width - len(row), None) if side == "left" else slice(len(row))] = row
         return torch.from_numpy(padded)

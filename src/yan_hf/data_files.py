@@ -51,11 +51,24 @@ def iterate_column(path: Path, column: str | None) -> Iterator[str]:
         return
     if column is None:
         raise ValueError(f"{path} holds JSON Lines: name the column that holds the text.")
-    for row in iterate_rows(path):
-        if column not in row:
-            raise ValueError(f"{path} has no column `{column}`, but {', '.join(row)}.")
-        value = row[column]
-        yield from value if isinstance(value, list) else [value]
+    for number, row in enumerate(iterate_rows(path), start=1):
+        yield from texts_of(row, column, f"{path}, row {number},")
 
 
-__all__ = ["is_json_lines", "iterate_column", "iterate_rows", "open_text"]
+def texts_of(row: dict[str, Any], column: str, where: str) -> list[str]:
+    """
+    The texts in a column of a row: a string, or a list of strings.
+
+    Raises:
+        ValueError: where the column is missing or holds anything else, with the place named by `where`.
+    """
+    if column not in row:
+        raise ValueError(f"{where} has no column `{column}`, but {', '.join(row)}.")
+    texts = row[column] if isinstance(row[column], list) else [row[column]]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{where} holds no text in column `{column}`, but {text!r}.")
+    return texts
+
+
+__all__ = ["is_json_lines", "iterate_column", "iterate_rows", "open_text", "texts_of"]

@@ -17,33 +17,42 @@ _ASSIST = f"{_ONE_PASS}, so there are no next tokens for an assistant to draft"
 _CACHE = "the state of the solver is recomputed at every step, so there is no key-value cache of generated tokens"
 _SAMPLE = "tokens are the argmax of the decoded latent; randomness comes from the initial noise and the experts"
 
-# Options of autoregressive decoding: the values that change nothing, and why others are refused.
-_REFUSED = {
-    "num_beams": ((1,), _BEAMS),
-    "num_beam_groups": ((1,), _BEAMS),
-    "diversity_penalty": ((0.0,), _BEAMS),
-    "early_stopping": ((False,), _BEAMS),
-    "length_penalty": ((1.0,), _BEAMS),
-    "constraints": ((), _BEAMS),
-    "force_words_ids": ((), _BEAMS),
-    "penalty_alpha": ((0.0,), _PREFIX),
-    "repetition_penalty": ((1.0,), _PREFIX),
-    "encoder_repetition_penalty": ((1.0,), _PREFIX),
-    "no_repeat_ngram_size": ((0,), _PREFIX),
-    "encoder_no_repeat_ngram_size": ((0,), _PREFIX),
-    "exponential_decay_length_penalty": ((), _PREFIX),
-    "begin_suppress_tokens": ((), _PREFIX),
-    "forced_bos_token_id": ((), _PREFIX),
-    "stop_strings": ((), _PREFIX),
-    "max_time": ((), "the number of solver steps is fixed in advance; lower `num_inference_steps`"),
-    "token_healing": ((False,), _PREFIX),
-    "guidance_scale": ((1.0,), "classifier-free guidance of next-token logits has no counterpart here"),
-    "dola_layers": ((), _PREFIX),
-    "prompt_lookup_num_tokens": ((), _ASSIST),
-    "use_mtp": ((False,), _ASSIST),
-    "cache_implementation": ((), _CACHE),
-    "cache_config": ((), _CACHE),
-    "do_sample": ((False,), _SAMPLE),
+# The fields that `generate` reads. All others of Transformers' configuration must keep a value that changes nothing.
+_READ = {
+    "max_new_tokens",
+    "max_length",
+    "min_new_tokens",
+    "num_inference_steps",
+    "expert_selection",
+    "expert_temperature",
+    "init_noise",
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "output_scores",
+    "output_trajectory",
+    "output_expert_indices",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "transformers_version",
+}
+
+# Why they are refused, where more can be said than that `generate` has no use for them.
+_REASONS = {
+    **dict.fromkeys(
+        ("num_beams", "num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty", "constraints"),
+        _BEAMS,
+    ),
+    "force_words_ids": _BEAMS,
+    **dict.fromkeys(("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"), _SAMPLE),
+    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "stop_strings", "penalty_alpha"), _PREFIX),
+    **dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "dola_layers"), _PREFIX),
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "decoder_start_token_id"), _PREFIX),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "use_mtp"), _ASSIST),
+    **dict.fromkeys(("cache_implementation", "cache_config"), _CACHE),
+    "min_length": "`min_new_tokens` is the shortest target, and the source does not count",
+    "max_time": "the number of solver steps is fixed in advance; lower `num_inference_steps`",
+    "guidance_scale": "classifier-free guidance of next-token logits has no counterpart here",
 }
 
 # Arguments of Transformers' `generate` that are no fields of its configuration.
@@ -149,10 +158,11 @@ class YanGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         """Raises `ValueError` for a value that is out of range or that only autoregressive decoding knows."""
-        for name, (neutral, reason) in _REFUSED.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in neutral:
-                raise ValueError(f"`{name}={value!r}` is not possible: {reason}.")
+        neutral = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1.0, "penalty_alpha": 0.0}
+        for name, value in vars(self).items():
+            if name in _READ or name.startswith("_") or value is None or value is False or value == neutral.get(name):
+                continue
+            raise ValueError(f"`{name}={value!r}` is not possible: {_REASONS.get(name, 'YAN has no use for it')}.")
         for name in ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps", "num_return_sequences"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

@@ -87,8 +87,8 @@ class YanGenerationMixin:
             generator: Source of the randomness; the global one by default.
             seeds: One integer for each returned sequence instead of `generator`: a row's result then does not depend
                 on the other rows, on padding or on the batch size.
-            initial_latents: The initial state `z0`, `(B, Ly, d)`, which no noise scale multiplies. Its first positions
-                are used where a target is shorter; predicted lengths stay within it.
+            initial_latents: The initial state `z0`, `(B, Ly, d)` for `B` returned sequences, which no noise scale
+                multiplies. Its first positions are used where a target is shorter; predicted lengths stay within it.
             expert_indices: The experts, `(B, Ly)`, instead of a choice by the gate.
             kwargs: Fields of [`YanGenerationConfig`]. Model inputs that `generate` has no use for (`labels` and what
                 belongs to them) are ignored.
@@ -144,11 +144,16 @@ class YanGenerationMixin:
             source = source.repeat_interleave(repeats, dim=0)
             if attention_mask is not None:
                 attention_mask = attention_mask.repeat_interleave(repeats, dim=0)
-            if isinstance(target_lengths, torch.Tensor) and target_lengths.dim() == 1:
-                target_lengths = target_lengths.repeat_interleave(repeats, dim=0)
+            if target_lengths is not None and torch.as_tensor(target_lengths).dim() == 1:
+                target_lengths = torch.as_tensor(target_lengths).repeat_interleave(repeats, dim=0)
 
         # 2. Choose each target's length.
-        widths = [len(given[0]) for given in (initial_latents, expert_indices) if given is not None]
+        widths = []
+        for name, given in (("initial_latents", initial_latents), ("expert_indices", expert_indices)):
+            if given is not None:
+                if given.dim() < 2 or given.numel() == 0:
+                    raise ValueError(f"`{name}` must hold a position for each token, but have {tuple(given.shape)}.")
+                widths.append(given.shape[1])
         lengths, width = self._choose_lengths(
             config, source, attention_mask, target_lengths, min(widths, default=None)
         )
@@ -164,6 +169,9 @@ class YanGenerationMixin:
         select: torch.Tensor | Callable
         if expert_indices is not None:
             select = self._check_given("expert_indices", expert_indices, (len(lengths), width), source.device)
+            if select.is_floating_point() or select.dtype == torch.bool:
+                raise ValueError(f"`expert_indices` must be integers, but their dtype is {select.dtype}.")
+            select = select.long()
             if select.min() < 0 or select.max() >= self.config.num_experts:
                 raise ValueError(
                     f"`expert_indices` must be in 0 to {self.config.num_experts - 1} with "
@@ -174,6 +182,7 @@ class YanGenerationMixin:
             uniform = draw(torch.rand, self.config.num_experts) if config.expert_selection == "sample" else None
 
             def select(log_probs: torch.Tensor) -> torch.Tensor:
+                check_finite("gate_logits", log_probs)
                 return choose_experts(log_probs, uniform, config.expert_temperature)
 
         # 4. Solve the ODE: the first pass of the trunk chooses one expert per token and gives the first velocity.
@@ -181,6 +190,8 @@ class YanGenerationMixin:
         times = uniform_times(config.num_inference_steps)
         trajectory = [state] if config.output_trajectory else None
         takes_drafts = streamer is not None and hasattr(streamer, "put_draft")
+        if input_ids is not None and getattr(streamer, "skip_prompt", False):
+            streamer.put(input_ids.cpu())  # it skips what is put first
 
         def on_step(state: torch.Tensor):
             if trajectory is not None:
@@ -235,7 +246,7 @@ class YanGenerationMixin:
         if "max_length" in kwargs and "max_new_tokens" not in kwargs:
             config.max_new_tokens = None
         for name, value in kwargs.items():
-            if not hasattr(config, name):
+            if name not in vars(config):
                 raise ValueError(f"`generate` has no argument `{name}`; see its docstring for those it has.")
             setattr(config, name, value)
         config.validate()
@@ -254,9 +265,15 @@ class YanGenerationMixin:
         if target_lengths is None:
             if given_width is not None:
                 longest = min(longest, given_width)
+            if config.min_new_tokens > longest:
+                raise ValueError(
+                    f"`min_new_tokens={config.min_new_tokens}` is more than the {longest} positions that "
+                    "`initial_latents` or `expert_indices` hold."
+                )
             logits = self.predict_lengths(self.model.pool(source, attention_mask)).float()
+            check_finite("length_logits", logits)
             allowed = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-            allowed = (allowed >= min(config.min_new_tokens, longest)) & (allowed <= longest)
+            allowed = (allowed >= config.min_new_tokens) & (allowed <= longest)
             lengths = logits.masked_fill(~allowed, -torch.inf).argmax(dim=-1) + 1
             return lengths, int(lengths.max())
         lengths = torch.as_tensor(target_lengths, device=source.device)
@@ -296,7 +313,9 @@ class YanGenerationMixin:
 
             return draw
 
-        seeds = torch.as_tensor(seeds).flatten().tolist()
+        seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
+        if not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+            raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
         if len(seeds) != batch_size:
             raise ValueError(f"`seeds` holds {len(seeds)} seeds for {batch_size} returned sequences.")
         # On the CPU, so that a seed means the same on every device; each row as long as itself, not as its neighbours.

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .blocks import YanLengthHead, YanPositionEmbedding, masked_mean, positions_from_mask
 from .configuration_yan import YanConfig
@@ -34,6 +34,9 @@ from .routing import choose_experts, gate_log_probs
 from .solver import solve_flow, uniform_times
 from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
 from .validation import check_labels, check_mask, check_source, check_state
+
+
+logger = logging.get_logger(__name__)
 
 
 class YanModel(YanPreTrainedModel):
@@ -140,6 +143,8 @@ class YanModel(YanPreTrainedModel):
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask)
             encoder_outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
         source_latents = encoder_outputs[0]
         if latents is None:
             latents = torch.zeros_like(source_latents)
@@ -180,6 +185,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.length_head = YanLengthHead(config)
         self.post_init()
+
+    def _weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        # Terms without a weight are left out rather than multiplied by zero, which would keep a NaN.
+        weights = self.config.loss_weights
+        return sum((weights[name] * terms[name] for name in terms if weights[name] > 0), terms["l2"] * 0.0)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `(B, Ly, d)` → vocabulary logits `(B, Ly, V)`."""
@@ -230,7 +240,15 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
             encoder_outputs = self.model.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
+            if self.training and latents is None:
+                logger.warning_once(
+                    "A model in training mode got neither `labels` nor `latents`, so there is no YAN loss. If this is "
+                    "a `Trainer` with `label_smoothing_factor`, which takes the labels away: set "
+                    "`config.label_smoothing` instead."
+                )
             output = self.model(
                 attention_mask=attention_mask,
                 latents=latents,
@@ -248,9 +266,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             output, logits, terms, extra = self._training_forward(
                 encoder_outputs, attention_mask, labels, decoder_attention_mask, token_weights, generator, **kwargs
             )
-        weights = self.config.loss_weights
         return YanOutput(
-            loss=sum(weights[name] * term for name, term in terms.items()) if labels is not None else None,
+            loss=self._weighted_sum(terms) if labels is not None else None,
             loss_terms={name: term.detach() for name, term in terms.items()} if labels is not None else None,
             logits=logits,
             velocity=output.velocity,
@@ -275,10 +292,14 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         generator: torch.Generator | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[YanFlowOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Every loss term that has a weight (arXiv 2604.15009, section 4), with what it was computed from."""
+        """
+        The loss terms (arXiv 2604.15009, section 4), with what they were computed from. The solver runs, and the MMD
+        is estimated, only if a weight asks for it; the other terms cost little and are always there to be watched.
+        """
         config, weights = self.config, self.config.loss_weights
         source_latents = encoder_outputs[0]
-        check_labels(config, labels, canvas, source_latents.shape[0])
+        check_labels(config, labels, canvas, source_latents.shape[0], token_weights)
+        labels = labels.long()
         if generator is None and not self.training:
             generator = torch.Generator(source_latents.device).manual_seed(0)
 
@@ -300,14 +321,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         context = self.model.prepare_context(source_latents, attention_mask, canvas)
         flow = self.model.flow(state, times, context, **kwargs)
         log_probs = gate_log_probs(flow.gate_logits, canvas)
-        terms = {}
-        if weights["flow"] > 0:
-            velocity = regression_target - initial_state
-            nll = flow_matching_nll(flow.expert_fields, log_probs, velocity, config.expert_sigma)
-            terms["flow"] = token_mean(nll, token_mask)
+        velocity = regression_target - initial_state
+        nll = flow_matching_nll(flow.expert_fields, log_probs, velocity, config.expert_sigma)
+        terms = {"flow": token_mean(nll, token_mask)}
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
-        if weights["latent"] > 0 or weights["token"] > 0:
+        solved = weights["latent"] > 0 or weights["token"] > 0
+        if solved:
             select = partial(choose_experts, uniform=torch.rand(log_probs.shape, **rand))
             latents, _ = solve_flow(
                 self.model.flow, initial_state, context, uniform_times(config.solver_steps), select
@@ -315,25 +335,29 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         else:
             latents = state + (1 - weight) * flow.velocity
         logits = self.decode(latents)
-        if weights["latent"] > 0:
+        if solved:
             terms["latent"] = latent_loss(latents, regression_target, token_mask)
-        if weights["token"] > 0:
             terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing)
 
         # 4. The gate, the latents' distribution and the length.
-        if weights["gate_entropy"] > 0:
-            terms["gate_entropy"] = gate_entropy_loss(log_probs, mask)
-        if weights["load_balance"] > 0:
-            terms["load_balance"] = load_balance_loss(log_probs, mask)
+        terms["gate_entropy"] = gate_entropy_loss(log_probs, mask)
+        terms["load_balance"] = load_balance_loss(log_probs, mask)
         if weights["mmd"] > 0:
             terms["mmd"] = mmd_loss(target_latents, mask, generator)
-        if weights["l2"] > 0:
-            terms["l2"] = l2_loss(target_latents, mask)
+        terms["l2"] = l2_loss(target_latents, mask)
         length_logits = self.predict_lengths(context.pooled_source)
-        if weights["length"] > 0:
-            terms["length"] = length_loss(length_logits, canvas.sum(dim=-1))
+        terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas))
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
         return flow, logits, terms, extra
+
+    def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
+        """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""
+        lengths = canvas.sum(dim=-1)
+        if self.config.eos_token_id is None:
+            return lengths
+        places = positions_from_mask(canvas) + 1
+        ends = torch.where((labels == self.config.eos_token_id) & canvas, places, labels.shape[1] + 1)
+        return torch.minimum(lengths, ends.amin(dim=-1))
 
 
 class YanForAutoEncoding(YanPreTrainedModel):
@@ -388,16 +412,15 @@ class YanForAutoEncoding(YanPreTrainedModel):
             if generator is None and not self.training:
                 generator = torch.Generator(latents.device).manual_seed(0)
             check_mask("labels", labels, latents.shape[:2], "input_ids")
-            check_labels(self.config, labels, None, latents.shape[0])
+            check_labels(self.config, labels, None, latents.shape[0], token_weights)
+            labels = labels.long()
             mask = (labels != -100).to(torch.float32)
             token_mask = mask if token_weights is None else mask * token_weights
             weights = self.config.loss_weights
-            terms = {
-                "token": lambda: token_loss(logits, labels, token_mask, self.config.label_smoothing),
-                "mmd": lambda: mmd_loss(latents, mask, generator),
-                "l2": lambda: l2_loss(latents, mask),
-            }
-            terms = {name: term() for name, term in terms.items() if weights[name] > 0}
+            terms = {"token": token_loss(logits, labels, token_mask, self.config.label_smoothing)}
+            if weights["mmd"] > 0:
+                terms["mmd"] = mmd_loss(latents, mask, generator)
+            terms["l2"] = l2_loss(latents, mask)
             loss = sum(weights[name] * term for name, term in terms.items())
             terms = {name: term.detach() for name, term in terms.items()}
         return YanAutoEncodingOutput(

@@ -8,6 +8,7 @@ whatever the model's precision or autocast.
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,14 +39,13 @@ def sample_times(
     a, b = beta
     if a == b == 1:
         return torch.rand(batch_size, generator=generator, device=device)
-    concentrations = torch.tensor([float(a), float(b)])
     if generator is None:
-        return torch.distributions.Beta(*concentrations.to(device)).sample((batch_size,))
-    # torch's Beta takes no generator: draw its seed from ours, in a fork of the global state.
+        concentrations = torch.tensor([float(a), float(b)], device=device)
+        return torch.distributions.Beta(*concentrations).sample((batch_size,))
+    # torch's Beta takes no generator, and reseeding the global ones would disturb others: NumPy's, seeded from ours.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return torch.distributions.Beta(*concentrations).sample((batch_size,)).to(device)
+    times = np.random.default_rng(seed).beta(a, b, size=batch_size)
+    return torch.from_numpy(times).to(device, torch.float32)
 
 
 def expert_log_densities(expert_fields: torch.Tensor, velocity: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -50,6 +50,20 @@ class YanPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config: YanConfig, *args, **kwargs):
+        # A field may have been assigned, or overridden on loading, since the configuration was made.
+        config.validate_architecture()
+        super().__init__(config, *args, **kwargs)
+
+    def post_init(self):
+        super().post_init()
+        self._apply_frozen()
+
+    def _apply_frozen(self):
+        for part in self.config.frozen_parts:
+            for module in self._part(part):
+                module.eval().requires_grad_(False)
+
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         # Transformers looks for the experts decorator in the source file of each model class; ours has its own file.
@@ -84,6 +98,7 @@ class YanPreTrainedModel(PreTrainedModel):
         for parameter in model.parameters():
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
+        model._apply_frozen()  # loading makes new parameters
         return loaded
 
     def _part(self, name: str) -> list[nn.Module]:
@@ -124,15 +139,13 @@ class YanPreTrainedModel(PreTrainedModel):
             for module in self._part(part):
                 module.requires_grad_(True)
         self.config.frozen_parts = [part for part in self.config.frozen_parts if part not in parts]
+        self._apply_frozen()  # a tied table may belong to a part that is still frozen
         return self.train(self.training)
 
     def train(self, mode: bool = True):
         super().train(mode)
         if mode:
-            # `getattr`: a stack that is itself a part has none of them, and a converted config may lack the field.
-            for part in getattr(self.config, "frozen_parts", ()):
-                for module in self._part(part):
-                    module.eval().requires_grad_(False)
+            self._apply_frozen()
         return self
 
 

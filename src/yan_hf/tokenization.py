@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
@@ -32,7 +32,8 @@ def train_tokenizer(
     """
     Trains a sentencepiece tokenizer with byte fallback, and `<pad> <s> </s> <unk> <mask>` as ids 0 to 4.
 
-    Encoding appends the end token. Any Unicode text decodes to itself, white space included.
+    Encoding appends the end token. Any Unicode text decodes to itself, white space included; only where a text spells
+    out a special token does it stand for that token (pass `split_special_tokens=True` to keep it as text).
 
     Args:
         texts: Lines of text to train on.
@@ -111,6 +112,9 @@ def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | 
         vocab = {piece: index for index, piece in enumerate(pieces)}
         model = models.BPE(vocab, _merges(vocab, scores), unk_token=SPECIAL_TOKENS["unk_token"], byte_fallback=True)
     tokenizer = Tokenizer(model)
+    if model_type == "unigram":
+        # A text may contain "<0x41>" as it stands; cut at "<", it is not taken for the byte.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("<", behavior="isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS.values()]

@@ -12,7 +12,7 @@ def _values_can_be_read(tensor: torch.Tensor) -> bool:
 
 def check_mask(name: str, mask: torch.Tensor | None, shape: torch.Size, like: str) -> None:
     """Raises `ValueError` unless `mask` is `None` or has the shape `(B, L)`."""
-    if mask is not None and mask.dim() == 2 and mask.shape != shape:
+    if mask is not None and mask.shape != shape:
         raise ValueError(
             f"`{name}` must have the shape of `{like}`, {tuple(shape)}, but has shape {tuple(mask.shape)}. Pass the "
             "mask that the tokenizer returned with these ids."
@@ -46,12 +46,11 @@ def check_source(
     if source.numel() == 0:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(source.shape)}. Every source needs a token.")
     check_mask("attention_mask", attention_mask, source.shape[:2], name)
-    has_mask = attention_mask is not None and attention_mask.dim() == 2
-    if not has_mask:
+    if attention_mask is None:
         check_length(config, name, source.shape[1])
     if input_ids is not None:
         check_ids(config, "input_ids", input_ids)
-    if has_mask and _values_can_be_read(attention_mask):
+    if attention_mask is not None and _values_can_be_read(attention_mask):
         counts = attention_mask.bool().sum(dim=-1)
         longest, shortest = torch.stack([counts.max(), counts.min()]).tolist()
         check_length(config, name, longest)
@@ -105,19 +104,31 @@ def check_state(
             f"`timesteps` must hold one time for each row, shape ({batch_size},), but have {tuple(timesteps.shape)}."
         )
     check_mask("decoder_attention_mask", decoder_attention_mask, latents.shape[:2], "latents")
+    if _values_can_be_read(timesteps) and not ((timesteps >= 0) & (timesteps <= 1)).all():
+        raise ValueError(f"`timesteps` must be in [0, 1], from noise to text, but are {timesteps.tolist()}.")
     if _values_can_be_read(decoder_attention_mask):
         check_length(config, "latents", int(decoder_attention_mask.bool().sum(dim=-1).max()))
 
 
 def check_labels(
-    config: PreTrainedConfig, labels: torch.Tensor, decoder_attention_mask: torch.Tensor | None, batch_size: int
+    config: PreTrainedConfig,
+    labels: torch.Tensor,
+    decoder_attention_mask: torch.Tensor | None,
+    batch_size: int,
+    token_weights: torch.Tensor | None = None,
 ) -> None:
-    """Raises for labels of another batch size, empty or too long ones, or ids outside the vocabulary."""
+    """
+    Raises for labels of another batch size, empty or too long ones, ids outside the vocabulary, and weights that are
+    negative or of another shape.
+    """
     if labels.dim() != 2 or labels.shape[0] != batch_size or labels.shape[1] == 0:
         raise ValueError(
             f"`labels` must have shape (batch size {batch_size}, target length), but have {tuple(labels.shape)}."
         )
     check_mask("decoder_attention_mask", decoder_attention_mask, labels.shape, "labels")
+    check_mask("token_weights", token_weights, labels.shape, "labels")
+    if token_weights is not None and _values_can_be_read(token_weights) and not (token_weights >= 0).all():
+        raise ValueError("`token_weights` must not be negative or NaN: a token with weight 0 does not count.")
     check_ids(config, "labels", labels.masked_fill(labels == -100, 0))
     canvas = decoder_attention_mask if decoder_attention_mask is not None else labels != -100
     if _values_can_be_read(labels):
@@ -125,7 +136,7 @@ def check_labels(
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
-    """Raises `ValueError` where a generated latent is not a finite number."""
+    """Raises `ValueError` where something computed in generation is not a finite number."""
     if _values_can_be_read(values) and not torch.isfinite(values).all():
         raise ValueError(
             f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in "
