@@ -42,6 +42,8 @@ class YanModelTester:
             decoder_layers=1,
             num_experts=4,
             max_position_embeddings=64,
+            # Within the smallest vocabulary that the resizing test asks for.
+            mask_token_id=3,
             # At 0.02 a wrong eager path passes.
             initializer_range=0.1,
         )
@@ -98,6 +100,12 @@ class YanAutoEncodingTest(ModelTesterMixin, unittest.TestCase):
             inputs["labels"] = inputs["input_ids"].clone()
         return inputs
 
-    def _test_eager_matches_batched_and_grouped_inference(self, *args, **kwargs):
-        # It shares its configuration, and so the choice of a kernel, with models that have experts.
-        self.skipTest("An auto-encoder has no experts that a kernel could be called for.")
+
+@unittest.skip("an auto-encoder has no experts that a kernel could be called for")
+def no_experts(self):
+    """It shares its configuration, and so the choice of a kernel, with models that have experts."""
+
+
+for _name in dir(ModelTesterMixin):
+    if _name.startswith("test_eager_matches_batched_and_grouped_inference"):
+        setattr(YanAutoEncodingTest, _name, no_experts)
