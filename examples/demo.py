@@ -15,9 +15,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
@@ -84,8 +86,8 @@ def train_stage(model, tokenizer, reading: bool, options: argparse.Namespace, se
     return curriculum
 
 
-def train(options: argparse.Namespace) -> Path:
-    """Both stages; returns the checkpoint's folder."""
+def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Both stages; returns the checkpoint's folder, and what there is to report about training."""
     started = time.monotonic()
     set_seed(options.seed)
     examples = simulate_many(500, MAX_STATEMENTS, seed=options.seed)
@@ -126,10 +128,19 @@ def train(options: argparse.Namespace) -> Path:
         f"{writing.running:.3f}; saved to {folder}.",
         flush=True,
     )
-    return folder
+    training = {
+        "training_seconds": round(time.monotonic() - started),
+        "parameters": model.num_parameters(),
+        "statements": MAX_STATEMENTS,
+        "seed": options.seed,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return folder, training
 
 
-def ask(folder: Path, count: int) -> dict[str, float]:
+def ask(folder: Path, count: int) -> dict[str, Any]:
     """Loads a checkpoint through the Auto classes and asks held-out questions, with predicted lengths."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
@@ -149,8 +160,21 @@ def ask(folder: Path, count: int) -> dict[str, float]:
     for example, prediction in list(zip(examples, predictions))[:4]:
         print(f"\n  {' '.join(example.context)}\n  {example.question}  ->  {prediction}")
     print(f"\nExact match on {count} held-out questions, predicted lengths: {quality:.1%}")
+    by_statements = {}
+    for size in range(1, MAX_STATEMENTS + 1):
+        rows = [row for row, example in enumerate(examples) if len(example.context) == size]
+        if rows:
+            texts = [predictions[row] for row in rows], [answer(examples[row]) for row in rows]
+            by_statements[size] = exact_match(*texts)
+    print("By number of statements: " + ", ".join(f"{size}: {match:.1%}" for size, match in by_statements.items()))
     print(f"Tokens per second in batches of 100: {tokens / seconds:,.0f}; trunk passes per answer: {passes}")
-    return {"exact_match": quality, "tokens_per_second": tokens / seconds, "trunk_passes": passes}
+    return {
+        "questions": count,
+        "exact_match": quality,
+        "exact_match_by_statements": by_statements,
+        "tokens_per_second": tokens / seconds,
+        "trunk_passes": passes,
+    }
 
 
 def main():
@@ -160,18 +184,21 @@ def main():
     parser.add_argument("--seconds", type=float, default=290, help="training stops then at the latest")
     parser.add_argument("--ask", type=Path, help="only ask the checkpoint in this folder")
     parser.add_argument("--questions", type=int, default=1000, help="number of held-out questions")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--json", type=Path, help="file for the result (default: result.json in --output)")
     options = parser.parse_args()
-    if options.ask is None:
-        folder = train(options)
-        print("Reloading in a new process.", flush=True)
-        command = [sys.executable, __file__, "--ask", str(folder), "--questions", str(options.questions)]
-        if options.json:
-            command += ["--json", str(options.json)]
-        sys.exit(subprocess.call(command))
-    result = ask(options.ask, options.questions)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    report = options.json or options.output / "result.json"
+    if options.ask is not None:
+        result = ask(options.ask, options.questions)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(result, indent=2) + "\n")
+        return
+    folder, training = train(options)
+    print("Reloading in a new process.", flush=True)
+    command = [sys.executable, __file__, "--ask", str(folder), "--questions", str(options.questions)]
+    if status := subprocess.call([*command, "--json", str(report)]):
+        sys.exit(status)
+    result = {**json.loads(report.read_text()), **training}
+    report.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

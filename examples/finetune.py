@@ -250,7 +250,11 @@ def main():
         "training_minutes": round((time.monotonic() - started) / 60, 1),
         "parameters": model.num_parameters(),
         "seed": options.seed,
-        "options": {name: str(value) for name, value in vars(options).items()},
+        # File names without their folders, which say nothing elsewhere.
+        "options": {
+            name: Path(value).name if isinstance(value, (str, Path)) else value
+            for name, value in vars(options).items()
+        },
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -66,14 +66,14 @@ class YanModel(YanPreTrainedModel):
         return self.encoder(inputs_embeds + positions, attention_mask, **kwargs)
 
     def _positions(self, shape: torch.Size, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        if mask is None or mask.dim() != 2:
+        if mask is None:
             return self.embed_positions(torch.arange(shape[1], device=device))[None]
         return self.embed_positions(positions_from_mask(mask.to(device)))
 
     @staticmethod
     def pool(latents: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Masked mean of the latents `(B, L, d)` over the sequence, `(B, d)`."""
-        if mask is None or mask.dim() != 2:
+        if mask is None:
             return latents.mean(dim=1)
         return masked_mean(latents, mask)
 
@@ -148,7 +148,7 @@ class YanModel(YanPreTrainedModel):
         source_latents = encoder_outputs[0]
         if latents is None:
             latents = torch.zeros_like(source_latents)
-            if decoder_attention_mask is None and attention_mask is not None and attention_mask.dim() == 2:
+            if decoder_attention_mask is None:
                 decoder_attention_mask = attention_mask
         if timesteps is None:
             timesteps = latents.new_zeros(latents.shape[0])
@@ -239,7 +239,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
-            encoder_outputs = self.model.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+            encoder_outputs = self.model.encode(
+                input_ids, attention_mask, inputs_embeds, generator=generator, **kwargs
+            )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
