@@ -69,7 +69,7 @@ class YanAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if key_value is not None and attention_mask is not None and attention_mask.dim() == 2:
+        if key_value is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             # Flash attention takes padding as a 2-D mask, and unpads the queries by it too: right for a sequence's
             # own keys, wrong for those of another. A padded source goes through sdpa instead.
             attention_interface = ALL_ATTENTION_FUNCTIONS["sdpa"]
