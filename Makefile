@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	@echo "Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process through the"
-	@echo "Auto classes and asks it held-out questions: about four minutes, at most five, of training on two cores."
+	@echo "Auto classes and asks it held-out questions: three to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
 test: setup

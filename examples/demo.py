@@ -36,7 +36,7 @@ from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, S
 from yan_hf.tasks import TextPair
 
 
-MAX_STATEMENTS = 4
+MAX_STATEMENTS = 3
 BATCH_SIZE = 64
 HELD_OUT_SEED = 2**31 - 1
 
@@ -54,7 +54,7 @@ def answer(example: BabiExample) -> str:
 def train_stage(model, tokenizer, reading: bool, options: argparse.Namespace, seconds: float) -> Curriculum:
     """One training stage, at most `seconds` long."""
     # The reader learns the place, one token; the writer, who can read already, the whole sentence.
-    curriculum = Curriculum(MAX_STATEMENTS, goal=0.985 if reading else 0.995, level=1 if reading else 3)
+    curriculum = Curriculum(MAX_STATEMENTS, goal=0.985 if reading else 0.995, level=1 if reading else 2)
 
     def make(rng: np.random.Generator, level: int) -> TextPair:
         example = simulate(int(rng.integers(1, level + 1)), rng)

@@ -40,9 +40,14 @@ def small_config(**changes) -> YanConfig:
 
 
 def small_model(seed: int = 0, **changes) -> YanForConditionalGeneration:
-    """A conditional-generation model in eval mode, the same for the same seed."""
+    """A model in eval mode, the same for the same seed; no bias or norm is left at its neutral start."""
     torch.manual_seed(seed)
-    return YanForConditionalGeneration(small_config(**changes)).eval()
+    model = YanForConditionalGeneration(small_config(**changes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name or "norm" in name:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
 
 
 def batch_of_rows(lengths: list[int], side: str = "right", extra: int = 0, seed: int = 1, vocab_size: int = 60):

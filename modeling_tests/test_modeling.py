@@ -139,7 +139,7 @@ def check_initial_weights(model):
 
 
 def test_model_from_a_config_is_initialised():
-    check_initial_weights(small_model())
+    check_initial_weights(YanForConditionalGeneration(small_config()))
 
 
 def test_missing_keys_are_initialised_on_load(tmp_path):
