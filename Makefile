@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup demo test lint format bench conformance clean
 
 help:
-	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 6 minutes)"
+	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
 	@echo "make test         sets up and runs all tests"
 	@echo "make lint         checks style"
 	@echo "make conformance  runs Transformers' own model tests against YAN"
@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	@echo "Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process through the"
-	@echo "Auto classes and asks it held-out questions: three to five minutes of training on two cores."
+	@echo "Auto classes and asks it held-out questions: two to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
 test: setup
