@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments, set_seed
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from yan_hf import (
     YanConfig,
-    YanDataCollator,
     YanForAutoEncoding,
     YanForConditionalGeneration,
     exact_match,
     train_tokenizer,
 )
 from yan_hf.babi import BabiExample, simulate, simulate_many
-from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved
+from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from yan_hf.tasks import TextPair
 
 
@@ -60,29 +59,9 @@ def train_stage(model, tokenizer, reading: bool, options: argparse.Namespace, se
         example = simulate(int(rng.integers(1, level + 1)), rng)
         return TextPair(question(example, tokenizer.mask_token), f" {example.answer}" if reading else answer(example))
 
-    arguments = TrainingArguments(
-        output_dir=str(options.output / "trainer"),
-        max_steps=20_000,
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=2e-3 if reading else 1e-3,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=50,
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        logging_steps=200,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=not torch.cuda.is_available(),
-        seed=options.seed,
-    )
-    CurriculumTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=CurriculumStream(make, tokenizer, curriculum, reading, BATCH_SIZE, options.seed),
-        data_collator=YanDataCollator(tokenizer),
-        callbacks=[StopWhenSolved(curriculum, seconds)],
-        curriculum=curriculum,
-    ).train()
+    stream = CurriculumStream(make, tokenizer, curriculum, reading, BATCH_SIZE, options.seed)
+    rate = 2e-3 if reading else 1e-3
+    train_by_curriculum(model, stream, options.output / "trainer", seconds, rate, logging_steps=200)
     return curriculum
 
 

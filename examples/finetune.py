@@ -29,7 +29,6 @@ from transformers import (
     AutoTokenizer,
     HfArgumentParser,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 
@@ -43,7 +42,7 @@ from yan_hf import (
     prepare_tokenizer,
     train_tokenizer,
 )
-from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved
+from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from yan_hf.tasks import TextPair, question_answering
 
 
@@ -180,31 +179,9 @@ def train_stage(model, tokenizer, questions: Questions, reading: bool, options: 
     levels = questions.num_levels
     curriculum = Curriculum(levels, goal=0.995, threshold=0.94, level=1 if reading else max(1, levels // 2))
     minutes = options.reading_minutes if reading else options.writing_minutes
-    arguments = TrainingArguments(
-        output_dir=str(options.output / "trainer"),
-        max_steps=100_000,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate if reading else options.learning_rate / 2,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=50,
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        logging_steps=500,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=not torch.cuda.is_available(),
-        seed=options.seed,
-    )
-    CurriculumTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=CurriculumStream(
-            questions.draw, tokenizer, curriculum, reading, options.batch_size, options.seed
-        ),
-        data_collator=YanDataCollator(tokenizer),
-        callbacks=[StopWhenSolved(curriculum, 60 * minutes), *callbacks],
-        curriculum=curriculum,
-    ).train()
+    stream = CurriculumStream(questions.draw, tokenizer, curriculum, reading, options.batch_size, options.seed)
+    rate = options.learning_rate if reading else options.learning_rate / 2
+    train_by_curriculum(model, stream, options.output / "trainer", 60 * minutes, rate, callbacks, logging_steps=500)
 
 
 def main():

@@ -133,7 +133,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
 class YanPositionEmbedding(nn.Embedding):
     """
     The learned table of absolute positions. A class of its own, so that it can be initialised apart: it starts as
-    sines and cosines, from which attention to a relative position is learned several times sooner than from noise.
+    sines and cosines, in which a relative position is a linear map, so that attention to it is easier to learn.
     """
 
     def initial_weight(self, scale: float) -> torch.Tensor:

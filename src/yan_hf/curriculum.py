@@ -2,18 +2,20 @@
 """
 Training from easy to hard: a stream of examples whose level rises as they are answered right.
 
-From scratch, reading comprehension is learned in minutes this way where mixed difficulties stay on a plateau.
+Meant for reading comprehension from scratch, where mixed difficulties tend to stay on a plateau.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from .data import encode_pairs
+from .data import YanDataCollator, encode_pairs
 from .tasks import TextPair
 
 
@@ -144,4 +146,56 @@ class StopWhenSolved(TrainerCallback):
             logs["level"], logs["right"] = self.curriculum.level, round(self.curriculum.running, 3)
 
 
-__all__ = ["Curriculum", "CurriculumStream", "CurriculumTrainer", "StopWhenSolved", "as_reading"]
+def train_by_curriculum(
+    model: PreTrainedModel,
+    stream: CurriculumStream,
+    folder: Path,
+    seconds: float,
+    learning_rate: float,
+    callbacks: Sequence[TrainerCallback] = (),
+    **arguments: Any,
+):
+    """
+    Trains until the stream's curriculum is solved or the time is over, at a constant rate after 50 warm-up steps.
+
+    Args:
+        model: The model, trained in place.
+        stream: Gives the examples, the batch size and the seed.
+        folder: The trainer's output folder; no checkpoint is written there.
+        seconds: Training stops then at the latest.
+        learning_rate: AdamW's learning rate.
+        callbacks: More callbacks for the trainer.
+        arguments: More `TrainingArguments`.
+    """
+    CurriculumTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=1_000_000,
+            per_device_train_batch_size=stream.batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=50,
+            adam_beta2=0.98,
+            weight_decay=0.01,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=not torch.cuda.is_available(),
+            seed=stream.seed,
+            **arguments,
+        ),
+        train_dataset=stream,
+        data_collator=YanDataCollator(stream.tokenizer),
+        callbacks=[StopWhenSolved(stream.curriculum, seconds), *callbacks],
+        curriculum=stream.curriculum,
+    ).train()
+
+
+__all__ = [
+    "Curriculum",
+    "CurriculumStream",
+    "CurriculumTrainer",
+    "StopWhenSolved",
+    "as_reading",
+    "train_by_curriculum",
+]

@@ -145,8 +145,8 @@ class YanDataCollator:
         objectives = ("pairs", "span_infilling", "auto_encoding")
         if self.objective not in objectives:
             raise ValueError(f"`objective` must be one of {', '.join(objectives)}, but is {self.objective!r}.")
-        for name, value, low in (("mask_rate", self.mask_rate, 0), ("canvas_slack", self.canvas_slack, 0)):
-            if not low <= value <= 1:
+        for name, value in (("mask_rate", self.mask_rate), ("canvas_slack", self.canvas_slack)):
+            if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], but is {value}.")
         if self.max_span < 1 or self.max_slack < 1:
             raise ValueError(
