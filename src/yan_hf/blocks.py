@@ -12,6 +12,7 @@ from transformers.utils import TransformersKwargs
 
 from .attention import YanAttention, YanCrossAttention
 from .configuration_yan import YanConfig
+from .cpu_linear import OneDnnLinear, is_plain_linear, linear_gelu
 
 
 class YanFeedForward(nn.Module):
@@ -25,7 +26,11 @@ class YanFeedForward(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        if OneDnnLinear.is_active() and is_plain_linear(self.up_proj):
+            inner = linear_gelu(hidden_states, self.up_proj.weight, self.up_proj.bias, self.act_fn)
+        else:
+            inner = self.act_fn(self.up_proj(hidden_states))
+        return self.down_proj(inner)
 
 
 class YanTimeEmbedding(nn.Module):
@@ -67,6 +72,9 @@ class YanAdaptiveNorm(nn.Linear):
         """The `index`-th norm: `(B, Ly, d)` under `conditioning` `(B or 1, 2·n·d)`."""
         size = hidden_states.shape[-1]
         scale, shift = conditioning[:, None, 2 * index * size : 2 * (index + 1) * size].chunk(2, dim=-1)
+        if conditioning.shape[0] == 1 and conditioning.dtype == hidden_states.dtype:
+            # One time for all rows: scale and shift are the kernel's own, without two more passes over the states.
+            return nn.functional.layer_norm(hidden_states, (size,), scale.view(-1), shift.view(-1), self.eps)
         return nn.functional.layer_norm(hidden_states, (size,), eps=self.eps) * scale + shift
 
 
@@ -113,9 +121,11 @@ class YanFlowLayer(GradientCheckpointingLayer):
         source: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
         attention_mask: torch.Tensor | None,
         source_mask: torch.Tensor | None,
+        conditioning: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
+        if conditioning is None:
+            conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
         normed = self.adaptive_norm.normalize(hidden_states, conditioning, 0)
         update, _ = self.self_attn(normed, attention_mask, **kwargs)
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)

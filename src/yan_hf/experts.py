@@ -7,6 +7,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_yan import YanConfig
+from .cpu_linear import OneDnnLinear, linear_gelu
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -29,15 +30,26 @@ class YanRoutedExperts(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of the chosen experts: `(T, d)`, `(T, k)`, `(T, k)` → `(T, d)`. The eager implementation."""
         output = torch.zeros_like(hidden_states)
-        for expert in top_k_index.unique().tolist():
-            if expert >= self.num_experts:  # under expert parallelism: another rank's expert
+        expert_of_slot = top_k_index.flatten()
+        slots = expert_of_slot.argsort(stable=True)
+        # Under expert parallelism, indices past the last expert are another rank's.
+        counts = torch.bincount(expert_of_slot, minlength=self.num_experts).tolist()[: self.num_experts]
+        tokens = slots // top_k_index.shape[-1]
+        weights = top_k_weights.flatten()[slots, None]
+        start = 0
+        for expert, count in enumerate(counts):
+            if count == 0:
                 continue
-            tokens, slots = torch.where(top_k_index == expert)
-            inner = nn.functional.linear(hidden_states[tokens], self.up_proj[expert], self.up_proj_bias[expert])
-            field = nn.functional.linear(self.act_fn(inner), self.down_proj[expert], self.down_proj_bias[expert])
-            field = field * top_k_weights[tokens, slots, None]
-            output.index_add_(0, tokens, field.to(output.dtype))
+            group = slice(start, start := start + count)
+            states = hidden_states[tokens[group]]
+            inner = linear_gelu(states, self.up_proj[expert], self.up_proj_bias[expert], self.act_fn)
+            field = nn.functional.linear(inner, self.down_proj[expert], self.down_proj_bias[expert])
+            output.index_add_(0, tokens[group], (field * weights[group]).to(output.dtype))
         return output
+
+
+# Under the decorator; looked up once, since a compiler does not look into bound methods.
+_EAGER_FORWARD = YanRoutedExperts.forward.__wrapped__
 
 
 class YanExperts(YanRoutedExperts):
@@ -52,8 +64,10 @@ class YanExperts(YanRoutedExperts):
         """`(T, d)` with indices and weights `(T, k)` → `(T, d)`; without them, every expert's field, `(T, K, d)`."""
         # Gradient checks run in float64, and no grouped kernel does.
         eager = self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64
+        if self.config._experts_implementation == "grouped_mm" and OneDnnLinear.is_active():
+            eager = True  # the grouped product on the CPU is the same loop, over slower kernels
         if top_k_index is not None:
-            routed = super().forward.__wrapped__ if eager else super().forward.__func__
+            routed = _EAGER_FORWARD if eager else YanRoutedExperts.forward
             return routed(self, hidden_states, top_k_index, top_k_weights)
         if eager:
             states = hidden_states.expand(self.num_experts, *hidden_states.shape)  # (K, T, d), no copy
@@ -64,7 +78,7 @@ class YanExperts(YanRoutedExperts):
         num_tokens, num_experts = hidden_states.shape[0], self.config.num_experts
         index = torch.arange(num_experts, device=hidden_states.device).repeat_interleave(num_tokens)[:, None]
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
-        fields = super().forward(hidden_states.repeat(num_experts, 1), index, weights)
+        fields = YanRoutedExperts.forward(self, hidden_states.repeat(num_experts, 1), index, weights)
         return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
 
 

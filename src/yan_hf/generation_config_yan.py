@@ -2,10 +2,15 @@
 """The generation configuration: what `generate` takes, with its defaults, and what it refuses."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import GenerationConfig
+from transformers.generation import CompileConfig, GenerationConfig
+
+from .decoding import make_processors
+from .reranking import RERANKERS
+from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 
 DEFAULT_MAX_LENGTH = 128
@@ -15,7 +20,10 @@ _BEAMS = f"{_ONE_PASS}, so there are no beams to search"
 _PREFIX = f"{_ONE_PASS}, so a penalty or constraint on the tokens so far does not apply"
 _ASSIST = f"{_ONE_PASS}, so there are no next tokens for an assistant to draft"
 _CACHE = "the state of the solver is recomputed at every step, so there is no key-value cache of generated tokens"
-_SAMPLE = "tokens are the argmax of the decoded latent; randomness comes from the initial noise and the experts"
+_SAMPLE = (
+    "without `do_sample=True` the tokens are the argmax of the final logits, and randomness comes from the initial "
+    "noise and the experts alone; set it too"
+)
 
 # The fields that `generate` reads. All others of Transformers' configuration must keep a value that changes nothing.
 _READ = {
@@ -23,6 +31,17 @@ _READ = {
     "max_length",
     "min_new_tokens",
     "num_inference_steps",
+    "solver",
+    "time_schedule",
+    "time_shift",
+    "num_length_candidates",
+    "length_slack",
+    "num_candidates",
+    "rerank",
+    "compile",
+    "compile_config",
+    "do_sample",
+    "suppress_tokens",
     "expert_selection",
     "expert_temperature",
     "init_noise",
@@ -37,6 +56,9 @@ _READ = {
     "transformers_version",
 }
 
+# Read too, but only with `do_sample`.
+_READ_IF_SAMPLED = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+
 # Why they are refused, where more can be said than that `generate` has no use for them.
 _REASONS = {
     **dict.fromkeys(
@@ -44,7 +66,7 @@ _REASONS = {
         _BEAMS,
     ),
     "force_words_ids": _BEAMS,
-    **dict.fromkeys(("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"), _SAMPLE),
+    **dict.fromkeys(_READ_IF_SAMPLED, _SAMPLE),
     **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "stop_strings", "penalty_alpha"), _PREFIX),
     **dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "dola_layers"), _PREFIX),
     **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "decoder_start_token_id"), _PREFIX),
@@ -75,8 +97,32 @@ class YanGenerationConfig(GenerationConfig):
         max_new_tokens (`int`, *optional*): Longest target, the end token included; not more than the position table
             holds. Without it, `max_length` means the same (the source does not count), and without both the longest
             target is 128 tokens, or what the position table holds.
-        min_new_tokens (`int`, *optional*): Shortest target that the length head may choose.
-        num_inference_steps (`int`, defaults to 3): Solver steps. Each costs one pass of the flow trunk.
+        min_new_tokens (`int`, *optional*): Shortest target, the end token included: shorter lengths are not predicted,
+            and no end token is taken before it.
+        num_inference_steps (`int`, defaults to 3): Solver steps. Each costs as many passes of the flow trunk as the
+            solver has stages.
+        solver (`str`, defaults to `"euler"`): `"euler"` (one pass a step), `"midpoint"`, `"heun"` (two) or `"rk4"`
+            (four). Compare their quality at equal passes.
+        time_schedule (`str` or `list[float]`, defaults to `"uniform"`): `"uniform"`, `"cosine"` or `"shifted"` (see
+            [`~yan_hf.solver.time_grid`]), or an increasing list of times from 0 to 1, one more than steps.
+        time_shift (`float`, *optional*): Of the shifted schedule, 3 by default; above 1 makes the steps near the
+            noise short.
+        num_length_candidates (`int`, defaults to 1): How many of the likeliest lengths are tried, as rows of one
+            batch.
+        length_slack (`int`, defaults to 0): Positions added to a predicted length, for models that were trained with
+            canvas slack ([`YanDataCollator`]): the end token then cuts the text.
+        num_candidates (`int`, defaults to 1): Samples drawn for each returned sequence, of which the best is kept.
+        rerank (`str`, defaults to `"score"`): How the best of all candidates is chosen, those of several lengths
+            included: `"score"`, the mean log-probability of the tokens; `"cycle"`, the distance between the latents
+            and the encoder's of the text; `"mbr"`, the token F1 with the other candidates. The score breaks a tie.
+        do_sample (`bool`, defaults to `False`): Whether tokens are drawn from the final logits, each position by
+            itself, rather than their argmax.
+        temperature, top_k, top_p, min_p, typical_p (*optional*): With `do_sample`, as in Transformers, whose
+            processors and defaults they are (so `top_k` is 50; 0 turns it off).
+        suppress_tokens (`list[int]`, *optional*): Tokens that are never taken.
+        compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
+            to buckets ([`~yan_hf.compiled`]).
+        compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
         expert_selection (`str`, defaults to `"sample"`): How each target token's expert is chosen at t = 0: `"sample"`
             draws from the gate, `"greedy"` takes its mode.
         expert_temperature (`float`, defaults to 1.0): Divides the gate's log-probabilities; below 1 sharpens it.
@@ -96,6 +142,14 @@ class YanGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs: Any):
         self.num_inference_steps: int | None = kwargs.pop("num_inference_steps", None)
+        self.solver: str | None = kwargs.pop("solver", None)
+        self.time_schedule: str | list[float] | None = kwargs.pop("time_schedule", None)
+        self.time_shift: float | None = kwargs.pop("time_shift", None)
+        self.num_length_candidates: int | None = kwargs.pop("num_length_candidates", None)
+        self.length_slack: int | None = kwargs.pop("length_slack", None)
+        self.num_candidates: int | None = kwargs.pop("num_candidates", None)
+        self.rerank: str | None = kwargs.pop("rerank", None)
+        self.compile: bool | None = kwargs.pop("compile", None)
         self.expert_selection: str | None = kwargs.pop("expert_selection", None)
         self.expert_temperature: float | None = kwargs.pop("expert_temperature", None)
         self.init_noise: float | None = kwargs.pop("init_noise", None)
@@ -130,8 +184,18 @@ class YanGenerationConfig(GenerationConfig):
         Raises:
             ValueError: where the longest target does not fit the position table.
         """
+        if isinstance(self.time_schedule, (list, tuple)):
+            self.num_inference_steps = len(self.time_schedule) - 1
         for name, value in {
             "num_inference_steps": model_config.solver_steps,
+            "solver": "euler",
+            "time_schedule": "uniform",
+            "num_length_candidates": 1,
+            "length_slack": 0,
+            "num_candidates": 1,
+            "rerank": "score",
+            "compile": False,
+            "do_sample": False,
             "expert_selection": "sample",
             "expert_temperature": 1.0,
             "init_noise": model_config.init_noise,
@@ -142,6 +206,8 @@ class YanGenerationConfig(GenerationConfig):
         }.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.do_sample and self.top_k is None:
+            self.top_k = GenerationConfig._get_default_generation_params().get("top_k")
         table_size = model_config.max_position_embeddings
         if self.max_new_tokens is None:
             # The default is the one length that shrinks to fit; see `_get_default_generation_params`.
@@ -153,39 +219,116 @@ class YanGenerationConfig(GenerationConfig):
                 f"`max_new_tokens={self.max_new_tokens}` is more than the position table's "
                 f"`max_position_embeddings={table_size}`. Ask for at most that many."
             )
+        for token in (*(self.suppress_tokens or ()), *self.end_token_ids(), self.pad_token_id or 0):
+            if not 0 <= token < model_config.vocab_size:
+                raise ValueError(
+                    f"The generation configuration names the token {token}, but the vocabulary has "
+                    f"{model_config.vocab_size} tokens. Check `suppress_tokens`, `eos_token_id` and `pad_token_id`."
+                )
         self.validate()
         return self
+
+    def end_token_ids(self) -> list[int]:
+        """The end tokens as a list, which may be empty."""
+        if self.eos_token_id is None:
+            return []
+        ids = [self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id
+        return [int(token) for token in ids]
+
+    def times(self) -> list[float]:
+        """The solver's grid, of a resolved configuration."""
+        if isinstance(self.time_schedule, (list, tuple)):
+            return [float(time) for time in self.time_schedule]
+        shift = DEFAULT_TIME_SHIFT if self.time_shift is None else self.time_shift
+        return time_grid(self.num_inference_steps, self.time_schedule, shift)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         """Raises `ValueError` for a value that is out of range or that only autoregressive decoding knows."""
         neutral = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1.0, "penalty_alpha": 0.0}
+        read = _READ | _READ_IF_SAMPLED if self.do_sample else _READ
         for name, value in vars(self).items():
-            if name in _READ or name.startswith("_") or value is None or value is False or value == neutral.get(name):
+            if name in read or name.startswith("_") or value is None or value is False or value == neutral.get(name):
                 continue
             raise ValueError(f"`{name}={value!r}` is not possible: {_REASONS.get(name, 'YAN has no use for it')}.")
-        for name in ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps", "num_return_sequences"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be an integer of at least 1, but is {value!r}.")
+        for name in (
+            "return_dict_in_generate",
+            "output_scores",
+            "output_trajectory",
+            "output_expert_indices",
+            "compile",
+            "do_sample",
+        ):
+            if getattr(self, name) not in (None, True, False):
+                raise ValueError(f"`{name}` must be true or false, but is {getattr(self, name)!r}.")
+        self._validate_numbers()
+        self._validate_choices()
+        try:
+            make_processors(self)
+        except (TypeError, ValueError) as error:
+            # Transformers' message tells the value, but not always the field.
+            fields = {name: getattr(self, name) for name in (*sorted(_READ_IF_SAMPLED), "suppress_tokens")}
+            given = ", ".join(f"`{name}={value!r}`" for name, value in fields.items() if value is not None)
+            raise ValueError(f"One of {given} is not possible: {error}") from error
+
+    def _validate_numbers(self):
+        at_least_one = ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps")
+        at_least_one += ("num_return_sequences", "num_length_candidates", "num_candidates")
+        for name in (*at_least_one, "length_slack", "top_k"):
+            value, lowest = getattr(self, name), int(name in at_least_one)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+                raise ValueError(f"`{name}` must be an integer of at least {lowest}, but is {value!r}.")
         longest = self.max_new_tokens or self.max_length
         if self.min_new_tokens is not None and longest is not None and self.min_new_tokens > longest:
             raise ValueError(f"`min_new_tokens={self.min_new_tokens}` is more than the longest target, {longest}.")
-        if self.expert_selection not in (None, "sample", "greedy"):
-            raise ValueError(f'`expert_selection` must be "sample" or "greedy", but is {self.expert_selection!r}.')
-        for name, positive in (("expert_temperature", True), ("init_noise", False)):
+        for name, positive in (
+            ("expert_temperature", True),
+            ("temperature", True),
+            ("time_shift", True),
+            ("init_noise", False),
+        ):
             value = getattr(self, name)
-            if value is None:
-                continue
-            if (
-                not isinstance(value, (int, float))
-                or not math.isfinite(value)
-                or value < 0
-                or (positive and not value)
+            if value is not None and not (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+                and (value > 0 or (value == 0 and not positive))
             ):
                 raise ValueError(f"`{name}` must be {'positive' if positive else 'at least 0'}, but is {value!r}.")
-        for name in ("return_dict_in_generate", "output_scores", "output_trajectory", "output_expert_indices"):
-            if getattr(self, name) not in (None, True, False):
-                raise ValueError(f"`{name}` must be true or false, but is {getattr(self, name)!r}.")
+
+    def _validate_choices(self):
+        for name, choices in (
+            ("expert_selection", ("sample", "greedy")),
+            ("solver", tuple(SOLVERS)),
+            ("rerank", RERANKERS),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, but is {value!r}.")
+        schedule = self.time_schedule
+        if isinstance(schedule, (list, tuple)):
+            if not (
+                len(schedule) > 1
+                and all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in schedule)
+                and schedule[0] == 0
+                and schedule[-1] == 1
+                and all(start < end for start, end in pairwise(schedule))
+            ):
+                raise ValueError(f"`time_schedule` must increase from 0 to 1, but is {schedule!r}.")
+            if self.num_inference_steps not in (None, len(schedule) - 1):
+                raise ValueError(
+                    f"`num_inference_steps={self.num_inference_steps}` contradicts `time_schedule`, whose "
+                    f"{len(schedule)} times are {len(schedule) - 1} steps. Leave it out."
+                )
+        elif schedule is not None and schedule not in TIME_SCHEDULES:
+            raise ValueError(
+                f"`time_schedule` must be one of {', '.join(TIME_SCHEDULES)} or a list of times, but is {schedule!r}."
+            )
+        if self.time_shift is not None and schedule != "shifted":
+            raise ValueError(
+                f'`time_shift={self.time_shift}` belongs to `time_schedule="shifted"`, but that is {schedule!r}.'
+            )
+        if self.compile_config is not None and not isinstance(self.compile_config, (CompileConfig, dict)):
+            raise ValueError(f"`compile_config` must be a `CompileConfig`, but is {self.compile_config!r}.")
 
 
 __all__ = ["REFUSED_ARGUMENTS", "YanGenerationConfig"]

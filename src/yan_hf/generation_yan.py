@@ -1,18 +1,25 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .compiled import CompiledSampler
+from .cpu_linear import OneDnnLinear
+from .decoding import ReadTokens, cut_after_end, make_processors, read_tokens
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
-from .routing import choose_experts
-from .solver import solve_flow, uniform_times
+from .lengths import given_lengths, predicted_lengths
+from .noise import NoiseSource
+from .reranking import best_candidates, consensus, cycle_distance
+from .sampling import SamplingOptions, Written, encode, write
+from .solver import evaluation_times
 from .validation import check_finite, check_source
 
 
@@ -26,11 +33,13 @@ class YanGenerateOutput(ModelOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(B, L)`): Generated tokens, padding after the end token.
-        sequence_scores (`torch.FloatTensor` of shape `(B,)`): Mean log-probability of each sequence's tokens.
+        sequence_scores (`torch.FloatTensor` of shape `(B,)`): Mean log-probability of each sequence's tokens by the
+            vocabulary head, before any processor.
         lengths (`torch.LongTensor` of shape `(B,)`): Tokens of each sequence, the end token included.
-        length_mode (`str`): Where the canvas's length came from: `"predicted"` or `"given"`.
+        length_mode (`str`): Where the canvas's length came from: `"predicted"` by the length head, `"slack"`
+            (predicted and `length_slack` longer, so that the end token decides), or `"given"` by `target_lengths`.
         latents (`torch.FloatTensor` of shape `(B, L, d)`): The ODE's end.
-        logits (`torch.FloatTensor` of shape `(B, L, V)`, *optional*): With `output_scores`.
+        logits (`torch.FloatTensor` of shape `(B, L, V)`, *optional*): With `output_scores`; before any processor.
         trajectory (`torch.FloatTensor` of shape `(S + 1, B, L, d)`, *optional*): With `output_trajectory`: the initial
             state and the state after every solver step.
         expert_indices (`torch.LongTensor` of shape `(B, L)`, *optional*): With `output_expert_indices`.
@@ -48,6 +57,28 @@ class YanGenerateOutput(ModelOutput):
     num_field_evaluations: int | None = None
 
 
+@dataclass
+class _Given:
+    """What the caller fixes beyond the configuration."""
+
+    target_lengths: int | list[int] | torch.Tensor | None
+    generator: torch.Generator | None
+    seeds: torch.Tensor | list[int] | None
+    initial_latents: torch.Tensor | None
+    expert_indices: torch.Tensor | None
+
+    def width(self) -> int | None:
+        """Positions that fixed latents and experts hold."""
+        widths = []
+        for name in ("initial_latents", "expert_indices"):
+            values = getattr(self, name)
+            if values is not None:
+                if values.dim() < 2 or values.numel() == 0:
+                    raise ValueError(f"`{name}` must hold a position for each token, but have {tuple(values.shape)}.")
+                widths.append(values.shape[1])
+        return min(widths, default=None)
+
+
 class YanGenerationMixin:
     """The `generate` of [`YanForConditionalGeneration`]."""
 
@@ -58,8 +89,9 @@ class YanGenerationMixin:
         attention_mask: torch.Tensor | None = None,
         generation_config: YanGenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
-        target_lengths: int | torch.Tensor | None = None,
+        logits_processor: LogitsProcessorList | None = None,
         generator: torch.Generator | None = None,
+        target_lengths: int | list[int] | torch.Tensor | None = None,
         seeds: torch.Tensor | list[int] | None = None,
         initial_latents: torch.FloatTensor | None = None,
         expert_indices: torch.LongTensor | None = None,
@@ -71,25 +103,30 @@ class YanGenerationMixin:
         ```
         0. Resolve the generation configuration and check the inputs.
         1. Encode the source, once.
-        2. Choose each target's length.
-        3. Draw the initial state.
+        2. Choose each target's length, or several.
+        3. Draw the initial state, for every candidate.
         4. Solve the ODE: the first pass of the trunk chooses one expert per token and gives the first velocity.
         5. Decode, read off the tokens, cut after the end token.
+        6. Keep the best candidate of each returned sequence.
         ```
 
         Args:
             input_ids: Source tokens, `(B, Lx)`.
             attention_mask: `(B, Lx)`, 1 on real source tokens. Padding may stand on either side.
             generation_config: Replaces the model's; keyword arguments override single fields of either.
-            streamer: Gets each step's draft through `put_draft`, where it has that, and then the tokens.
+            streamer: Gets each step's draft through `put_draft`, where it has that, and then the tokens. Of several
+                candidates the first one's drafts are shown.
+            logits_processor: Transformers' processors, applied to the final logits of every position by itself, before
+                those of the configuration. There is no prefix, so the ids they get are the source's.
             target_lengths: The targets' true lengths, end token included, where they are known: an int, or `(B,)`.
                 Otherwise the length head predicts them.
             generator: Source of the randomness; the global one by default.
             seeds: One integer for each returned sequence instead of `generator`: a row's result then does not depend
-                on the other rows, on padding or on the batch size.
+                on the other rows, on padding or on the batch size. The first candidate is the one without candidates.
             initial_latents: The initial state `z0`, `(B, Ly, d)` for `B` returned sequences, which no noise scale
-                multiplies. Its first positions are used where a target is shorter; predicted lengths stay within it.
-            expert_indices: The experts, `(B, Ly)`, instead of a choice by the gate.
+                multiplies; candidates share it. Its first positions are used where a target is shorter; predicted
+                lengths stay within it.
+            expert_indices: The experts, `(B, Ly)`, instead of a choice by the gate; candidates share them.
             kwargs: Fields of [`YanGenerationConfig`]. Model inputs that `generate` has no use for (`labels` and what
                 belongs to them) are ignored.
 
@@ -105,22 +142,16 @@ class YanGenerationMixin:
         if generator is not None and seeds is not None:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
+        given = _Given(target_lengths, generator, seeds, initial_latents, expert_indices)
         was_training = self.training
         if was_training:
             self.eval()
+        fast = not config.compile and self.device.type == "cpu" and OneDnnLinear.is_available()
         try:
-            output = self._generate(
-                config,
-                input_ids,
-                attention_mask,
-                inputs_embeds,
-                streamer,
-                target_lengths,
-                generator,
-                seeds,
-                initial_latents,
-                expert_indices,
-            )
+            with OneDnnLinear() if fast else nullcontext():
+                output = self._generate(
+                    config, input_ids, attention_mask, inputs_embeds, streamer, logits_processor, given
+                )
         finally:
             self.train(was_training)
         return output if config.return_dict_in_generate else output.sequences
@@ -132,91 +163,145 @@ class YanGenerationMixin:
         attention_mask: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         streamer: BaseStreamer | None,
-        target_lengths: int | torch.Tensor | None,
-        generator: torch.Generator | None,
-        seeds: torch.Tensor | list[int] | None,
-        initial_latents: torch.Tensor | None,
-        expert_indices: torch.Tensor | None,
+        logits_processor: LogitsProcessorList | None,
+        given: _Given,
     ) -> YanGenerateOutput:
         # 1. Encode the source, once.
-        source = self.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-        if (repeats := config.num_return_sequences) > 1:
-            source = source.repeat_interleave(repeats, dim=0)
-            if attention_mask is not None:
-                attention_mask = attention_mask.repeat_interleave(repeats, dim=0)
-            if target_lengths is not None and torch.as_tensor(target_lengths).dim() == 1:
-                target_lengths = torch.as_tensor(target_lengths).repeat_interleave(repeats, dim=0)
+        inputs = (input_ids, attention_mask, inputs_embeds)
+        shown = input_ids if input_ids is not None else inputs_embeds
+        batch_size, device = shown.shape[0], shown.device
+        takes_drafts = streamer is not None and hasattr(streamer, "put_draft")
+        compiled = None
+        if config.compile and takes_drafts:
+            logger.warning_once("`compile=True` is left aside for a streamer that shows drafts after every step.")
+        elif config.compile:
+            compiled = CompiledSampler(self, config.compile_config)
+        source = None
+        if given.target_lengths is None:
+            source, length_logits = encode(self, *inputs) if compiled is None else compiled.encode(*inputs)
 
-        # 2. Choose each target's length.
-        widths = []
-        for name, given in (("initial_latents", initial_latents), ("expert_indices", expert_indices)):
-            if given is not None:
-                if given.dim() < 2 or given.numel() == 0:
-                    raise ValueError(f"`{name}` must hold a position for each token, but have {tuple(given.shape)}.")
-                widths.append(given.shape[1])
-        lengths, width = self._choose_lengths(
-            config, source, attention_mask, target_lengths, min(widths, default=None)
+        # 2. Choose each target's length, or several.
+        num_sequences = config.num_return_sequences * config.num_candidates
+        if given.target_lengths is None:
+            candidate_lengths = predicted_lengths(length_logits, config, num_sequences, given.width())
+            length_mode = "slack" if config.length_slack else "predicted"
+        else:
+            candidate_lengths = given_lengths(
+                given.target_lengths,
+                config,
+                self.config.max_position_embeddings,
+                batch_size,
+                device,
+                num_sequences,
+                given.width(),
+            )
+            length_mode = "given"
+        lengths, num_lengths = candidate_lengths.flatten(), candidate_lengths.shape[1]
+        num_choices = config.num_candidates * num_lengths  # rows for each returned sequence
+        repeats = num_sequences * num_lengths  # rows for each source
+        width = int(lengths.max())
+
+        # 3. Draw the initial state, for every candidate.
+        noise = NoiseSource(
+            lengths, width, given.generator, given.seeds, num_candidates=config.num_candidates, num_lengths=num_lengths
         )
-        canvas = (torch.arange(width, device=source.device) < lengths[:, None]).long()
-
-        # 3. Draw the initial state.
-        draw = self._noise_source(lengths, width, generator, seeds)
-        if initial_latents is None:
-            state = (config.init_noise * draw(torch.randn, self.config.hidden_size)).to(source.dtype)
+        hidden_size, num_experts = self.config.hidden_size, self.config.num_experts
+        num_returned = len(lengths) // num_choices
+        if given.initial_latents is None:
+            initial_state = config.init_noise * noise.draw(torch.randn, hidden_size)
         else:
-            shape = (len(lengths), width, self.config.hidden_size)
-            state = self._check_given("initial_latents", initial_latents, shape, source.device).to(source.dtype)
-        select: torch.Tensor | Callable
-        if expert_indices is not None:
-            select = self._check_given("expert_indices", expert_indices, (len(lengths), width), source.device)
-            if select.is_floating_point() or select.dtype == torch.bool:
-                raise ValueError(f"`expert_indices` must be integers, but their dtype is {select.dtype}.")
-            select = select.long()
-            if select.min() < 0 or select.max() >= self.config.num_experts:
-                raise ValueError(
-                    f"`expert_indices` must be in 0 to {self.config.num_experts - 1} with "
-                    f"`num_experts={self.config.num_experts}`, but reach from {int(select.min())} to "
-                    f"{int(select.max())}."
-                )
-        else:
-            uniform = draw(torch.rand, self.config.num_experts) if config.expert_selection == "sample" else None
-
-            def select(log_probs: torch.Tensor) -> torch.Tensor:
-                check_finite("gate_logits", log_probs)
-                return choose_experts(log_probs, uniform, config.expert_temperature)
+            shape = (num_returned, width, hidden_size)
+            initial_state = self._check_given("initial_latents", given.initial_latents, shape, device)
+            initial_state = initial_state.repeat_interleave(num_choices, dim=0)
+        experts = uniform = None
+        if given.expert_indices is not None:
+            experts = self._check_given("expert_indices", given.expert_indices, (num_returned, width), device)
+            experts = self._check_experts(experts).repeat_interleave(num_choices, dim=0)
+        elif config.expert_selection == "sample":
+            uniform = noise.draw(torch.rand, num_experts)
 
         # 4. Solve the ODE: the first pass of the trunk chooses one expert per token and gives the first velocity.
-        context = self.model.prepare_context(source, attention_mask, canvas, cache_source=True)
-        times = uniform_times(config.num_inference_steps)
-        trajectory = [state] if config.output_trajectory else None
-        takes_drafts = streamer is not None and hasattr(streamer, "put_draft")
-        if input_ids is not None and getattr(streamer, "skip_prompt", False):
+        processors = LogitsProcessorList([*(logits_processor or ()), *make_processors(config, device)])
+        end_token_ids = config.end_token_ids()
+        with_scores = config.return_dict_in_generate or num_choices > 1
+        reading = {
+            "processors": processors,
+            "context_ids": None if input_ids is None else input_ids.repeat_interleave(repeats, dim=0),
+            "end_token_ids": end_token_ids,
+            "min_length": config.min_new_tokens,
+        }
+        is_plain = not (processors or config.do_sample or config.output_scores)
+        options = SamplingOptions(
+            times=tuple(config.times()),
+            solver=config.solver,
+            expert_temperature=float(config.expert_temperature),
+            repeats=repeats,
+            keep_states=bool(config.output_trajectory),
+            read_argmax=is_plain and not (end_token_ids and config.min_new_tokens > 1),
+            with_scores=with_scores,
+        )
+        if getattr(streamer, "skip_prompt", False) and input_ids is not None:
             streamer.put(input_ids.cpu())  # it skips what is put first
 
-        def on_step(state: torch.Tensor):
-            if trajectory is not None:
-                trajectory.append(state)
-            if takes_drafts:
-                streamer.put_draft(self._read_tokens(config, self.decode(state), lengths)[0].cpu())
+        def show_draft(state: torch.Tensor):
+            rows = slice(None, None, num_choices)
+            draft = self.model.decoder(state[rows])
+            context_ids = reading["context_ids"]
+            draft = read_tokens(
+                self.lm_head, draft, **{**reading, "context_ids": None if context_ids is None else context_ids[rows]}
+            )
+            pad_token_id = config.pad_token_id or 0
+            streamer.put_draft(cut_after_end(draft.tokens, lengths[rows], end_token_ids, pad_token_id)[0].cpu())
 
-        latents, experts = solve_flow(self.model.flow, state, context, times, select, on_step)
+        arguments = (lengths, initial_state, uniform, experts)
+        written: Written
+        if compiled is not None and source is None:
+            written = compiled.encode_and_write(options, *inputs, *arguments)
+        elif compiled is not None:
+            written = compiled.write(options, source, attention_mask, *arguments)
+        else:
+            if source is None:
+                source = self.model.encode(*inputs).last_hidden_state
+            on_step = show_draft if takes_drafts else None
+            written = write(self, options, source, attention_mask, *arguments, on_step=on_step)
 
         # 5. Decode, read off the tokens, cut after the end token.
-        logits = self.decode(latents)
-        sequences, lengths, scores = self._read_tokens(config, logits, lengths)
+        read = written.tokens
+        if read is None:
+            read = read_tokens(
+                self.lm_head,
+                written.decoded,
+                uniform=noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None,
+                with_scores=with_scores,
+                with_logits=bool(config.output_scores),
+                **reading,
+            )
+        check_finite("gate_logits", written.is_finite)
+        check_finite("logits", read.is_finite)
+        tokens, lengths, kept = cut_after_end(read.tokens, lengths, end_token_ids, config.pad_token_id or 0)
+        scores = None
+        if with_scores:
+            scores = read.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / lengths
+
+        # 6. Keep the best candidate of each returned sequence.
+        if num_choices > 1:
+            chosen = self._choose(config, tokens, lengths, kept, scores, written.latents, num_choices)
+            written = self._rows(written, chosen)
+            read = ReadTokens(tokens, None, None if read.logits is None else read.logits[chosen], read.is_finite)
+            tokens, lengths, scores = tokens[chosen], lengths[chosen], scores[chosen]
         if streamer is not None:
-            streamer.put(sequences.cpu())
+            streamer.put(tokens.cpu())
             streamer.end()
         return YanGenerateOutput(
-            sequences=sequences,
+            sequences=tokens,
             sequence_scores=scores,
             lengths=lengths,
-            length_mode="predicted" if target_lengths is None else "given",
-            latents=latents,
-            logits=logits if config.output_scores else None,
-            trajectory=torch.stack(trajectory) if trajectory is not None else None,
-            expert_indices=experts if config.output_expert_indices else None,
-            num_field_evaluations=len(times) - 1,
+            length_mode=length_mode,
+            latents=written.latents,
+            logits=read.logits,
+            trajectory=written.states,
+            expert_indices=written.experts if config.output_expert_indices else None,
+            num_field_evaluations=len(evaluation_times(list(options.times), options.solver)),
         )
 
     def _prepare_generation(
@@ -245,90 +330,18 @@ class YanGenerationMixin:
         config = YanGenerationConfig.from_dict(config.to_dict())
         if "max_length" in kwargs and "max_new_tokens" not in kwargs:
             config.max_new_tokens = None
+        if "time_schedule" in kwargs:
+            schedules = (kwargs["time_schedule"], config.time_schedule)
+            if any(isinstance(schedule, (list, tuple)) for schedule in schedules):
+                config.num_inference_steps = None  # the list says how many
+            if kwargs["time_schedule"] != "shifted":
+                config.time_shift = None
         for name, value in kwargs.items():
             if name not in vars(config):
                 raise ValueError(f"`generate` has no argument `{name}`; see its docstring for those it has.")
             setattr(config, name, value)
         config.validate()
         return config.resolve(self.config), inputs_embeds
-
-    def _choose_lengths(
-        self,
-        config: YanGenerationConfig,
-        source: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        target_lengths: int | torch.Tensor | None,
-        given_width: int | None,
-    ) -> tuple[torch.Tensor, int]:
-        """Lengths of the canvases, `(B,)`, and the longest of them."""
-        longest = config.max_new_tokens
-        if target_lengths is None:
-            if given_width is not None:
-                longest = min(longest, given_width)
-            if config.min_new_tokens > longest:
-                raise ValueError(
-                    f"`min_new_tokens={config.min_new_tokens}` is more than the {longest} positions that "
-                    "`initial_latents` or `expert_indices` hold."
-                )
-            logits = self.predict_lengths(self.model.pool(source, attention_mask)).float()
-            check_finite("length_logits", logits)
-            allowed = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-            allowed = (allowed >= config.min_new_tokens) & (allowed <= longest)
-            lengths = logits.masked_fill(~allowed, -torch.inf).argmax(dim=-1) + 1
-            return lengths, int(lengths.max())
-        lengths = torch.as_tensor(target_lengths, device=source.device)
-        if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
-            raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
-        if lengths.dim() == 1 and len(lengths) != len(source):
-            raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {len(source)} rows.")
-        lengths = lengths.expand(len(source))
-        shortest, width = torch.stack([lengths.min(), lengths.max()]).tolist()
-        table_size = self.config.max_position_embeddings
-        if shortest < 1 or width > table_size:
-            raise ValueError(
-                f"`target_lengths` must be in 1 to `max_position_embeddings={table_size}`, but reach from {shortest} "
-                f"to {width}."
-            )
-        if given_width is not None and width > given_width:
-            raise ValueError(
-                f"`target_lengths` reach {width}, but `initial_latents` or `expert_indices` hold {given_width} "
-                "positions."
-            )
-        return lengths, width
-
-    @staticmethod
-    def _noise_source(
-        lengths: torch.Tensor,
-        width: int,
-        generator: torch.Generator | None,
-        seeds: torch.Tensor | list[int] | None,
-    ) -> Callable[..., torch.Tensor]:
-        """A function `(torch.randn or torch.rand, size) → (B, L, size)`, float32 so that dtypes share their noise."""
-        batch_size, device = len(lengths), lengths.device
-        if seeds is None:
-            noise_device = device if generator is None else generator.device
-
-            def draw(sample: Callable, size: int) -> torch.Tensor:
-                return sample(batch_size, width, size, generator=generator, device=noise_device).to(device)
-
-            return draw
-
-        seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
-        if not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
-            raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
-        if len(seeds) != batch_size:
-            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {batch_size} returned sequences.")
-        # On the CPU, so that a seed means the same on every device; each row as long as itself, not as its neighbours.
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        row_lengths = lengths.tolist()
-
-        def draw_rows(sample: Callable, size: int) -> torch.Tensor:
-            noise = torch.zeros(batch_size, width, size)
-            for row, (length, row_generator) in enumerate(zip(row_lengths, generators)):
-                noise[row, :length] = sample(length, size, generator=row_generator)
-            return noise.to(device)
-
-        return draw_rows
 
     @staticmethod
     def _check_given(name: str, values: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -337,24 +350,57 @@ class YanGenerationMixin:
             raise ValueError(
                 f"`{name}` must have shape {shape} (rows, target length, ...), but have {tuple(values.shape)}."
             )
-        return values[:, : shape[1]].to(device)
+        values = values[:, : shape[1]].to(device)
+        if not torch.isfinite(values).all():
+            raise ValueError(f"`{name}` holds values that are not finite.")
+        return values
+
+    def _check_experts(self, experts: torch.Tensor) -> torch.Tensor:
+        if experts.is_floating_point() or experts.dtype == torch.bool:
+            raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
+        lowest, highest = torch.stack([experts.min(), experts.max()]).tolist()
+        if lowest < 0 or highest >= self.config.num_experts:
+            raise ValueError(
+                f"`expert_indices` must be in 0 to {self.config.num_experts - 1} with "
+                f"`num_experts={self.config.num_experts}`, but reach from {lowest} to {highest}."
+            )
+        return experts.long()
+
+    def _choose(
+        self,
+        config: YanGenerationConfig,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        kept: torch.Tensor,
+        scores: torch.Tensor,
+        latents: torch.Tensor,
+        num_choices: int,
+    ) -> torch.Tensor:
+        """The rows of the best candidates, `(B,)`."""
+        utility = scores
+        if config.rerank == "cycle":
+            encoded = self.model.encode(tokens, kept.long()).last_hidden_state
+            utility = -cycle_distance(latents, encoded, kept)
+        elif config.rerank == "mbr":
+            special = {config.pad_token_id, config.bos_token_id, *config.end_token_ids()}
+            rows = [
+                [token for token in row[:length] if token not in special]
+                for row, length in zip(tokens.tolist(), lengths.tolist())
+            ]
+            groups = [rows[start : start + num_choices] for start in range(0, len(rows), num_choices)]
+            utility = torch.tensor([consensus(group) for group in groups], device=scores.device)
+        return best_candidates(utility.view(-1, num_choices), scores.view(-1, num_choices))
 
     @staticmethod
-    def _read_tokens(
-        config: YanGenerationConfig, logits: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Argmax tokens with padding after the end token, their number, and their mean log-probability."""
-        best_logits, tokens = logits.max(dim=-1)
-        check_finite("logits", best_logits)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        if config.eos_token_id is not None:
-            ends = torch.as_tensor(config.eos_token_id, device=tokens.device)
-            is_end = torch.isin(tokens, ends) & (positions < lengths[:, None])
-            first_end = torch.where(is_end, positions, tokens.shape[1]).amin(dim=-1)
-            lengths = torch.minimum(lengths, first_end + 1)
-        kept = positions < lengths[:, None]
-        log_probs = (best_logits.float() - logits.float().logsumexp(dim=-1)).masked_fill(~kept, 0.0)
-        return tokens.masked_fill(~kept, config.pad_token_id or 0), lengths, log_probs.sum(dim=-1) / lengths
+    def _rows(written: Written, rows: torch.Tensor) -> Written:
+        return Written(
+            latents=written.latents[rows],
+            decoded=written.decoded[rows],
+            experts=written.experts[rows],
+            states=None if written.states is None else written.states[:, rows],
+            tokens=None,
+            is_finite=written.is_finite,
+        )
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """PEFT wraps and calls it; `generate` has no steps to prepare inputs for."""

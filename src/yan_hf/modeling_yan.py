@@ -31,7 +31,7 @@ from .objective import (
 )
 from .outputs import YanAutoEncodingOutput, YanFlowContext, YanFlowOutput, YanModelOutput, YanOutput
 from .routing import choose_experts, gate_log_probs
-from .solver import solve_flow, uniform_times
+from .solver import solve_flow, time_grid
 from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
 from .validation import check_labels, check_mask, check_source, check_state
 
@@ -82,7 +82,8 @@ class YanModel(YanPreTrainedModel):
         source_latents: torch.Tensor,
         source_mask: torch.Tensor | None,
         target_mask: torch.Tensor,
-        cache_source: bool = False,
+        times: list[float] | None = None,
+        repeats: int = 1,
     ) -> YanFlowContext:
         """
         What the evaluations of the field for one batch of targets share.
@@ -91,24 +92,41 @@ class YanModel(YanPreTrainedModel):
             source_latents: `h`, `(B, Lx, d)`.
             source_mask: `(B, Lx)`, or `None` without padding.
             target_mask: The canvas, `(B, Ly)`.
-            cache_source: Whether to compute the cross-attention's keys and values now, once for all solver steps.
+            times: The times of all evaluations, where they are known: what depends on the source or the time alone
+                (the cross-attention's keys and values, time embeddings, adaptive scales) is then computed now, once.
+            repeats: Targets for each source, next to each other, which share what depends on the source.
         """
+
+        def repeat(states: torch.Tensor) -> torch.Tensor:
+            return states.repeat_interleave(repeats, dim=0) if repeats > 1 else states
+
         positions = self._positions(target_mask.shape, target_mask, source_latents.device)
-        source: list = [source_latents] * len(self.flow.layers)
-        if cache_source:
-            source = [
-                layer.cross_attn.project_key_value(source_latents) if layer.has_cross_attention else None
+        pooled_source = repeat(self.pool(source_latents, source_mask))
+        conditioning = {}
+        if times is not None:
+            conditioning = self.flow.condition(list(dict.fromkeys(times)), source_latents.device)
+            source: list = [
+                tuple(map(repeat, layer.cross_attn.project_key_value(source_latents)))
+                if layer.has_cross_attention
+                else None
                 for layer in self.flow.layers
             ]
+            source_latents = repeat(source_latents)
+        else:
+            source_latents = repeat(source_latents)
+            source = [source_latents] * len(self.flow.layers)
+        if source_mask is not None:
+            source_mask = repeat(source_mask)
         return YanFlowContext(
             source=source,
             source_mask=create_bidirectional_mask(
                 self.config, positions, source_mask, encoder_hidden_states=source_latents
             ),
             target_mask=create_bidirectional_mask(self.config, positions, target_mask),
-            pooled_source=self.pool(source_latents, source_mask),
+            pooled_source=pooled_source,
             attention_mask=target_mask,
             positions=positions,
+            conditioning=conditioning,
         )
 
     @can_return_tuple
@@ -331,9 +349,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         solved = weights["latent"] > 0 or weights["token"] > 0
         if solved:
             select = partial(choose_experts, uniform=torch.rand(log_probs.shape, **rand))
-            latents, _ = solve_flow(
-                self.model.flow, initial_state, context, uniform_times(config.solver_steps), select
-            )
+            latents, _ = solve_flow(self.model.flow, initial_state, context, time_grid(config.solver_steps), select)
         else:
             latents = state + (1 - weight) * flow.velocity
         logits = self.decode(latents)

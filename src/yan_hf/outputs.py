@@ -1,10 +1,23 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What the models return, and what the solver steps of one target share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers.modeling_outputs import ModelOutput
+
+
+@dataclass
+class YanFlowConditioning:
+    """What one time contributes to an evaluation of the flow, for any state.
+
+    Args:
+        time_embedding: `(1, d)`.
+        adaptive_norms: For each flow block the scales and shifts of its norms, `(1, 2·n·d)`.
+    """
+
+    time_embedding: torch.Tensor
+    adaptive_norms: list[torch.Tensor]
 
 
 @dataclass
@@ -17,6 +30,7 @@ class YanFlowContext:
         pooled_source: Masked mean of the source's latents, `(B, d)`.
         attention_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
         positions: Position embeddings of the canvas, `(B, Ly, d)`.
+        conditioning: For each time that is known in advance, from [`YanFlow.condition`].
     """
 
     source: list[torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None]
@@ -25,6 +39,7 @@ class YanFlowContext:
     pooled_source: torch.Tensor
     attention_mask: torch.Tensor
     positions: torch.Tensor
+    conditioning: dict[float, YanFlowConditioning] = field(default_factory=dict)
 
 
 @dataclass
@@ -138,4 +153,11 @@ class YanAutoEncodingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-__all__ = ["YanAutoEncodingOutput", "YanFlowContext", "YanFlowOutput", "YanModelOutput", "YanOutput"]
+__all__ = [
+    "YanAutoEncodingOutput",
+    "YanFlowConditioning",
+    "YanFlowContext",
+    "YanFlowOutput",
+    "YanModelOutput",
+    "YanOutput",
+]

@@ -25,7 +25,7 @@ from .blocks import (
 )
 from .configuration_yan import YanConfig
 from .experts import YanExperts, YanRoutedExperts
-from .outputs import YanFlowContext, YanFlowOutput
+from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
 from .routing import YanGate, gate_log_probs
 
 
@@ -219,14 +219,28 @@ class YanFlow(YanPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def condition(self, times: list[float], device: torch.device) -> dict[float, YanFlowConditioning]:
+        """Time embedding and adaptive scales of every time, each matrix read once for all of them."""
+        weight = self.time_embedding.proj.weight
+        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
+        embedding = self.time_embedding(timesteps)  # (S, d)
+        adaptive_norms = [layer.adaptive_norm(embedding) for layer in self.layers]
+        return {
+            time: YanFlowConditioning(
+                embedding[index : index + 1], [scales[index : index + 1] for scales in adaptive_norms]
+            )
+            for index, time in enumerate(times)
+        }
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor,
+        timesteps: torch.Tensor | None,
         context: YanFlowContext,
         experts: torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None = None,
+        conditioning: YanFlowConditioning | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> YanFlowOutput:
         """
@@ -238,12 +252,16 @@ class YanFlow(YanPreTrainedModel):
             context: From [`YanModel.prepare_context`].
             experts: Indices `(B, Ly)` of the experts to compute, or a function from the gate's log-probabilities
                 `(B, Ly, K)` to such indices; `None` computes every expert.
+            conditioning: The time's part, from [`~YanFlow.condition`], instead of `timesteps`.
         """
-        time_embedding = self.time_embedding(timesteps)  # (B or 1, d)
+        if conditioning is None:
+            # The adaptive scales are left to the layers, whose weights may be gathered layer by layer.
+            conditioning = YanFlowConditioning(self.time_embedding(timesteps), [None] * len(self.layers))
+        time_embedding = conditioning.time_embedding  # (B or 1, d)
         hidden_states = latents + context.positions
-        for layer, source in zip(self.layers, context.source):
+        for layer, source, scales in zip(self.layers, context.source, conditioning.adaptive_norms):
             hidden_states = layer(
-                hidden_states, time_embedding, source, context.target_mask, context.source_mask, **kwargs
+                hidden_states, time_embedding, source, context.target_mask, context.source_mask, scales, **kwargs
             )
         hidden_states = self.norm(hidden_states)
         shape = hidden_states.shape

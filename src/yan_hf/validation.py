@@ -136,11 +136,18 @@ def check_labels(
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
-    """Raises `ValueError` where something computed in generation is not a finite number."""
-    if _values_can_be_read(values) and not torch.isfinite(values).all():
+    """
+    Raises `ValueError` where something computed in generation is not a finite number.
+
+    Args:
+        values: The numbers, or booleans that say whether they were.
+    """
+    if not _values_can_be_read(values):
+        return
+    if not (values if values.dtype == torch.bool else torch.isfinite(values)).all():
         raise ValueError(
-            f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in "
-            f"{values.dtype}. Check the checkpoint, or load it with `dtype=torch.float32`."
+            f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in half "
+            "precision. Check the checkpoint, or load it with `dtype=torch.float32`."
         )
 
 

@@ -1,0 +1,155 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The two halves of `generate` that touch the network, as functions of tensors and static options: encode the source,
+then solve and decode. Nothing in them waits for a value on the host, so that each can be one graph.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from .decoding import ReadTokens, read_tokens
+from .routing import choose_experts
+from .solver import evaluation_times, solve_flow
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """
+    What is fixed for a whole batch.
+
+    Args:
+        times: The solver's grid.
+        solver: Its name.
+        expert_temperature: Divides the gate's log-probabilities.
+        repeats: Targets for each source.
+        keep_states: Whether to keep the state after every step.
+        read_argmax: Whether to read the tokens too, as the argmax.
+        with_scores: Whether to give their log-probabilities.
+    """
+
+    times: tuple[float, ...]
+    solver: str = "euler"
+    expert_temperature: float = 1.0
+    repeats: int = 1
+    keep_states: bool = False
+    read_argmax: bool = True
+    with_scores: bool = False
+
+
+@dataclass
+class Written:
+    """
+    What solving and decoding gives.
+
+    Args:
+        latents: The ODE's end, `(R, L, d)`.
+        decoded: What the vocabulary head reads, `(R, L, d)`.
+        experts: `(R, L)`.
+        states: The initial state and that after every step, `(S + 1, R, L, d)`, if asked for.
+        tokens: With `read_argmax`.
+        is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
+    """
+
+    latents: torch.Tensor
+    decoded: torch.Tensor
+    experts: torch.Tensor
+    states: torch.Tensor | None
+    tokens: ReadTokens | None
+    is_finite: torch.Tensor
+
+
+def encode(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The source's latents, `(B, Lx, d)`, and the logits of the target's length, `(B, max_position_embeddings)`."""
+    source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
+    return source, model.predict_lengths(model.model.pool(source, attention_mask))
+
+
+def write(
+    model: PreTrainedModel,
+    options: SamplingOptions,
+    source: torch.Tensor,
+    source_mask: torch.Tensor | None,
+    lengths: torch.Tensor,
+    initial_state: torch.Tensor,
+    uniform: torch.Tensor | None,
+    experts: torch.Tensor | None,
+    on_step: Callable[[torch.Tensor], None] | None = None,
+) -> Written:
+    """
+    Solves the ODE and decodes its end.
+
+    Args:
+        model: A [`YanForConditionalGeneration`].
+        options: Static options.
+        source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
+        lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
+        initial_state: `z0`, `(R, L, d)`.
+        uniform: Noise for the draw of experts, `(R, L, K)`; `None` takes the gate's mode.
+        experts: Experts `(R, L)` instead of a choice by the gate.
+        on_step: Called with the state after every step.
+    """
+    state = initial_state.to(source.dtype)
+    canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
+    is_finite = torch.ones((), dtype=torch.bool, device=source.device)
+    states = [state]
+
+    def select(log_probs: torch.Tensor) -> torch.Tensor:
+        nonlocal is_finite
+        is_finite = torch.isfinite(log_probs).all()
+        return choose_experts(log_probs, uniform, options.expert_temperature)
+
+    def after_step(state: torch.Tensor):
+        if options.keep_states:
+            states.append(state)
+        if on_step is not None:
+            on_step(state)
+
+    times = list(options.times)
+    context = model.model.prepare_context(
+        source, source_mask, canvas, times=evaluation_times(times, options.solver), repeats=options.repeats
+    )
+    latents, experts = solve_flow(
+        model.model.flow,
+        state,
+        context,
+        times,
+        select if experts is None else experts,
+        options.solver,
+        after_step if options.keep_states or on_step is not None else None,
+    )
+    decoded = model.model.decoder(latents)
+    return Written(
+        latents=latents,
+        decoded=decoded,
+        experts=experts,
+        states=torch.stack(states) if options.keep_states else None,
+        tokens=read_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.read_argmax else None,
+        is_finite=is_finite,
+    )
+
+
+def encode_and_write(
+    model: PreTrainedModel,
+    options: SamplingOptions,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    lengths: torch.Tensor,
+    initial_state: torch.Tensor,
+    uniform: torch.Tensor | None,
+    experts: torch.Tensor | None,
+) -> Written:
+    """Both halves at once, where the lengths do not wait for the encoder."""
+    source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
+    return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
+
+
+__all__ = ["SamplingOptions", "Written", "encode", "encode_and_write", "write"]
