@@ -7,10 +7,10 @@ Compares how `generate` gets the target's length: predicted, several candidates,
 
 `--data` is a folder with `train.jsonl.gz` and `test.jsonl.gz`; without it the set is loaded from the Hub. Tasks:
 `topic` writes the label's text for a news description (labels of one to several tokens, so that a wrong length is a
-wrong label); `last-word` writes the masked last word of a story's sentence, of one to several tokens. For each task two
-small models are trained from scratch with the same rows, steps and seed: one on canvases of the target's length, one
-with canvas slack (half of the canvases up to four end tokens longer). Both are then asked in every mode, with the same
-noise.
+wrong label); `last-word` writes the masked last word of a story's sentence, of one to several tokens. For each task
+two small models are trained from scratch with the same rows, steps and seed: one on canvases of the target's length,
+one with canvas slack (half of the canvases up to four end tokens longer). Both are then asked in every mode, with the
+same noise.
 """
 
 import argparse

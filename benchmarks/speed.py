@@ -3,16 +3,27 @@
 Measures the latency of `generate` against other decoders of the same size, interleaved in one run, random weights.
 
     python benchmarks/speed.py --size tiny --lengths 16 64 --output benchmarks/results/speed-cpu-tiny.json
+    python benchmarks/speed.py --size base --dtype bfloat16 --lengths 16 64 256 1024 --batch-sizes 1 8 64   # on CUDA
 
-Systems: `yan`, this package; `yan-naive`, the research schedule (one pass more than steps, every expert computed for
-every token, nothing of the source kept between steps); `ar-gpt2`, Transformers' `GPT2LMHeadModel` with its cache,
-greedy, forced to the same number of new tokens. All have the same vocabulary, and parameters within 5 % of YAN's.
+Systems, all with the same vocabulary, width, dtype, source and target lengths, and parameters within 5 % of YAN's:
+
+- `yan`: this package, three Euler steps; `yan-compiled`: the same with `compile=True`;
+- `yan-naive`: the research schedule (one pass more than steps, every expert computed for every token, nothing of the
+  source kept between steps), in plain PyTorch;
+- `ar-gpt2`, `ar-bart`: Transformers' models, `generate` with their cache, greedy, forced to the same target length;
+- `masked-diffusion`: a bidirectional Transformer decoded as LLaDA does, a step for each token, and
+  `masked-diffusion-32` in 32 steps.
+
+Every round runs each system once; the median of the rounds after a warm-up counts. A system that takes longer than
+`--patience` seconds takes part in two rounds only, which its row says. The floor is the larger of the bytes of weights
+over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, both measured here.
 """
 
 import argparse
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,108 +31,169 @@ from statistics import median
 
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from decoders import (
+    SIZES,
+    floor_costs,
+    masked_diffusion_generate,
+    matching_bart,
+    matching_bert,
+    matching_gpt2,
+    naive_generate,
+)
+from torch.profiler import ProfilerActivity, profile
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.routing import choose_experts, gate_log_probs
+from yan_hf.cpu_linear import OneDnnLinear
 
 
-SIZES = {
-    "tiny": {
-        "vocab_size": 2_000,
-        "hidden_size": 192,
-        "num_attention_heads": 4,
-        "encoder_layers": 2,
-        "flow_layers": 2,
-        "decoder_layers": 1,
-        "num_experts": 2,
-    },
-    "base": {
-        "vocab_size": 128_258,
-        "hidden_size": 512,
-        "num_attention_heads": 8,
-        "encoder_layers": 6,
-        "flow_layers": 6,
-        "decoder_layers": 2,
-        "num_experts": 4,
-    },
-}
+SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
+STEPS = 3
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes of tensors alive at once during a call, beyond those alive before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    alive = highest = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        highest = max(highest, alive)
+    return highest
 
 
 @torch.no_grad()
-def naive_generate(
-    model: YanForConditionalGeneration, input_ids: torch.Tensor, length: int, steps: int
-) -> torch.Tensor:
-    """The research schedule: the gate's pass is thrown away, all experts and the source are computed at every step."""
-    base = model.model
-    source = base.encode(input_ids).last_hidden_state
-    batch_size = input_ids.shape[0]
-    canvas = torch.ones(batch_size, length, dtype=torch.long, device=source.device)
-    state = torch.randn(batch_size, length, model.config.hidden_size, device=source.device, dtype=source.dtype)
-    times = torch.zeros(batch_size, device=source.device)
-    gate = base.flow(state, times, base.prepare_context(source, None, canvas)).gate_logits
-    log_probs = gate_log_probs(gate, canvas)
-    experts = choose_experts(log_probs, torch.rand_like(log_probs))
-    index = experts[..., None, None].expand(-1, -1, 1, state.shape[-1])
-    for step in range(steps):
-        context = base.prepare_context(source, None, canvas)
-        fields = base.flow(state, torch.full_like(times, step / steps), context).expert_fields
-        state = state + fields.gather(2, index)[:, :, 0] / steps
-    return model.decode(state).argmax(-1)
+def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes per second of a large copy, read and written, and multiply-adds per second of a large matrix product."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    copy = min(timed(lambda: target.copy_(source), device) for _ in range(7))
+    size = 2048 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = min(timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(7))
+    if device.type == "cpu" and OneDnnLinear.is_available():
+        with OneDnnLinear():
+            product = min(product, *(timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(7)))
+    return 2 * source.numel() * source.element_size() / copy, size**3 / product
 
 
-def matching_gpt2(config: YanConfig, parameters: int) -> PreTrainedModel:
-    """A GPT-2 of the same width with an untied head, as many layers as come closest to the number of parameters."""
+def make_systems(
+    names: list[str], models: dict[str, torch.nn.Module], ids: torch.Tensor, length: int
+) -> dict[str, tuple[Callable[[], object], Callable[[], object], int]]:
+    """For each system a call, a cheaper call that warms it up, and its passes through a trunk."""
+    yan, mask = models["yan"], torch.ones_like(ids)
+    forced = {"attention_mask": mask, "max_new_tokens": length, "min_new_tokens": length, "do_sample": False}
+    short = {**forced, "max_new_tokens": 4, "min_new_tokens": 4}
+    mask_token_id = yan.config.mask_token_id
 
-    def build(layers: int) -> PreTrainedModel:
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocab_size,
-                n_embd=config.hidden_size,
-                n_head=config.num_attention_heads,
-                n_layer=layers,
-                n_positions=2 * config.max_position_embeddings,
-                tie_word_embeddings=False,
-                bos_token_id=1,
-                eos_token_id=2,
-                pad_token_id=0,
+    def diffuse(steps: int, warm_up: bool = False) -> Callable[[], object]:
+        def run():
+            used = min(steps, 2) if warm_up else steps
+            return masked_diffusion_generate(models["masked-diffusion"], ids, length, used, mask_token_id)
+
+        return run
+
+    def generate(**extra: object) -> Callable[[], object]:
+        return lambda: yan.generate(ids, target_lengths=length, num_inference_steps=STEPS, **extra)
+
+    systems = {
+        "yan": (generate(), generate(), STEPS),
+        "yan-compiled": (generate(compile=True), generate(compile=True), STEPS),
+        "yan-naive": (
+            lambda: naive_generate(yan, ids, length, STEPS),
+            lambda: naive_generate(yan, ids, length, STEPS),
+            STEPS + 1,
+        ),
+        "masked-diffusion": (diffuse(length), diffuse(length, True), length),
+        "masked-diffusion-32": (diffuse(min(32, length)), diffuse(min(32, length), True), min(32, length)),
+    }
+    for name in ("ar-gpt2", "ar-bart"):
+        model = models.get(name)
+        if model is not None:
+            systems[name] = (
+                lambda model=model: model.generate(ids, **forced),
+                lambda model=model: model.generate(ids, **short),
+                length,
             )
-        )
-
-    with torch.device("meta"):
-        sizes = {layers: build(layers).num_parameters() for layers in range(1, 49)}
-    layers = min(sizes, key=lambda count: abs(sizes[count] - parameters))
-    if abs(sizes[layers] - parameters) > 0.05 * parameters:
-        raise RuntimeError(f"No GPT-2 of width {config.hidden_size} is within 5 % of {parameters:,} parameters.")
-    return build(layers).eval()
+    return {name: systems[name] for name in names}
 
 
-def measure(systems: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every system, one after the other in each round, after a round of warm-up."""
+def measure(
+    systems: dict[str, tuple[Callable[[], object], Callable[[], object], int]],
+    rounds: int,
+    patience: float,
+    device: torch.device,
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of every system in each round, one after the other, and of its first call."""
+    warm_up = {name: timed(first, device) for name, (_, first, _) in systems.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
-    for index in range(rounds + 1):
-        for name, run in systems.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if index:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+    for index in range(rounds):
+        for name, (run, _, _) in systems.items():
+            if index < 2 or seconds[name][0] <= patience:
+                seconds[name].append(timed(run, device))
+    return seconds, warm_up
+
+
+def plot(rows: list[dict], title: str, file: Path):
+    """Latency against target length, both logarithmic, at the smallest batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    batch_size = min(row["batch_size"] for row in rows)
+    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    for name, marker in zip(SYSTEMS, "osv^D<>"):
+        points = [row for row in rows if row["system"] == name and row["batch_size"] == batch_size]
+        if points:
+            points.sort(key=lambda row: row["target_length"])
+            axes.plot(
+                [row["target_length"] for row in points],
+                [row["latency_seconds"] for row in points],
+                marker=marker,
+                label=name,
+            )
+    lengths = sorted({row["target_length"] for row in rows if row["batch_size"] == batch_size})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xlabel("target tokens")
+    axes.set_ylabel("latency in seconds")
+    axes.set_title(title, fontsize=10)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--systems", choices=SYSTEMS, nargs="+", default=SYSTEMS)
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64], help="target lengths")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--experts", type=int, help="number of experts instead of the size's")
     parser.add_argument("--source-length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds of a call that gets two rounds only")
+    parser.add_argument("--longest-diffusion", type=int, default=256, help="target length up to which it takes part")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="JSON file to write; the plot goes next to it")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -129,50 +201,102 @@ def main():
     dtype = getattr(torch, options.dtype)
     fields = {**SIZES[options.size], **({"num_experts": options.experts} if options.experts else {})}
     config = YanConfig(max_position_embeddings=max(1024, *options.lengths), **fields)
-    yan = YanForConditionalGeneration(config).to(device, dtype).eval()
-    gpt2 = matching_gpt2(config, yan.num_parameters()).to(device, dtype)
+    models = {"yan": YanForConditionalGeneration(config)}
+    parameters = models["yan"].num_parameters()
+    for name, build in (("ar-gpt2", matching_gpt2), ("ar-bart", matching_bart), ("masked-diffusion", matching_bert)):
+        if any(system.startswith(name) for system in options.systems):
+            models[name] = build(config, parameters)
+    models = {name: model.to(device, dtype).eval() for name, model in models.items()}
+    bandwidth, rate = machine_rates(device, dtype)
+
     rows = []
     for batch_size in options.batch_sizes:
         for length in options.lengths:
             ids = torch.randint(5, config.vocab_size, (batch_size, options.source_length), device=device)
-            forced = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False}
-            systems = {
-                "yan": lambda: yan.generate(ids, target_lengths=length, num_inference_steps=3),  # noqa: B023
-                "yan-naive": lambda: naive_generate(yan, ids, length, 3),  # noqa: B023
-                "ar-gpt2": lambda: gpt2.generate(ids, attention_mask=torch.ones_like(ids), **forced),  # noqa: B023
-            }
-            seconds = measure(systems, options.rounds, device)
-            latency = {name: median(values) for name, values in seconds.items()}
-            for name, value in latency.items():
+            names = [
+                name
+                for name in options.systems
+                if not (name.startswith("masked-diffusion") and length > options.longest_diffusion)
+                and not (name == "masked-diffusion-32" and length <= 32)
+            ]
+            systems = make_systems(names, models, ids, length)
+            seconds, warm_up = measure(systems, options.rounds, options.patience, device)
+            reads, multiply_adds = floor_costs(config, batch_size, options.source_length, length, STEPS)
+            floor = max(reads * dtype.itemsize / bandwidth, multiply_adds / rate)
+            for name in names:
+                latency = median(seconds[name])
                 row = {
                     "system": name,
                     "batch_size": batch_size,
                     "target_length": length,
-                    "latency_seconds": value,
+                    "latency_seconds": latency,
                     "latency_range": [min(seconds[name]), max(seconds[name])],
-                    "tokens_per_second": batch_size * length / value,
-                    "times_slower_than_yan": value / latency["yan"],
+                    "rounds": len(seconds[name]),
+                    "tokens_per_second": batch_size * length / latency,
+                    "trunk_passes": systems[name][2],
+                    "times_slower_than_yan": latency / median(seconds["yan"]) if "yan" in seconds else None,
+                    "first_call_seconds": warm_up[name],
                 }
+                if name.startswith("yan"):
+                    row["floor_seconds"] = floor
+                    row["share_of_floor"] = floor / latency
+                    row["peak_memory_bytes"] = peak_memory(systems[name][0], device)
                 rows.append(row)
+                ratio = f"{row['times_slower_than_yan']:7.2f}x" if row["times_slower_than_yan"] else ""
+                floor_share = f"floor {row['share_of_floor']:4.0%}" if "share_of_floor" in row else ""
                 print(
-                    f"{name:10} batch {batch_size:3} length {length:5}: {value * 1000:10.1f} ms "
-                    f"{row['tokens_per_second']:10.0f} tokens/s {row['times_slower_than_yan']:7.2f}x",
+                    f"{name:20} batch {batch_size:3} length {length:5}: {latency * 1000:10.1f} ms "
+                    f"{row['tokens_per_second']:10.0f} tokens/s {ratio} {floor_share}",
                     flush=True,
                 )
+            if options.output:
+                write(options, device, models, bandwidth, rate, rows)
+    if options.output:
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        title = f"{options.size} size, batch {min(options.batch_sizes)}, {options.dtype}, {name}, random weights"
+        plot(rows, title, options.output.with_suffix(".png"))
+
+
+def processor_name() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write(
+    options: argparse.Namespace,
+    device: torch.device,
+    models: dict[str, torch.nn.Module],
+    bandwidth: float,
+    rate: float,
+    rows: list[dict],
+):
+    """The report so far, so that a run that is cut short loses nothing."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     report = {
-        "command": {name: str(value) for name, value in vars(options).items()},
+        "command": f"python benchmarks/speed.py {' '.join(sys.argv[1:])}",
         "commit": commit,
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "parameters": {"yan": yan.num_parameters(), "ar-gpt2": gpt2.num_parameters()},
-        "solver_steps": 3,
+        "dtype": options.dtype,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "seed": 0,
+        "source_length": options.source_length,
+        "solver_steps": STEPS,
+        "parameters": {name: model.num_parameters() for name, model in models.items()},
+        "copy_bytes_per_second": bandwidth,
+        "multiply_adds_per_second": rate,
         "rows": rows,
     }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
