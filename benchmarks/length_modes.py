@@ -43,7 +43,8 @@ TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 MAX_SLACK = 4
 MODES = {
     "predicted": {},
-    "3 candidates": {"num_length_candidates": 3},
+    "3 candidates, score": {"num_length_candidates": 3},
+    "3 candidates, joint": {"num_length_candidates": 3, "rerank": "joint"},
     "predicted + slack": {"length_slack": MAX_SLACK},
     "true length": {"target_lengths": True},
 }
@@ -185,7 +186,7 @@ def main():
                 row[f"{metric}_by_sampling_seed"] = values
             rows.append(row)
             print(
-                f"trained with slack {slack}: {name:18} exact match {row['exact_match']:.3f}  token F1 "
+                f"trained with slack {slack}: {name:20} exact match {row['exact_match']:.3f}  token F1 "
                 f"{row['token_f1']:.3f}  right length {row['right_length']:.3f}",
                 flush=True,
             )

@@ -113,8 +113,10 @@ class YanGenerationConfig(GenerationConfig):
             canvas slack ([`YanDataCollator`]): the end token then cuts the text.
         num_candidates (`int`, defaults to 1): Samples drawn for each returned sequence, of which the best is kept.
         rerank (`str`, defaults to `"score"`): How the best of all candidates is chosen, those of several lengths
-            included: `"score"`, the mean log-probability of the tokens; `"cycle"`, the distance between the latents
-            and the encoder's of the text; `"mbr"`, the token F1 with the other candidates. The score breaks a tie.
+            included: `"score"`, the mean log-probability of the tokens; `"joint"`, the same with the log-probability
+            of the predicted length added to the sum before the mean; `"cycle"`, the distance between the latents and
+            the encoder's of the text; `"mbr"`, the token F1 with the other candidates. The score breaks a tie. With
+            length candidates prefer `"joint"`: a text can be likely on a canvas of an unlikely length.
         do_sample (`bool`, defaults to `False`): Whether tokens are drawn from the final logits, each position by
             itself, rather than their argmax.
         temperature, top_k, top_p, min_p, typical_p (*optional*): With `do_sample`, as in Transformers, whose

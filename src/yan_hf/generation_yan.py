@@ -183,7 +183,9 @@ class YanGenerationMixin:
         # 2. Choose each target's length, or several.
         num_sequences = config.num_return_sequences * config.num_candidates
         if given.target_lengths is None:
-            candidate_lengths = predicted_lengths(length_logits, config, num_sequences, given.width())
+            candidate_lengths, length_log_probs = predicted_lengths(
+                length_logits, config, num_sequences, given.width()
+            )
             length_mode = "slack" if config.length_slack else "predicted"
         else:
             candidate_lengths = given_lengths(
@@ -195,6 +197,7 @@ class YanGenerationMixin:
                 num_sequences,
                 given.width(),
             )
+            length_log_probs = torch.zeros(candidate_lengths.shape, device=device)
             length_mode = "given"
         lengths, num_lengths = candidate_lengths.flatten(), candidate_lengths.shape[1]
         num_choices = config.num_candidates * num_lengths  # rows for each returned sequence
@@ -285,7 +288,8 @@ class YanGenerationMixin:
 
         # 6. Keep the best candidate of each returned sequence.
         if num_choices > 1:
-            chosen = self._choose(config, tokens, lengths, kept, scores, written.latents, num_choices)
+            joint = scores + length_log_probs.flatten() / lengths
+            chosen = self._choose(config, tokens, lengths, kept, scores, joint, written.latents, num_choices)
             written = self._rows(written, chosen)
             read = ReadTokens(tokens, None, None if read.logits is None else read.logits[chosen], read.is_finite)
             tokens, lengths, scores = tokens[chosen], lengths[chosen], scores[chosen]
@@ -373,11 +377,12 @@ class YanGenerationMixin:
         lengths: torch.Tensor,
         kept: torch.Tensor,
         scores: torch.Tensor,
+        joint: torch.Tensor,
         latents: torch.Tensor,
         num_choices: int,
     ) -> torch.Tensor:
         """The rows of the best candidates, `(B,)`."""
-        utility = scores
+        utility = joint if config.rerank == "joint" else scores
         if config.rerank == "cycle":
             encoded = self.model.encode(tokens, kept.long()).last_hidden_state
             utility = -cycle_distance(latents, encoded, kept)

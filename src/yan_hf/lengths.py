@@ -9,7 +9,7 @@ from .validation import check_finite
 
 def predicted_lengths(
     logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The likeliest lengths within the limits.
 
@@ -20,8 +20,8 @@ def predicted_lengths(
         given_width: Positions that fixed latents or experts hold.
 
     Returns:
-        Lengths `(B · num_sequences, m)`, the likeliest first; `m` is `num_length_candidates`, or as many as the limits
-        allow.
+        Lengths `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the allowed ones; `m`
+        is `num_length_candidates`, or as many as the limits allow.
 
     Raises:
         ValueError: for limits that leave no length, and logits that are not finite.
@@ -36,9 +36,10 @@ def predicted_lengths(
     check_finite("length_logits", logits)
     allowed = logits[:, config.min_new_tokens - 1 : longest]
     order = allowed.argsort(dim=-1, descending=True, stable=True)
-    lengths = order[:, : config.num_length_candidates] + config.min_new_tokens
-    lengths = (lengths + config.length_slack).clamp(max=longest)
-    return lengths.repeat_interleave(num_sequences, dim=0)
+    order = order[:, : config.num_length_candidates]
+    log_probs = allowed.log_softmax(dim=-1).gather(1, order)
+    lengths = (order + config.min_new_tokens + config.length_slack).clamp(max=longest)
+    return lengths.repeat_interleave(num_sequences, dim=0), log_probs.repeat_interleave(num_sequences, dim=0)
 
 
 def given_lengths(

@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 
 
-RERANKERS = ("score", "cycle", "mbr")
+RERANKERS = ("score", "joint", "cycle", "mbr")
 
 
 def cycle_distance(latents: torch.Tensor, encoded: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
