@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from conftest import batch_of_rows, small_model
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, LogitsProcessorList, TextStreamer
+from transformers.generation.streamers import TextDiffusionStreamer
 
 from yan_hf import YanForConditionalGeneration, YanGenerationConfig
+from yan_hf.solver import solve_flow, time_grid
 
 
 def generate(model, ids, mask=None, **kwargs):
@@ -420,6 +422,109 @@ def test_text_streamer_that_skips_the_prompt_prints_the_answer(model):
     streamer = Collect()
     tokens = model.generate(torch.tensor([[5, 6]]), streamer=streamer, target_lengths=4, eos_token_id=[59], seeds=[0])
     assert streamer.text.split() == [str(token) for token in tokens[0].tolist()]
+
+
+def test_transformers_text_diffusion_streamer_shows_drafts(model, capsys):
+    class Tokenizer:
+        def decode(self, tokens, **kwargs):
+            return " ".join(map(str, torch.as_tensor(tokens).tolist()))
+
+    streamer = TextDiffusionStreamer(Tokenizer())
+    arguments = {"target_lengths": 4, "eos_token_id": [59], "seeds": [0], "return_dict_in_generate": True}
+    output = model.generate(
+        torch.tensor([[5, 6]]), streamer=streamer, num_inference_steps=3, output_trajectory=True, **arguments
+    )
+    shown = capsys.readouterr().out
+    drafts = [part.split("\033[0m")[0] for part in shown.split("\033[33m")[1:]]
+    with torch.no_grad():
+        expected = model.decode(output.trajectory[1:, 0]).argmax(-1)
+    assert drafts == [" ".join(map(str, row)) for row in expected.tolist()]
+    assert shown.rstrip().endswith(" ".join(map(str, output.sequences[0].tolist())))
+    with pytest.raises(ValueError, match="batch size 1"):
+        model.generate(torch.tensor([[5, 6], [7, 8]]), streamer=TextDiffusionStreamer(Tokenizer()))
+
+
+def test_drafts_of_several_candidates_are_the_first_one_s(model):
+    class Recorder:
+        drafts = []
+
+        def put_draft(self, value):
+            self.drafts.append(value)
+
+        def put(self, value):
+            pass
+
+        def end(self):
+            pass
+
+    ids = torch.tensor([[5, 6, 7]])
+    several, one = Recorder(), Recorder()
+    several.drafts, one.drafts = [], []
+    model.generate(ids, streamer=several, target_lengths=5, num_candidates=3, seeds=[2])
+    model.generate(ids, streamer=one, target_lengths=5, seeds=[2])
+    assert len(several.drafts) == 3
+    assert all(torch.equal(left, right) for left, right in zip(several.drafts, one.drafts))
+
+
+def test_logits_processors_change_the_tokens_and_get_the_source(model):
+    _, ids, mask = batch_of_rows([4, 6])
+    seen = []
+
+    def only_even(input_ids, scores):
+        seen.append(input_ids)
+        return scores.masked_fill(torch.arange(60) % 2 == 1, -torch.inf)
+
+    arguments = {"target_lengths": 5, "seeds": [0, 1], "eos_token_id": [59]}
+    plain = model.generate(ids, mask, **arguments)
+    tokens = model.generate(ids, mask, logits_processor=LogitsProcessorList([only_even]), **arguments)
+    assert (plain % 2 == 1).any() and (tokens % 2 == 0).all()
+    assert torch.equal(torch.cat(seen), ids.repeat_interleave(5, dim=0))
+    # By position, as in the contract.
+    assert torch.equal(model.generate(ids, mask, None, None, LogitsProcessorList([only_even]), **arguments), tokens)
+
+
+def test_the_shortest_target_is_kept_to():
+    model = with_end_tokens(small_model(), bias=50.0)
+    _, ids, mask = batch_of_rows([4, 6])
+    assert (generate(model, ids, mask, target_lengths=9).lengths == 1).all()
+    output = generate(model, ids, mask, target_lengths=9, min_new_tokens=4)
+    assert (output.lengths == 4).all() and (output.sequences[:, 3] == 2).all()
+
+
+def test_a_list_of_times_says_how_many_steps(model):
+    ids = torch.tensor([[5, 6]])
+    times = [0.0, 0.25, 1.0]
+    assert generate(model, ids, time_schedule=times).num_field_evaluations == 2
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        model.generate(ids, time_schedule=times, num_inference_steps=3)
+    model.generation_config = YanGenerationConfig(time_schedule=times, max_new_tokens=9)
+    assert generate(model, ids).num_field_evaluations == 2
+    assert generate(model, ids, time_schedule="cosine").num_field_evaluations == 3
+    shifted = {"time_schedule": "shifted", "time_shift": 5.0}
+    model.generation_config = YanGenerationConfig(max_new_tokens=9, **shifted)
+    assert generate(model, ids, time_schedule="uniform").num_field_evaluations == 3
+
+
+def test_solvers_and_schedules_reach_the_sampler(model):
+    """Against the solver called by hand."""
+    ids = torch.tensor([[5, 6, 7]])
+    start, experts = torch.randn(1, 5, 32), torch.randint(0, 4, (1, 5))
+    fixed = {"initial_latents": start, "expert_indices": experts, "target_lengths": 5}
+    for solver, schedule, shift in (("rk4", "uniform", None), ("heun", "cosine", None), ("midpoint", "shifted", 2.0)):
+        output = generate(
+            model, ids, solver=solver, time_schedule=schedule, time_shift=shift, num_inference_steps=2, **fixed
+        )
+        with torch.no_grad():
+            context = model.model.prepare_context(model.model.encode(ids).last_hidden_state, None, torch.ones(1, 5))
+            times = time_grid(2, schedule, *([shift] if shift else []))
+            expected, _ = solve_flow(model.model.flow, start, context, times, experts, solver)
+        torch.testing.assert_close(output.latents, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_outside_the_vocabulary_are_named(model):
+    for name, value in (("suppress_tokens", [60]), ("eos_token_id", [99]), ("pad_token_id", -1)):
+        with pytest.raises(ValueError, match="vocabulary"):
+            model.generate(torch.tensor([[5, 6]]), **{name: value})
 
 
 def test_what_a_trainer_passes_along_is_ignored(model):

@@ -95,6 +95,10 @@ def test_seq2seq_trainer_learns_pairs_by_heart_and_generates_them(tokenizer, tmp
     assert before["eval_exact_match"] < 0.5 and after["eval_exact_match"] == 1.0
     assert sorted(seen["texts"]) == sorted(target for _, target in PAIRS)
     assert after["eval_loss"] < before["eval_loss"]
+    options = {"solver": "heun", "num_inference_steps": 2, "num_length_candidates": 2, "rerank": "joint"}
+    assert trainer.evaluate(max_length=20, num_beams=1, num_candidates=2, **options)["eval_exact_match"] == 1.0
+    with pytest.raises(ValueError, match="num_beams"):
+        trainer.evaluate(num_beams=4)
     trainer.save_model(tmp_path / "model")
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model").eval()
     batch = tokenizer([source for source, _ in PAIRS], return_tensors="pt", padding=True)
