@@ -14,16 +14,13 @@ same noise.
 """
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 from datasets import Dataset, load_dataset
+from report import save
 from transformers import Trainer, TrainingArguments, set_seed
 
 from yan_hf import (
@@ -190,26 +187,22 @@ def main():
                 f"{row['token_f1']:.3f}  right length {row['right_length']:.3f}",
                 flush=True,
             )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "options": {
-            name: value.name if isinstance(value, Path) else value
-            for name, value in vars(options).items()
-            if name != "work"
-        },
-        "data": HUB_NAMES[options.task] if options.data is None else f"local copy, {options.data.name}",
-        "train_rows": len(train_examples),
-        "test_rows": len(test_examples),
-        "parameters": model.num_parameters(),
-        "commit": commit,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "rows": rows,
-    }
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        save(
+            options.output,
+            {
+                "options": {
+                    name: value.name if isinstance(value, Path) else value
+                    for name, value in vars(options).items()
+                    if name != "work"
+                },
+                "data": HUB_NAMES[options.task] if options.data is None else f"local copy, {options.data.name}",
+                "train_rows": len(train_examples),
+                "test_rows": len(test_examples),
+                "parameters": model.num_parameters(),
+                "rows": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -20,17 +20,12 @@ over the memory's bandwidth and of the multiply-adds over the rate of a large ma
 """
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-import transformers
 from decoders import (
     SIZES,
     floor_costs,
@@ -40,6 +35,7 @@ from decoders import (
     matching_gpt2,
     naive_generate,
 )
+from report import save
 from torch.profiler import ProfilerActivity, profile
 
 from yan_hf import YanConfig, YanForConditionalGeneration
@@ -249,54 +245,24 @@ def main():
                     f"{row['tokens_per_second']:10.0f} tokens/s {ratio} {floor_share}",
                     flush=True,
                 )
-            if options.output:
-                write(options, device, models, bandwidth, rate, rows)
+            if options.output:  # after every length, so that a run that is cut short loses nothing
+                save(
+                    options.output,
+                    {
+                        "dtype": options.dtype,
+                        "seed": 0,
+                        "source_length": options.source_length,
+                        "solver_steps": STEPS,
+                        "parameters": {name: model.num_parameters() for name, model in models.items()},
+                        "copy_bytes_per_second": bandwidth,
+                        "multiply_adds_per_second": rate,
+                        "rows": rows,
+                    },
+                )
     if options.output:
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
         title = f"{options.size} size, batch {min(options.batch_sizes)}, {options.dtype}, {name}, random weights"
         plot(rows, title, options.output.with_suffix(".png"))
-
-
-def processor_name() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def write(
-    options: argparse.Namespace,
-    device: torch.device,
-    models: dict[str, torch.nn.Module],
-    bandwidth: float,
-    rate: float,
-    rows: list[dict],
-):
-    """The report so far, so that a run that is cut short loses nothing."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "command": f"python benchmarks/speed.py {' '.join(sys.argv[1:])}",
-        "commit": commit,
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
-        "threads": torch.get_num_threads(),
-        "dtype": options.dtype,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "seed": 0,
-        "source_length": options.source_length,
-        "solver_steps": STEPS,
-        "parameters": {name: model.num_parameters() for name, model in models.items()},
-        "copy_bytes_per_second": bandwidth,
-        "multiply_adds_per_second": rate,
-        "rows": rows,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

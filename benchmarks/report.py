@@ -1,0 +1,42 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What every benchmark writes with its figures: the conditions they were measured under."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def conditions() -> dict[str, object]:
+    """Command, commit, machine and versions. Paths in the command are cut to their last part."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "commit": commit,
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def save(file: Path, report: dict[str, object]):
+    """Writes a report as JSON, with the conditions first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**conditions(), **report}, indent=2) + "\n")
