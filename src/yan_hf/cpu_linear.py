@@ -31,7 +31,7 @@ class OneDnnLinear(TorchFunctionMode):
     Within it, `nn.functional.linear` of float32 tensors on the CPU goes through oneDNN instead of MKL.
 
     PyTorch's float32 products on x86 call MKL, which picks its kernels by the processor's maker and is slower than
-    oneDNN on AMD's (`benchmarks/kernels.py`). As a mode it reaches every linear layer, also those that PEFT or
+    oneDNN on AMD's (`benchmarks/linear_rates.py`). As a mode it reaches every linear layer, also those that PEFT or
     Accelerate have wrapped. It has no gradient, and does nothing where one is recorded.
     """
 

@@ -2,7 +2,7 @@
 """
 Compares PyTorch's float32 `linear` on the CPU with the one that `generate` uses there (`yan_hf.cpu_linear`).
 
-    python benchmarks/kernels.py --output benchmarks/results/kernels-cpu.json
+    python benchmarks/linear_rates.py --output benchmarks/results/linear_rates_cpu.json
 
 For the matrix shapes of the `base` size of `speed.py`, at batch 1: the attention's projections, the feed-forward
 network, the vocabulary head. Both are run in turns; the median of the rounds counts.
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if not OneDnnLinear.is_available():
-        raise SystemExit("kernels.py: oneDNN is not available here, so `generate` uses PyTorch's own product.")
+        raise SystemExit("linear_rates.py: oneDNN is not available here, so `generate` uses PyTorch's own product.")
 
     torch.manual_seed(0)
     rows = []
