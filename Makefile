@@ -51,7 +51,8 @@ format: setup
 	$(RUN) -m ruff format .
 
 bench: setup
-	$(RUN) benchmarks/speed.py
+	@echo "Compares the latency of YAN and other decoders at the demo's size: about ten minutes on two cores."
+	$(RUN) benchmarks/speed.py --size tiny --lengths 16 64 256 --output runs/speed.json
 
 clean:
 	rm -rf $(VENV) build dist runs outputs src/*.egg-info

@@ -12,6 +12,8 @@ from transformers.generation import CompileConfig
 
 from yan_hf import compiled
 from yan_hf.compiled import length_buckets
+from yan_hf.routing import choose_experts
+from yan_hf.solver import solve_flow, time_grid
 
 
 # Traced by dynamo into whole graphs and run without code generation: all that can go wrong but the code itself.
@@ -148,6 +150,38 @@ def test_inductor_gives_the_same_results():
     _, ids, mask = batch_of_rows([4, 17], "left")
     options = {"target_lengths": [3, 8], "seeds": [1, 2]}
     assert_same(generate(model, ids, mask, compile=True, **options), generate(model, ids, mask, **options))
+
+
+@pytest.mark.gpu
+def test_the_loop_does_not_wait_for_the_device():
+    model = small_model().cuda()
+    times = time_grid(3)
+    with torch.no_grad():
+        source = model.model.encode(torch.randint(5, 60, (2, 7), device="cuda")).last_hidden_state
+        context = model.model.prepare_context(source, None, torch.ones(2, 9, device="cuda"), times=times)
+        state = torch.randn(2, 9, 32, device="cuda")
+        uniform = torch.rand(2, 9, 4, device="cuda")
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            solve_flow(model.model.flow, state, context, times, lambda log_probs: choose_experts(log_probs, uniform))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mask_given", [True, False])
+def test_embeddings_and_missing_masks_are_compiled_too(mask_given):
+    model = small_model()
+    ids = torch.randint(5, 60, (2, 7))
+    mask = torch.ones_like(ids) if mask_given else None
+    embeddings = model.get_input_embeddings()(ids).detach()
+    expected = model.generate(ids, mask, seeds=[0, 1])
+    fast = {"seeds": [0, 1], "compile": True, "compile_config": TRACED}
+    assert torch.equal(model.generate(ids, mask, **fast), expected)
+    assert torch.equal(model.generate(None, mask, inputs_embeds=embeddings, **fast), expected)
+    model.generation_config.compile = True
+    model.generation_config.compile_config = TRACED
+    assert torch.equal(model.generate(ids, mask, seeds=[0, 1]), expected)
 
 
 @pytest.mark.gpu
