@@ -105,6 +105,16 @@ def test_processors_are_transformers_own(fields):
     assert set(tokens.unique().tolist()) <= set(expected.nonzero().flatten().tolist())
 
 
+@torch.no_grad()
+def test_log_probabilities_are_the_head_s_whatever_the_processors():
+    head, states = head_and_states()
+    config = YanGenerationConfig(do_sample=True, temperature=0.2).resolve(small_config())
+    uniform = torch.rand(3, 7, dtype=torch.float64)
+    read = read_tokens(head, states, processors=make_processors(config), uniform=uniform, with_scores=True)
+    expected = head(states).log_softmax(-1).gather(2, read.tokens[..., None])[..., 0]
+    torch.testing.assert_close(read.log_probs, expected)
+
+
 def test_top_k_is_fifty_by_default_as_in_transformers():
     config = YanGenerationConfig(do_sample=True).resolve(small_config())
     assert [processor.top_k for processor in make_processors(config)] == [50]
