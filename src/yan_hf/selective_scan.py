@@ -1,0 +1,389 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The selective scan of Mamba-1 (Gu and Dao 2023, section 3.2, algorithm 2) and its causal convolution, each behind one
+function with three ways: a plain recurrence as the oracle, a fast pure-PyTorch path, and the CUDA kernels of mamba-ssm
+and causal-conv1d where they are installed.
+
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t        h: (B, D, N)
+    y_t = C_t h_t + D u_t,  times silu(z_t) where there is a gate
+
+Shapes and names are those of mamba-ssm: `B` batch, `D` inner width, `L` length, `N` state size. No CUDA package is
+imported before a mixer is built.
+
+The fast path goes through the sequence in chunks. Within a chunk, everything but the recurrence itself is a few
+operations on the whole chunk, and the recurrence is one multiply-add per position; only the state at each chunk's
+start is kept for the backward pass, which computes the chunk's states again. So memory is a constant per chunk plus a
+term linear in the length, and no step divides by a product of decays, which underflows. The path is one operator to
+`torch.compile`: no loop is unrolled into its graph.
+"""
+
+import importlib
+import math
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from .configuration_yan import MAMBA_IMPLEMENTATIONS
+
+
+_INSTALL = "install them with `pip install yan-hf[mamba]` (this needs a CUDA toolkit), or set it to 'auto' or 'torch'"
+
+# Numbers in a chunk's states: few enough to stay in a CPU's cache; on other devices, enough to fill it.
+_CHUNK_NUMBERS = {"cpu": 2**18}
+_CHUNK_NUMBERS_ELSEWHERE = 2**24
+_LONGEST_CHUNK = 128
+
+_LOG2_E = 1 / math.log(2)
+
+
+# The way is chosen once
+
+
+@lru_cache(maxsize=1)
+def _cuda_kernels() -> tuple | None:
+    """`selective_scan_fn` and `causal_conv1d_fn`, or `None` where a package is missing or does not load."""
+    try:
+        scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+        convolution = importlib.import_module("causal_conv1d").causal_conv1d_fn
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        return None  # built for another PyTorch or another CUDA, they fail in any of these ways
+    return None if convolution is None else (scan, convolution)
+
+
+def resolve_implementation(implementation: str, field: str = "implementation") -> str:
+    """
+    The way that a mixer will use: `"auto"` and `"cuda"` stay what they are where the kernels can be imported.
+
+    Args:
+        implementation: `"torch"`; `"cuda"`, which demands the kernels; or `"auto"`, which takes them if they are
+            there, for tensors on a CUDA device in eager mode.
+        field: What the value is called in an error message.
+
+    Raises:
+        ValueError: for another name.
+        ImportError: for `"cuda"` without the packages, with the command that installs them.
+    """
+    if implementation not in MAMBA_IMPLEMENTATIONS:
+        raise ValueError(f"`{field}` must be one of {', '.join(MAMBA_IMPLEMENTATIONS)}, but is {implementation!r}.")
+    if implementation == "torch" or _cuda_kernels() is not None:
+        return implementation
+    if implementation == "cuda":
+        raise ImportError(f"`{field}='cuda'` needs the packages mamba-ssm and causal-conv1d: {_INSTALL}.")
+    return "torch"
+
+
+def _use_kernels(implementation: str, states: torch.Tensor, supported: bool = True) -> bool:
+    # The kernels are opaque to the compiler and would break its graph; they do not know float64.
+    suited = supported and states.device.type == "cuda" and states.dtype != torch.float64
+    if implementation == "torch" or (implementation == "auto" and (torch.compiler.is_compiling() or not suited)):
+        return False
+    if resolve_implementation(implementation) == "cuda" and states.device.type != "cuda":
+        raise ValueError(
+            f"implementation='cuda' needs tensors on a CUDA device, but they are on {states.device}: move the model "
+            "there, or choose 'auto' or 'torch'."
+        )
+    return _cuda_kernels() is not None
+
+
+# The oracle
+
+
+def selective_scan_sequential(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+) -> torch.Tensor:
+    """[`selective_scan`], one position after the other, in float32 (float64 for such inputs). The oracle of tests."""
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    delta = _step_sizes(delta, delta_bias, delta_softplus)
+    decay_rate, steps = A.to(dtype), delta.unbind(-1)  # (D, N), (B, D) each
+    state = torch.zeros(*u.shape[:2], A.shape[1], dtype=dtype, device=u.device)
+    outputs = []
+    for x, step, b, c in zip(u.to(dtype).unbind(-1), steps, B.to(dtype).unbind(-1), C.to(dtype).unbind(-1)):
+        decay = torch.exp(step[..., None] * decay_rate)
+        state = decay * state + (step * x)[..., None] * b[:, None]
+        outputs.append((state * c[:, None]).sum(dim=-1))
+    return _skip_and_gate(torch.stack(outputs, dim=-1), u, D, z)
+
+
+def _step_sizes(delta: torch.Tensor, bias: torch.Tensor | None, softplus: bool) -> torch.Tensor:
+    delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
+    if bias is not None:
+        delta = delta + bias.to(delta.dtype)[:, None]
+    return nn.functional.softplus(delta) if softplus else delta
+
+
+def _skip_and_gate(
+    output: torch.Tensor, u: torch.Tensor, D: torch.Tensor | None, z: torch.Tensor | None
+) -> torch.Tensor:
+    if D is not None:
+        output = output + u.to(output.dtype) * D.to(output.dtype)[:, None]
+    if z is not None:
+        output = output * nn.functional.silu(z.to(output.dtype))
+    return output.to(u.dtype)
+
+
+# The fast path: tensors are (B, L, ·) here, as the linear layers make them, and states are (T, B, N, D): the innermost
+# dimension is the wide one, and a position is one block of memory.
+
+
+def _chunk_length(u: torch.Tensor, state_size: int) -> int:
+    numbers = _CHUNK_NUMBERS.get(u.device.type, _CHUNK_NUMBERS_ELSEWHERE)
+    return max(8, min(_LONGEST_CHUNK, numbers // max(1, u.shape[0] * u.shape[2] * state_size)))
+
+
+def _recur(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> None:
+    """
+    In place, `states[t + 1] += link[t] · states[t]` in the order of `t`; with `reverse`, `states[t] += link[t] ·
+    states[t + 1]` from the end. On the CPU one operation per position; elsewhere, where a launch costs more than the
+    work, by doubling.
+    """
+    if states.device.type != "cpu":
+        _recur_by_doubling(link, states, reverse)
+        return
+    links, rows = link.unbind(0), states.unbind(0)
+    if reverse:
+        for t in range(len(links) - 1, -1, -1):
+            rows[t].addcmul_(links[t], rows[t + 1])
+    else:
+        for t in range(len(links)):
+            rows[t + 1].addcmul_(links[t], rows[t])
+
+
+def _recur_by_doubling(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> None:
+    """The same in about `log2(T)` operations on the whole chunk (Hillis and Steele 1986)."""
+    product, span = link, 1  # the factor between `t` and `t + span`; at most one, so an underflow to zero is right
+    while span < len(states):
+        if reverse:
+            states[:-span] = torch.addcmul(states[:-span], product, states[span:])
+        else:
+            states[span:] = torch.addcmul(states[span:], product, states[:-span])
+        product = product[:-span] * product[span:]
+        span *= 2
+
+
+class _Chunk:
+    """One chunk of `T` positions: its inputs, positions first, its decays and its states."""
+
+    def __init__(self, place: slice, rate: torch.Tensor, initial: torch.Tensor, *inputs: torch.Tensor):
+        u, delta, b, c = (values[:, place].transpose(0, 1).to(rate.dtype) for values in inputs)
+        self.u, self.delta, self.b, self.c = u, delta, b, c  # (T, B, D) twice, (T, B, N) twice
+        self.input = delta * u
+        # As a power of two, which PyTorch computes several times faster than `exp` on some processors.
+        self.decay = (delta[:, :, None] * (rate * _LOG2_E)).exp2_()  # (T, B, N, D)
+        # Before each position and after the last: (T + 1, B, N, D).
+        self.states = rate.new_empty(len(u) + 1, *initial.shape)
+        self.states[0] = initial
+        torch.mul(self.input[:, :, None], b[..., None], out=self.states[1:])
+        _recur(self.decay, self.states)
+
+
+def _chunks(u: torch.Tensor, state_size: int) -> list[slice]:
+    length = _chunk_length(u, state_size)
+    return [slice(start, min(start + length, u.shape[1])) for start in range(0, u.shape[1], length)]
+
+
+def _scan_forward(
+    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`y` `(B, L, D)`, and the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)` and A `(D, N)`."""
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    rate = A.to(dtype).t().contiguous()  # (N, D)
+    places = _chunks(u, A.shape[1])
+    output = torch.empty(u.shape, dtype=dtype, device=u.device)
+    borders = rate.new_empty(len(places), u.shape[0], *rate.shape)
+    state = rate.new_zeros(borders.shape[1:])
+    for index, place in enumerate(places):
+        borders[index] = state
+        chunk = _Chunk(place, rate, state, u, delta, B, C)
+        output[:, place] = (chunk.c[:, :, None] @ chunk.states[1:])[:, :, 0].transpose(0, 1)
+        state = chunk.states[-1]
+    return output, borders
+
+
+def _contract(states: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Sum over the width: `(T, B, N, D)`, `(T, B, D)` → `(B, T, N)`."""
+    return (values[:, :, None] @ states.mT)[:, :, 0].transpose(0, 1)  # the other order is a slow kernel on the CPU
+
+
+def _scan_backward(
+    grad: torch.Tensor,
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    borders: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of the five inputs. The adjoint of the state is the same recurrence, from the end."""
+    rate = A.to(borders.dtype).t().contiguous()  # (N, D)
+    grads = [torch.empty(values.shape, dtype=rate.dtype, device=u.device) for values in (u, delta, B, C)]
+    grad_u, grad_delta, grad_b, grad_c = grads
+    # One for each place in a chunk, summed at the end: one pass over memory less, and shorter sums.
+    grad_rates = rate.new_zeros(min(_chunk_length(u, A.shape[1]), u.shape[1]), *borders.shape[1:])
+    carried = rate.new_zeros(borders.shape[1:])
+    for index, place in reversed(list(enumerate(_chunks(u, A.shape[1])))):
+        chunk = _Chunk(place, rate, borders[index], u, delta, B, C)
+        grad_output = grad[:, place].transpose(0, 1).to(rate.dtype)
+        grad_c[:, place] = _contract(chunk.states[1:], grad_output)
+        adjoint = chunk.c[..., None] * grad_output[:, :, None]  # (T, B, N, D)
+        adjoint[-1] += carried
+        _recur(chunk.decay[1:], adjoint, reverse=True)
+        carried = chunk.decay[0] * adjoint[0]
+        grad_b[:, place] = _contract(adjoint, chunk.input)
+        grad_input = (chunk.b[:, :, None] @ adjoint)[:, :, 0]  # (T, B, D)
+        # Of the exponent Δ_t A: through the decay alone.
+        grad_exponent = adjoint.mul_(chunk.decay).mul_(chunk.states[:-1])
+        by_rate = torch.mul(grad_exponent, rate, out=chunk.decay).sum(dim=2)
+        grad_rates[: len(grad_exponent)].addcmul_(grad_exponent, chunk.delta[:, :, None])
+        grad_delta[:, place] = by_rate.addcmul_(grad_input, chunk.u).transpose(0, 1)
+        grad_u[:, place] = (grad_input * chunk.delta).transpose(0, 1)
+    return (
+        grad_u.to(u.dtype),
+        grad_delta.to(delta.dtype),
+        grad_rates.sum(dim=(0, 1)).t().to(A.dtype, memory_format=torch.contiguous_format),
+        grad_b.to(B.dtype),
+        grad_c.to(C.dtype),
+    )
+
+
+def _register_operators() -> tuple:
+    """
+    Forward and backward as operators, which compilers take as they are. A checkpoint that brings this file along is a
+    second module in the same process: it uses the operators that are there.
+    """
+    if hasattr(torch.ops.yan_hf, "selective_scan"):
+        return torch.ops.yan_hf.selective_scan, torch.ops.yan_hf.selective_scan_backward
+    forward = torch.library.custom_op("yan_hf::selective_scan", _scan_forward, mutates_args=())
+    backward = torch.library.custom_op("yan_hf::selective_scan_backward", _scan_backward, mutates_args=())
+
+    @forward.register_fake
+    def _(u, delta, A, B, C):
+        output = u.new_empty(u.shape, dtype=torch.promote_types(u.dtype, torch.float32))
+        length = _chunk_length(u, A.shape[1])
+        chunks = (u.shape[1] + length - 1) // length
+        return output, output.new_empty(chunks, u.shape[0], A.shape[1], A.shape[0])
+
+    @backward.register_fake
+    def _(grad, u, delta, A, B, C, borders):
+        return tuple(values.new_empty(values.shape) for values in (u, delta, A, B, C))
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output[1])
+
+    def differentiate(ctx, grad_output, grad_borders):
+        return backward(grad_output, *ctx.saved_tensors)
+
+    forward.register_autograd(differentiate, setup_context=save)
+    return forward, backward
+
+
+_SCAN, _ = _register_operators()
+
+
+# What the mixer calls
+
+
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """
+    The selective scan, with the arguments of mamba-ssm's `selective_scan_fn`.
+
+    The state and its inputs are float32 (float64 where the inputs are) whatever the inputs' dtype.
+
+    Args:
+        u: The input, `(B, D, L)`.
+        delta: Step sizes Δ, `(B, D, L)`, before the bias and the softplus where these are asked for.
+        A: Rates, `(D, N)`, negative.
+        B, C: Into and out of the state, each `(B, N, L)`.
+        D: Weight of the skip connection, `(D,)`.
+        z: Gate, `(B, D, L)`; its SiLU multiplies the output.
+        delta_bias: `(D,)`, added to `delta`.
+        delta_softplus: Whether the softplus of `delta` is the step size.
+        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`].
+
+    Returns:
+        `(B, D, L)`, in the dtype of `u`.
+
+    Raises:
+        ValueError: for shapes that contradict each other; for another implementation; for `"cuda"` off CUDA.
+        ImportError: for `"cuda"` without mamba-ssm.
+    """
+    width, state_size = A.shape
+    batch_size, length = u.shape[0], u.shape[-1]
+    shapes = {"u": (u, width), "delta": (delta, width), "B": (B, state_size), "C": (C, state_size)}
+    for name, (values, size) in shapes.items():
+        if tuple(values.shape) != (batch_size, size, length):
+            raise ValueError(
+                f"`{name}` must have the shape {(batch_size, size, length)}, as `u` and `A` `{(width, state_size)}` "
+                f"have it, but has {tuple(values.shape)}."
+            )
+    if _use_kernels(implementation, u):
+        scan, _ = _cuda_kernels()
+        delta, B, C = (values.to(u.dtype) for values in (delta, B, C))
+        D, delta_bias = (None if values is None else values.float() for values in (D, delta_bias))
+        z = None if z is None else z.to(u.dtype)
+        return scan(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    delta = _step_sizes(delta, delta_bias, delta_softplus)
+    output, _ = _SCAN(u.mT, delta.mT, A, B.mT, C.mT)
+    return _skip_and_gate(output.mT, u, D, z)
+
+
+def causal_conv(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, implementation: str = "auto"
+) -> torch.Tensor:
+    """
+    Causal depthwise convolution and SiLU: position `t` sees `t - K + 1` to `t`, and zeros before the start.
+
+    Args:
+        x: `(B, D, L)`.
+        weight: `(D, 1, K)`, as `nn.Conv1d` has it.
+        bias: `(D,)`.
+        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`]. causal-conv1d has kernels for
+            widths of 2 to 4; `"auto"` falls back for others.
+
+    Returns:
+        `(B, D, L)`, in the dtype of `x`.
+
+    Raises:
+        ValueError: for another implementation; for `"cuda"` off CUDA or with another width.
+        ImportError: for `"cuda"` without causal-conv1d.
+    """
+    kernel_size = weight.shape[-1]
+    if _use_kernels(implementation, x, supported=2 <= kernel_size <= 4):
+        if not 2 <= kernel_size <= 4:
+            raise ValueError(
+                f"causal-conv1d has kernels for widths 2, 3 and 4, but `mamba_conv_kernel` is {kernel_size}: choose "
+                "`mamba_implementation='auto'` or 'torch'."
+            )
+        _, convolution = _cuda_kernels()
+        bias = None if bias is None else bias.to(x.dtype)
+        return convolution(x.contiguous(), weight[:, 0].to(x.dtype), bias, activation="silu")
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    output = nn.functional.conv1d(x, weight, bias, padding=kernel_size - 1, groups=x.shape[1])
+    return nn.functional.silu(output[..., : x.shape[-1]])
+
+
+__all__ = [
+    "causal_conv",
+    "resolve_implementation",
+    "selective_scan",
+    "selective_scan_sequential",
+]
