@@ -213,7 +213,7 @@ def test_padding_is_zeroed_after_each_sub_layer(padding):
 def test_research_models_equal_exact_ones_on_rows_without_padding():
     exact = small_model(**BOTH)
     research = small_model(mamba_padding="research", **BOTH)
-    rows, ids, mask = batch_of_rows([6, 6])
+    _, ids, mask = batch_of_rows([6, 6])
     state = torch.randn(2, 5, 32)
     expected = exact(ids, mask, latents=state).logits
     torch.testing.assert_close(research(ids, mask, latents=state).logits, expected, rtol=1e-5, atol=1e-5)
@@ -275,7 +275,7 @@ def check_initial_weights(model):
         assert (mixer.D == 1).all()
         bound = mixer.step_rank**-0.5
         assert mixer.dt_proj.weight.abs().max() <= bound
-        assert float(mixer.dt_proj.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.25)
+        assert float(mixer.dt_proj.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.25)
         steps = softplus(mixer.dt_proj.bias)
         assert steps.min() >= 1e-3 * 0.999 and steps.max() <= 1e-1 * 1.001
         assert float(steps.log10().mean()) == pytest.approx(-2, abs=0.3)
@@ -395,7 +395,7 @@ def test_bfloat16(autocast):
 @pytest.mark.parametrize("padding", ["exact", "research"])
 @torch.no_grad()
 def test_compiles_to_one_graph(padding):
-    model = small_model(mamba_padding=padding, **BOTH)
+    model = small_model(mamba_padding=padding, encoder_layers=1, flow_layers=1, cross_attention_layers=None, **BOTH)
     _, ids, mask = batch_of_rows([3, 9], "left")
     compiled = torch.compile(model.model.encode, fullgraph=True, backend="aot_eager")
     expected = model.model.encode(ids, mask).last_hidden_state
@@ -424,7 +424,7 @@ def test_compiled_training_step_has_the_same_gradients():
 
 @torch.no_grad()
 def test_compiled_generation_gives_the_same_tokens():
-    model = small_model(**BOTH)
+    model = small_model(encoder_layers=1, flow_layers=1, cross_attention_layers=None, **BOTH)
     model.set_experts_implementation("batched_mm")
     _, ids, mask = batch_of_rows([3, 6])
     options = {"target_lengths": 5, "seeds": [1, 2]}
