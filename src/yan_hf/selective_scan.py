@@ -150,11 +150,9 @@ def _recur(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> N
         return
     links, rows = link.unbind(0), states.unbind(0)
     if reverse:
-        for t in range(len(links) - 1, -1, -1):
-            rows[t].addcmul_(links[t], rows[t + 1])
-    else:
-        for t in range(len(links)):
-            rows[t + 1].addcmul_(links[t], rows[t])
+        links, rows = links[::-1], rows[::-1]
+    for factor, row, following in zip(links, rows, rows[1:]):
+        following.addcmul_(factor, row)
 
 
 def _recur_by_doubling(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> None:
@@ -169,48 +167,55 @@ def _recur_by_doubling(link: torch.Tensor, states: torch.Tensor, reverse: bool =
         span *= 2
 
 
-class _Chunk:
-    """One chunk of `T` positions: its inputs, positions first, its decays and its states."""
+class _Scan:
+    """
+    The inputs of a scan, positions first, and the buffers that its chunks of `T` positions share: on the CPU fresh
+    memory for each chunk would cost as much as the arithmetic.
+    """
 
-    def __init__(self, place: slice, rate: torch.Tensor, initial: torch.Tensor, *inputs: torch.Tensor):
-        u, delta, b, c = (values[:, place].transpose(0, 1).to(rate.dtype) for values in inputs)
-        self.u, self.delta, self.b, self.c = u, delta, b, c  # (T, B, D) twice, (T, B, N) twice
-        self.input = delta * u
+    def __init__(self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor):
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        self.u, self.delta, self.b, self.c = (values.transpose(0, 1).to(dtype) for values in (u, delta, B, C))
+        self.rate = A.to(dtype).t().contiguous()  # (N, D)
         # As a power of two, which PyTorch computes several times faster than `exp` on some processors.
-        self.decay = (delta[:, :, None] * (rate * _LOG2_E)).exp2_()  # (T, B, N, D)
-        # Before each position and after the last: (T + 1, B, N, D).
-        self.states = rate.new_empty(len(u) + 1, *initial.shape)
-        self.states[0] = initial
-        torch.mul(self.input[:, :, None], b[..., None], out=self.states[1:])
-        _recur(self.decay, self.states)
+        self.binary_rate = self.rate * _LOG2_E
+        length = _chunk_length(u, A.shape[1])
+        self.places = [slice(start, min(start + length, len(self.u))) for start in range(0, len(self.u), length)]
+        longest = min(length, len(self.u))
+        self.state_shape = (u.shape[0], *self.rate.shape)
+        self.decay = self.rate.new_empty(longest, *self.state_shape)  # (T, B, N, D)
+        # Before each position and after the last.
+        self.states = self.rate.new_empty(longest + 1, *self.state_shape)
 
+    def run(self, place: slice, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs Δ·u `(T, B, D)`, decays `(T, B, N, D)` and states `(T + 1, B, N, D)` of one chunk."""
+        length = place.stop - place.start
+        decay, states, delta = self.decay[:length], self.states[: length + 1], self.delta[place]
+        scaled = delta * self.u[place]
+        torch.mul(delta[:, :, None], self.binary_rate, out=decay).exp2_()
+        states[0] = initial
+        torch.mul(scaled[:, :, None], self.b[place][..., None], out=states[1:])
+        _recur(decay, states)
+        return scaled, decay, states
 
-def _chunks(u: torch.Tensor, state_size: int) -> list[slice]:
-    length = _chunk_length(u, state_size)
-    return [slice(start, min(start + length, u.shape[1])) for start in range(0, u.shape[1], length)]
+    def empty(self, *shape: int) -> torch.Tensor:
+        return self.rate.new_empty(shape)
 
 
 def _scan_forward(
     u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`y` `(B, L, D)`, and the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)` and A `(D, N)`."""
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    rate = A.to(dtype).t().contiguous()  # (N, D)
-    places = _chunks(u, A.shape[1])
-    output = torch.empty(u.shape, dtype=dtype, device=u.device)
-    borders = rate.new_empty(len(places), u.shape[0], *rate.shape)
-    state = rate.new_zeros(borders.shape[1:])
-    for index, place in enumerate(places):
-        borders[index] = state
-        chunk = _Chunk(place, rate, state, u, delta, B, C)
-        output[:, place] = (chunk.c[:, :, None] @ chunk.states[1:])[:, :, 0].transpose(0, 1)
-        state = chunk.states[-1]
+    """`y` `(L, B, D)`, and the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)` and A `(D, N)`."""
+    scan = _Scan(u, delta, A, B, C)
+    output = scan.empty(*scan.u.shape)
+    borders = scan.empty(len(scan.places), *scan.state_shape)
+    state = torch.zeros(scan.state_shape, dtype=output.dtype, device=u.device)
+    for border, place in zip(borders, scan.places):
+        border.copy_(state)
+        _, _, states = scan.run(place, state)
+        torch.matmul(scan.c[place][:, :, None], states[1:], out=output[place][:, :, None])
+        state = states[-1]
     return output, borders
-
-
-def _contract(states: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Sum over the width: `(T, B, N, D)`, `(T, B, D)` → `(B, T, N)`."""
-    return (values[:, :, None] @ states.mT)[:, :, 0].transpose(0, 1)  # the other order is a slow kernel on the CPU
 
 
 def _scan_backward(
@@ -222,29 +227,34 @@ def _scan_backward(
     C: torch.Tensor,
     borders: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of the five inputs. The adjoint of the state is the same recurrence, from the end."""
-    rate = A.to(borders.dtype).t().contiguous()  # (N, D)
-    grads = [torch.empty(values.shape, dtype=rate.dtype, device=u.device) for values in (u, delta, B, C)]
-    grad_u, grad_delta, grad_b, grad_c = grads
+    """
+    Gradients of the five inputs, positions first, from that of the output `(L, B, D)`. The adjoint of the state is
+    the same recurrence, from the end.
+    """
+    scan = _Scan(u, delta, A, B, C)
+    grad_u, grad_delta, grad_b, grad_c = (scan.empty(*values.shape) for values in (scan.u, scan.delta, scan.b, scan.c))
     # One for each place in a chunk, summed at the end: one pass over memory less, and shorter sums.
-    grad_rates = rate.new_zeros(min(_chunk_length(u, A.shape[1]), u.shape[1]), *borders.shape[1:])
-    carried = rate.new_zeros(borders.shape[1:])
-    for index, place in reversed(list(enumerate(_chunks(u, A.shape[1])))):
-        chunk = _Chunk(place, rate, borders[index], u, delta, B, C)
-        grad_output = grad[:, place].transpose(0, 1).to(rate.dtype)
-        grad_c[:, place] = _contract(chunk.states[1:], grad_output)
-        adjoint = chunk.c[..., None] * grad_output[:, :, None]  # (T, B, N, D)
-        adjoint[-1] += carried
-        _recur(chunk.decay[1:], adjoint, reverse=True)
-        carried = chunk.decay[0] * adjoint[0]
-        grad_b[:, place] = _contract(adjoint, chunk.input)
-        grad_input = (chunk.b[:, :, None] @ adjoint)[:, :, 0]  # (T, B, D)
-        # Of the exponent Δ_t A: through the decay alone.
-        grad_exponent = adjoint.mul_(chunk.decay).mul_(chunk.states[:-1])
-        by_rate = torch.mul(grad_exponent, rate, out=chunk.decay).sum(dim=2)
-        grad_rates[: len(grad_exponent)].addcmul_(grad_exponent, chunk.delta[:, :, None])
-        grad_delta[:, place] = by_rate.addcmul_(grad_input, chunk.u).transpose(0, 1)
-        grad_u[:, place] = (grad_input * chunk.delta).transpose(0, 1)
+    grad_rates = torch.zeros_like(scan.decay)
+    buffer = torch.empty_like(scan.decay)
+    carried = None
+    for index in range(len(scan.places) - 1, -1, -1):
+        place = scan.places[index]
+        scaled, decay, states = scan.run(place, borders[index])
+        grad_output, step = grad[place].to(scaled.dtype), scan.delta[place]
+        _contract(grad_output, states[1:], out=grad_c[place])
+        adjoint = torch.mul(scan.c[place][..., None], grad_output[:, :, None], out=buffer[: len(scaled)])
+        if carried is not None:
+            adjoint[-1] += carried
+        _recur(decay[1:], adjoint, reverse=True)
+        carried = decay[0] * adjoint[0]
+        _contract(scaled, adjoint, out=grad_b[place])
+        grad_scaled = (scan.b[place][:, :, None] @ adjoint)[:, :, 0]  # (T, B, D)
+        torch.mul(grad_scaled, step, out=grad_u[place])
+        # Of the exponent Δ_t A, which the decay alone depends on.
+        grad_exponent = adjoint.mul_(decay).mul_(states[:-1])
+        grad_rates[: len(scaled)].addcmul_(grad_exponent, step[:, :, None])
+        torch.mul(grad_exponent, scan.rate, out=decay)
+        torch.sum(decay, dim=2, out=grad_delta[place]).addcmul_(grad_scaled, scan.u[place])
     return (
         grad_u.to(u.dtype),
         grad_delta.to(delta.dtype),
@@ -252,6 +262,12 @@ def _scan_backward(
         grad_b.to(B.dtype),
         grad_c.to(C.dtype),
     )
+
+
+def _contract(values: torch.Tensor, states: torch.Tensor, out: torch.Tensor) -> None:
+    """Sum over the width: `(T, B, D)`, `(T, B, N, D)` → `(T, B, N)`."""
+    # The other order is a slow kernel on the CPU.
+    torch.matmul(values[:, :, None], states.mT, out=out[:, :, None])
 
 
 def _register_operators() -> tuple:
@@ -266,20 +282,24 @@ def _register_operators() -> tuple:
 
     @forward.register_fake
     def _(u, delta, A, B, C):
-        output = u.new_empty(u.shape, dtype=torch.promote_types(u.dtype, torch.float32))
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        output = u.new_empty(u.shape[1], u.shape[0], u.shape[2], dtype=dtype)
         length = _chunk_length(u, A.shape[1])
         chunks = (u.shape[1] + length - 1) // length
         return output, output.new_empty(chunks, u.shape[0], A.shape[1], A.shape[0])
 
     @backward.register_fake
     def _(grad, u, delta, A, B, C, borders):
-        return tuple(values.new_empty(values.shape) for values in (u, delta, A, B, C))
+        grads = [values.new_empty(values.transpose(0, 1).shape) for values in (u, delta, B, C)]
+        return grads[0], grads[1], A.new_empty(A.shape), grads[2], grads[3]
 
     def save(ctx, inputs, output):
         ctx.save_for_backward(*inputs, output[1])
 
     def differentiate(ctx, grad_output, grad_borders):
-        return backward(grad_output, *ctx.saved_tensors)
+        grad_u, grad_delta, grad_a, grad_b, grad_c = backward(grad_output, *ctx.saved_tensors)
+        grads = [grad.transpose(0, 1) for grad in (grad_u, grad_delta, grad_b, grad_c)]
+        return grads[0], grads[1], grad_a, grads[2], grads[3]
 
     forward.register_autograd(differentiate, setup_context=save)
     return forward, backward
@@ -343,7 +363,7 @@ def selective_scan(
         return scan(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
     delta = _step_sizes(delta, delta_bias, delta_softplus)
     output, _ = _SCAN(u.mT, delta.mT, A, B.mT, C.mT)
-    return _skip_and_gate(output.mT, u, D, z)
+    return _skip_and_gate(output.permute(1, 2, 0), u, D, z)
 
 
 def causal_conv(
