@@ -94,7 +94,13 @@ def test_lengths_around_the_borders_of_chunks(length, monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 13, 40])
 def test_the_recurrence_of_other_devices(length, monkeypatch):
-    monkeypatch.setattr(module, "_recur", module._recur_by_doubling)
+    def recur(link, states, length, reverse=False):
+        if reverse:
+            module._recur_by_doubling(link.values[1:length], states.values[:length], True)
+        else:
+            module._recur_by_doubling(link.values[:length], states.values[: length + 1])
+
+    monkeypatch.setattr(module, "_recur", recur)
     inputs = scan_inputs(4, length=length, strong=True)
     expected = value_and_gradients(selective_scan_sequential, inputs)
     assert_close(value_and_gradients(selective_scan, inputs, implementation="torch"), expected, 1e-5)

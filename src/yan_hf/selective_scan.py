@@ -30,7 +30,7 @@ from .configuration_yan import MAMBA_IMPLEMENTATIONS
 _INSTALL = "install them with `pip install yan-hf[mamba]` (this needs a CUDA toolkit), or set it to 'auto' or 'torch'"
 
 # Numbers in a chunk's states: few enough to stay in a CPU's cache; on other devices, enough to fill it.
-_CHUNK_NUMBERS = {"cpu": 2**18}
+_CHUNK_NUMBERS = {"cpu": 2**19}
 _CHUNK_NUMBERS_ELSEWHERE = 2**24
 _LONGEST_CHUNK = 128
 
@@ -139,18 +139,30 @@ def _chunk_length(u: torch.Tensor, state_size: int) -> int:
     return max(8, min(_LONGEST_CHUNK, numbers // max(1, u.shape[0] * u.shape[2] * state_size)))
 
 
-def _recur(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> None:
+class _Buffer:
+    """Memory for `(T, B, N, D)` that chunks of up to `T` positions share, with a view of each position."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+        self.rows = values.unbind(0)
+
+
+def _recur(link: _Buffer, states: _Buffer, length: int, reverse: bool = False) -> None:
     """
-    In place, `states[t + 1] += link[t] · states[t]` in the order of `t`; with `reverse`, `states[t] += link[t] ·
-    states[t + 1]` from the end. On the CPU one operation per position; elsewhere, where a launch costs more than the
-    work, by doubling.
+    In place, `states[t + 1] += link[t] · states[t]` for `t` from 0 to `length - 1`; or with `reverse`, `states[t] +=
+    link[t + 1] · states[t + 1]` for `t` from `length - 2` to 0. On the CPU one operation per position; elsewhere,
+    where a launch costs more than the work, by doubling.
     """
-    if states.device.type != "cpu":
-        _recur_by_doubling(link, states, reverse)
+    if states.values.device.type != "cpu":
+        if reverse:
+            _recur_by_doubling(link.values[1:length], states.values[:length], reverse)
+        else:
+            _recur_by_doubling(link.values[:length], states.values[: length + 1])
         return
-    links, rows = link.unbind(0), states.unbind(0)
     if reverse:
-        links, rows = links[::-1], rows[::-1]
+        links, rows = link.rows[1:length][::-1], states.rows[:length][::-1]
+    else:
+        links, rows = link.rows[:length], states.rows[: length + 1]
     for factor, row, following in zip(links, rows, rows[1:]):
         following.addcmul_(factor, row)
 
@@ -183,19 +195,19 @@ class _Scan:
         self.places = [slice(start, min(start + length, len(self.u))) for start in range(0, len(self.u), length)]
         longest = min(length, len(self.u))
         self.state_shape = (u.shape[0], *self.rate.shape)
-        self.decay = self.rate.new_empty(longest, *self.state_shape)  # (T, B, N, D)
-        # Before each position and after the last.
-        self.states = self.rate.new_empty(longest + 1, *self.state_shape)
+        self.decay = _Buffer(self.empty(longest, *self.state_shape))
+        self.states = _Buffer(self.empty(longest + 1, *self.state_shape))  # before each position and after the last
 
     def run(self, place: slice, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs Δ·u `(T, B, D)`, decays `(T, B, N, D)` and states `(T + 1, B, N, D)` of one chunk."""
         length = place.stop - place.start
-        decay, states, delta = self.decay[:length], self.states[: length + 1], self.delta[place]
+        decay, states = self.decay.values[:length], self.states.values[: length + 1]
+        delta = self.delta[place]
         scaled = delta * self.u[place]
         torch.mul(delta[:, :, None], self.binary_rate, out=decay).exp2_()
         states[0] = initial
         torch.mul(scaled[:, :, None], self.b[place][..., None], out=states[1:])
-        _recur(decay, states)
+        _recur(self.decay, self.states, length)
         return scaled, decay, states
 
     def empty(self, *shape: int) -> torch.Tensor:
@@ -234,18 +246,18 @@ def _scan_backward(
     scan = _Scan(u, delta, A, B, C)
     grad_u, grad_delta, grad_b, grad_c = (scan.empty(*values.shape) for values in (scan.u, scan.delta, scan.b, scan.c))
     # One for each place in a chunk, summed at the end: one pass over memory less, and shorter sums.
-    grad_rates = torch.zeros_like(scan.decay)
-    buffer = torch.empty_like(scan.decay)
+    grad_rates = torch.zeros_like(scan.decay.values)
+    adjoints = _Buffer(torch.empty_like(scan.decay.values))
     carried = None
     for index in range(len(scan.places) - 1, -1, -1):
         place = scan.places[index]
         scaled, decay, states = scan.run(place, borders[index])
         grad_output, step = grad[place].to(scaled.dtype), scan.delta[place]
         _contract(grad_output, states[1:], out=grad_c[place])
-        adjoint = torch.mul(scan.c[place][..., None], grad_output[:, :, None], out=buffer[: len(scaled)])
+        adjoint = torch.mul(scan.c[place][..., None], grad_output[:, :, None], out=adjoints.values[: len(scaled)])
         if carried is not None:
             adjoint[-1] += carried
-        _recur(decay[1:], adjoint, reverse=True)
+        _recur(scan.decay, adjoints, len(scaled), reverse=True)
         carried = decay[0] * adjoint[0]
         _contract(scaled, adjoint, out=grad_b[place])
         grad_scaled = (scan.b[place][:, :, None] @ adjoint)[:, :, 0]  # (T, B, D)
