@@ -50,8 +50,6 @@ class YanPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Half precision would round the logarithms of the decay rates to a few bits.
-    _keep_in_fp32_modules_strict = ["A_log", "D"]
 
     def __init__(self, config: YanConfig, *args, **kwargs):
         # A field may have been assigned, or overridden on loading, since the configuration was made.
@@ -59,8 +57,21 @@ class YanPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def post_init(self):
+        if any(isinstance(module, YanMambaMixer) for module in self.modules()):
+            # Half precision would round the logarithms of the decay rates to a few bits.
+            self._keep_in_fp32_modules_strict = {"A_log", "D"}
         super().post_init()
         self._apply_frozen()
+
+    def init_parallel_plans(self):
+        super().init_parallel_plans()
+        # Mamba mixers are replicated: a plan names no self-attention that a stack does not have.
+        names = {name for name, _ in self.named_modules()}
+        self._tp_plan = {
+            pattern: style
+            for pattern, style in self._tp_plan.items()
+            if ".self_attn." not in pattern or pattern.replace("*", "0") in names
+        }
 
     def _apply_frozen(self):
         for part in self.config.frozen_parts:
