@@ -270,7 +270,7 @@ def _scan_backward(
     return (
         grad_u.to(u.dtype),
         grad_delta.to(delta.dtype),
-        grad_rates.sum(dim=(0, 1)).t().to(A.dtype, memory_format=torch.contiguous_format),
+        grad_rates.sum(dim=(0, 1)).t().contiguous().to(A.dtype),
         grad_b.to(B.dtype),
         grad_c.to(C.dtype),
     )
@@ -310,7 +310,7 @@ def _register_operators() -> tuple:
 
     def differentiate(ctx, grad_output, grad_borders):
         grad_u, grad_delta, grad_a, grad_b, grad_c = backward(grad_output, *ctx.saved_tensors)
-        grads = [grad.transpose(0, 1) for grad in (grad_u, grad_delta, grad_b, grad_c)]
+        grads = [grad.transpose(0, 1).contiguous() for grad in (grad_u, grad_delta, grad_b, grad_c)]
         return grads[0], grads[1], grad_a, grads[2], grads[3]
 
     forward.register_autograd(differentiate, setup_context=save)
@@ -375,7 +375,7 @@ def selective_scan(
         return scan(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
     delta = _step_sizes(delta, delta_bias, delta_softplus)
     output, _ = _SCAN(u.mT, delta.mT, A, B.mT, C.mT)
-    return _skip_and_gate(output.permute(1, 2, 0), u, D, z)
+    return _skip_and_gate(output.transpose(0, 1).contiguous().mT, u, D, z)
 
 
 def causal_conv(
@@ -408,9 +408,14 @@ def causal_conv(
         _, convolution = _cuda_kernels()
         bias = None if bias is None else bias.to(x.dtype)
         return convolution(x.contiguous(), weight[:, 0].to(x.dtype), bias, activation="silu")
-    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    output = nn.functional.conv1d(x, weight, bias, padding=kernel_size - 1, groups=x.shape[1])
-    return nn.functional.silu(output[..., : x.shape[-1]])
+    # Multiply-adds of shifted copies: as fast as `conv1d`, in the layout of the linear layers, and without kernels
+    # whose results may lie in memory otherwise than a compiler expects.
+    dtype, length = torch.promote_types(x.dtype, torch.float32), x.shape[-1]
+    padded = nn.functional.pad(x.mT.to(dtype), (0, 0, kernel_size - 1, 0))  # (B, K - 1 + L, D)
+    output = padded.new_zeros(()) if bias is None else bias.to(dtype)
+    for shift, tap in enumerate(weight[:, 0].to(dtype).unbind(-1)):
+        output = torch.addcmul(output, padded[:, shift : shift + length], tap)
+    return nn.functional.silu(output).to(x.dtype).mT
 
 
 __all__ = [
