@@ -2,7 +2,7 @@
 """
 Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process and asks it.
 
-    python examples/demo.py [--output runs/demo] [--seed 0]
+    python examples/demo.py [--output runs/demo] [--seed 0] [--backbone mamba]
 
 Stage 1 teaches the encoder to read: an auto-encoder whose masked span is the answer. Stage 2 trains the flow to write
 the answer. Both see fresh stories at every step, short ones first; stories grow by one statement when the running
@@ -31,6 +31,7 @@ from yan_hf import (
     train_tokenizer,
 )
 from yan_hf.babi import BabiExample, simulate, simulate_many
+from yan_hf.configuration_yan import BACKBONES
 from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from yan_hf.tasks import TextPair
 
@@ -81,6 +82,8 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         flow_layers=2,
         decoder_layers=1,
         num_experts=4,
+        encoder_backbone=options.backbone,
+        flow_backbone=options.backbone,
         max_position_embeddings=128,
         initializer_range=0.1,
         loss_weights={"mmd": 0.0},  # two thousand latents against as many normal ones cost more than the encoder
@@ -111,6 +114,7 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         "training_seconds": round(time.monotonic() - started),
         "parameters": model.num_parameters(),
         "statements": MAX_STATEMENTS,
+        "backbone": options.backbone,
         "seed": options.seed,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -160,6 +164,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backbone", choices=BACKBONES, default="transformer", help="of encoder and flow")
     parser.add_argument("--seconds", type=float, default=290, help="training stops then at the latest")
     parser.add_argument("--ask", type=Path, help="only ask the checkpoint in this folder")
     parser.add_argument("--questions", type=int, default=1000, help="number of held-out questions")

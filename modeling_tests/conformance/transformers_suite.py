@@ -79,6 +79,24 @@ class YanModelTest(ModelTesterMixin, unittest.TestCase):
         self.config_tester.run_common_tests()
 
 
+class YanMambaModelTester(YanModelTester):
+    """The Mamba backbone in encoder and flow."""
+
+    def get_config(self) -> YanConfig:
+        config = super().get_config()
+        config.encoder_backbone = config.flow_backbone = "mamba"
+        return config
+
+
+class YanMambaModelTest(YanModelTest):
+    # Of the sequence to itself; what is left is cross-attention.
+    has_attentions = False
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester = YanMambaModelTester(self)
+
+
 class YanAutoEncodingTester(YanModelTester):
     num_hidden_states_types = 1
 

@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs
 from .attention import YanAttention, YanCrossAttention
 from .configuration_yan import YanConfig
 from .cpu_linear import OneDnnLinear, is_plain_linear, linear_gelu
+from .mamba import YanBidirectionalMamba
 
 
 class YanFeedForward(nn.Module):
@@ -78,15 +79,32 @@ class YanAdaptiveNorm(nn.Linear):
         return nn.functional.layer_norm(hidden_states, (size,), eps=self.eps) * scale + shift
 
 
+def zero_padding(hidden_states: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
+    """`(B, L, d)` with zeros where `padding_mask` `(B, L)` is 0."""
+    if padding_mask is None:
+        return hidden_states
+    return hidden_states.masked_fill(~padding_mask.bool()[..., None], 0.0)
+
+
 class YanEncoderLayer(GradientCheckpointingLayer):
-    """Pre-norm block: `x += SelfAttention(LN(x))`, `x += FF(LN(x))`."""
+    """
+    Pre-norm block: `x += Mixer(LN(x))`, `x += FF(LN(x))`.
+
+    The mixer is self-attention, under the 4-D mask or what the attention implementation takes for it; or, with the
+    Mamba backbone, the bidirectional scan under the padding mask `(B, L)`, and padding is zeroed after each sub-layer.
+    """
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = YanAttention(config, layer_idx)
+        self.is_mamba = config.encoder_backbone == "mamba"
+        if self.is_mamba:
+            self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.mixer = YanBidirectionalMamba(config)
+        else:
+            self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.self_attn = YanAttention(config, layer_idx)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = YanFeedForward(config)
+        self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
         self.dropout = config.hidden_dropout
 
     def forward(
@@ -95,22 +113,35 @@ class YanEncoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        update, _ = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, **kwargs)
+        if self.is_mamba:
+            padding_mask, update = attention_mask, self.mixer(self.mixer_norm(hidden_states), attention_mask)
+        else:
+            padding_mask = None
+            update, _ = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        hidden_states = zero_padding(hidden_states, padding_mask)
         update = self.feed_forward(self.feed_forward_norm(hidden_states))
-        return hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        return zero_padding(hidden_states, padding_mask)
 
 
 class YanFlowLayer(GradientCheckpointingLayer):
-    """Block of the flow trunk: self-attention, cross-attention where it has one, feed-forward; adaptive norms."""
+    """
+    Block of the flow trunk: self-attention or the Mamba mixer, cross-attention where it has one, feed-forward; with
+    adaptive norms. The masks are those of [`YanEncoderLayer`]; cross-attention has its own with either backbone.
+    """
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
+        self.is_mamba = config.flow_backbone == "mamba"
         self.has_cross_attention = layer_idx in config.cross_attention_layers
-        self.self_attn = YanAttention(config, layer_idx)
+        if self.is_mamba:
+            self.mixer = YanBidirectionalMamba(config)
+        else:
+            self.self_attn = YanAttention(config, layer_idx)
         if self.has_cross_attention:
             self.cross_attn = YanCrossAttention(config, layer_idx)
-        self.feed_forward = YanFeedForward(config)
+        self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
         self.adaptive_norm = YanAdaptiveNorm(config, num_norms=3 if self.has_cross_attention else 2)
         self.dropout = config.hidden_dropout
 
@@ -127,17 +158,24 @@ class YanFlowLayer(GradientCheckpointingLayer):
         if conditioning is None:
             conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
         normed = self.adaptive_norm.normalize(hidden_states, conditioning, 0)
-        update, _ = self.self_attn(normed, attention_mask, **kwargs)
+        if self.is_mamba:
+            padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
+        else:
+            padding_mask = None
+            update, _ = self.self_attn(normed, attention_mask, **kwargs)
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        hidden_states = zero_padding(hidden_states, padding_mask)
         if self.has_cross_attention:
             # The source comes as latents, or as keys and values where one source serves many steps.
             key_value = source if isinstance(source, tuple) else self.cross_attn.project_key_value(source)
             normed = self.adaptive_norm.normalize(hidden_states, conditioning, 2)
             update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
             hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+            hidden_states = zero_padding(hidden_states, padding_mask)
         normed = self.adaptive_norm.normalize(hidden_states, conditioning, 1)
         update = self.feed_forward(normed)
-        return hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        return zero_padding(hidden_states, padding_mask)
 
 
 class YanPositionEmbedding(nn.Embedding):
@@ -208,4 +246,5 @@ __all__ = [
     "YanTimeEmbedding",
     "masked_mean",
     "positions_from_mask",
+    "zero_padding",
 ]

@@ -16,6 +16,8 @@ LOSS_TERMS = ("flow", "latent", "token", "gate_entropy", "load_balance", "mmd", 
 PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings")
 
 BACKBONES = ("transformer", "mamba")
+MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
+MAMBA_PADDING = ("exact", "research")
 
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
@@ -60,6 +62,13 @@ class YanConfig(PreTrainedConfig):
         mamba_conv_kernel (`int`): Width of its causal convolution.
         mamba_expand (`int`): Its expansion factor.
         mamba_ff_multiplier (`int`): Feed-forward width multiplier of Mamba blocks.
+        mamba_implementation (`str`): How the selective scan and the causal convolution are computed: `"torch"`, on
+            any device; `"cuda"`, by the kernels of mamba-ssm and causal-conv1d, an error without them; `"auto"`, by
+            those kernels where they are installed and the tensors are on a CUDA device, except under `torch.compile`.
+        mamba_padding (`str`): `"exact"`: each row is scanned within its own real tokens, so that padding changes
+            nothing. `"research"`: the whole padded row is scanned, and reversed by a plain flip, as in the research
+            code, for converted checkpoints; a row's result then depends on its padding. Rows without padding are the
+            same in both.
         num_experts (`int`): Number `K` of expert vector fields; 1 is plain flow matching.
         gate_temperature (`float`): The gate's logits are divided by it.
         gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
@@ -141,6 +150,8 @@ class YanConfig(PreTrainedConfig):
     mamba_conv_kernel: int = 4
     mamba_expand: int = 2
     mamba_ff_multiplier: int = 4
+    mamba_implementation: str = "auto"
+    mamba_padding: str = "exact"
     num_experts: int = 4
     gate_temperature: int | float = 1.0
     gate_dim_multiplier: int = 1
@@ -249,9 +260,14 @@ class YanConfig(PreTrainedConfig):
                 raise ValueError(f"`loss_weights['{name}']` must be finite and not negative, but is {weight}.")
 
     def _check_names(self):
-        for name in ("encoder_backbone", "flow_backbone"):
-            if (value := getattr(self, name)) not in BACKBONES:
-                raise ValueError(f"`{name}` must be one of {', '.join(BACKBONES)}, but is {value!r}.")
+        for name, accepted in (
+            ("encoder_backbone", BACKBONES),
+            ("flow_backbone", BACKBONES),
+            ("mamba_implementation", MAMBA_IMPLEMENTATIONS),
+            ("mamba_padding", MAMBA_PADDING),
+        ):
+            if (value := getattr(self, name)) not in accepted:
+                raise ValueError(f"`{name}` must be one of {', '.join(accepted)}, but is {value!r}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, but is {self.hidden_act!r}.")
         for part in self.frozen_parts:

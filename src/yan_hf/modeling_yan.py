@@ -122,7 +122,9 @@ class YanModel(YanPreTrainedModel):
             source_mask=create_bidirectional_mask(
                 self.config, positions, source_mask, encoder_hidden_states=source_latents
             ),
-            target_mask=create_bidirectional_mask(self.config, positions, target_mask),
+            target_mask=create_bidirectional_mask(self.config, positions, target_mask)
+            if self.config.flow_backbone == "transformer"
+            else None,
             pooled_source=pooled_source,
             attention_mask=target_mask,
             positions=positions,

@@ -26,7 +26,8 @@ class YanFlowContext:
 
     Args:
         source: For each flow block the source's keys and values, or its latents `(B, Lx, d)`, or `None`.
-        source_mask, target_mask: Attention masks as the attention implementation wants them.
+        source_mask, target_mask: Attention masks as the attention implementation wants them; no `target_mask` with the
+            Mamba backbone.
         pooled_source: Masked mean of the source's latents, `(B, d)`.
         attention_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
         positions: Position embeddings of the canvas, `(B, Ly, d)`.

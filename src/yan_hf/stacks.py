@@ -25,6 +25,7 @@ from .blocks import (
 )
 from .configuration_yan import YanConfig
 from .experts import YanExperts, YanRoutedExperts
+from .mamba import YanMambaMixer, YanTimeStepProjection
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
 from .routing import YanGate, gate_log_probs
 
@@ -56,8 +57,21 @@ class YanPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def post_init(self):
+        if any(isinstance(module, YanMambaMixer) for module in self.modules()):
+            # Half precision would round the logarithms of the decay rates to a few bits.
+            self._keep_in_fp32_modules_strict = {"A_log", "D"}
         super().post_init()
         self._apply_frozen()
+
+    def init_parallel_plans(self):
+        super().init_parallel_plans()
+        # Mamba mixers are replicated: a plan names no self-attention that a stack does not have.
+        names = {name for name, _ in self.named_modules()}
+        self._tp_plan = {
+            pattern: style
+            for pattern, style in self._tp_plan.items()
+            if ".self_attn." not in pattern or pattern.replace("*", "0") in names
+        }
 
     def _apply_frozen(self):
         for part in self.config.frozen_parts:
@@ -83,6 +97,13 @@ class YanPreTrainedModel(PreTrainedModel):
             bias = torch.zeros_like(module.bias).view(module.num_norms, 2, -1)
             bias[:, 0] = 1.0
             init.copy_(module.bias, bias.flatten())
+        elif isinstance(module, (YanMambaMixer, YanTimeStepProjection)):
+            module.reset()
+        elif isinstance(module, nn.Conv1d):
+            # mamba-ssm leaves it to PyTorch: uniform, within one over the root of the kernel's width.
+            bound = module.kernel_size[0] ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, YanPositionEmbedding):
             init.copy_(module.weight, module.initial_weight(self.config.embedding_scale))
         elif isinstance(module, nn.Embedding):
@@ -98,7 +119,11 @@ class YanPreTrainedModel(PreTrainedModel):
         for parameter in model.parameters():
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
-        model._apply_frozen()  # loading makes new parameters
+        # Loading makes new parameters.
+        model._apply_frozen()
+        for module in model.modules():
+            if isinstance(module, YanMambaMixer):
+                module.mark_undecayed()
         return loaded
 
     def _part(self, name: str) -> list[nn.Module]:
@@ -160,8 +185,6 @@ class YanEncoder(YanPreTrainedModel):
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
-        if config.encoder_backbone != "transformer":
-            raise NotImplementedError(f"`encoder_backbone={config.encoder_backbone!r}` is not available yet.")
         self.layers = nn.ModuleList(YanEncoderLayer(config, index) for index in range(config.encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
@@ -182,7 +205,9 @@ class YanEncoder(YanPreTrainedModel):
             attention_mask: `(B, L)`, 1 on real tokens.
             generator: Source of the latent noise in training.
         """
-        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+        mask = attention_mask
+        if self.config.encoder_backbone == "transformer":
+            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
@@ -209,8 +234,6 @@ class YanFlow(YanPreTrainedModel):
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
-        if config.flow_backbone != "transformer":
-            raise NotImplementedError(f"`flow_backbone={config.flow_backbone!r}` is not available yet.")
         self.time_embedding = YanTimeEmbedding(config)
         self.layers = nn.ModuleList(YanFlowLayer(config, index) for index in range(config.flow_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -259,10 +282,10 @@ class YanFlow(YanPreTrainedModel):
             conditioning = YanFlowConditioning(self.time_embedding(timesteps), [None] * len(self.layers))
         time_embedding = conditioning.time_embedding  # (B or 1, d)
         hidden_states = latents + context.positions
+        # The scan takes the canvas itself: the mask of self-attention is quadratic in the length.
+        mask = context.attention_mask if self.config.flow_backbone == "mamba" else context.target_mask
         for layer, source, scales in zip(self.layers, context.source, conditioning.adaptive_norms):
-            hidden_states = layer(
-                hidden_states, time_embedding, source, context.target_mask, context.source_mask, scales, **kwargs
-            )
+            hidden_states = layer(hidden_states, time_embedding, source, mask, context.source_mask, scales, **kwargs)
         hidden_states = self.norm(hidden_states)
         shape = hidden_states.shape
 

@@ -1,0 +1,426 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The selective scan of Mamba-1 (Gu and Dao 2023, section 3.2, algorithm 2) and its causal convolution, each behind one
+function with three ways: a plain recurrence as the oracle, a fast pure-PyTorch path, and the CUDA kernels of mamba-ssm
+and causal-conv1d where they are installed.
+
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t        h: (B, D, N)
+    y_t = C_t h_t + D u_t,  times silu(z_t) where there is a gate
+
+Shapes and names are those of mamba-ssm: `B` batch, `D` inner width, `L` length, `N` state size. No CUDA package is
+imported before a mixer is built.
+
+The fast path goes through the sequence in chunks. Within a chunk, everything but the recurrence itself is a few
+operations on the whole chunk, and the recurrence is one multiply-add per position; only the state at each chunk's
+start is kept for the backward pass, which computes the chunk's states again. So memory is a constant per chunk plus a
+term linear in the length, and no step divides by a product of decays, which underflows. The path is one operator to
+`torch.compile`: no loop is unrolled into its graph.
+"""
+
+import importlib
+import math
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from .configuration_yan import MAMBA_IMPLEMENTATIONS
+
+
+_INSTALL = "install them with `pip install yan-hf[mamba]` (this needs a CUDA toolkit), or set it to 'auto' or 'torch'"
+
+# Numbers in a chunk's states: few enough to stay in a CPU's cache; on other devices, enough to fill it.
+_CHUNK_NUMBERS = {"cpu": 2**19}
+_CHUNK_NUMBERS_ELSEWHERE = 2**24
+_LONGEST_CHUNK = 128
+
+_LOG2_E = 1 / math.log(2)
+
+
+# The way is chosen once
+
+
+@lru_cache(maxsize=1)
+def _cuda_kernels() -> tuple | None:
+    """`selective_scan_fn` and `causal_conv1d_fn`, or `None` where a package is missing or does not load."""
+    try:
+        scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+        convolution = importlib.import_module("causal_conv1d").causal_conv1d_fn
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        return None  # built for another PyTorch or another CUDA, they fail in any of these ways
+    return None if convolution is None else (scan, convolution)
+
+
+def resolve_implementation(implementation: str, field: str = "implementation") -> str:
+    """
+    The way that a mixer will use: `"auto"` and `"cuda"` stay what they are where the kernels can be imported.
+
+    Args:
+        implementation: `"torch"`; `"cuda"`, which demands the kernels; or `"auto"`, which takes them if they are
+            there, for tensors on a CUDA device in eager mode.
+        field: What the value is called in an error message.
+
+    Raises:
+        ValueError: for another name.
+        ImportError: for `"cuda"` without the packages, with the command that installs them.
+    """
+    if implementation not in MAMBA_IMPLEMENTATIONS:
+        raise ValueError(f"`{field}` must be one of {', '.join(MAMBA_IMPLEMENTATIONS)}, but is {implementation!r}.")
+    if implementation == "torch" or _cuda_kernels() is not None:
+        return implementation
+    if implementation == "cuda":
+        raise ImportError(f"`{field}='cuda'` needs the packages mamba-ssm and causal-conv1d: {_INSTALL}.")
+    return "torch"
+
+
+def _use_kernels(implementation: str, states: torch.Tensor, supported: bool = True) -> bool:
+    # The kernels are opaque to the compiler and would break its graph; they do not know float64.
+    suited = supported and states.device.type == "cuda" and states.dtype != torch.float64
+    if implementation == "torch" or (implementation == "auto" and (torch.compiler.is_compiling() or not suited)):
+        return False
+    if resolve_implementation(implementation) == "cuda" and states.device.type != "cuda":
+        raise ValueError(
+            f"implementation='cuda' needs tensors on a CUDA device, but they are on {states.device}: move the model "
+            "there, or choose 'auto' or 'torch'."
+        )
+    return _cuda_kernels() is not None
+
+
+# The oracle
+
+
+def selective_scan_sequential(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+) -> torch.Tensor:
+    """[`selective_scan`], one position after the other, in float32 (float64 for such inputs). The oracle of tests."""
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    delta = _step_sizes(delta, delta_bias, delta_softplus)
+    decay_rate, steps = A.to(dtype), delta.unbind(-1)  # (D, N), (B, D) each
+    state = torch.zeros(*u.shape[:2], A.shape[1], dtype=dtype, device=u.device)
+    outputs = []
+    for x, step, b, c in zip(u.to(dtype).unbind(-1), steps, B.to(dtype).unbind(-1), C.to(dtype).unbind(-1)):
+        decay = torch.exp(step[..., None] * decay_rate)
+        state = decay * state + (step * x)[..., None] * b[:, None]
+        outputs.append((state * c[:, None]).sum(dim=-1))
+    return _skip_and_gate(torch.stack(outputs, dim=-1), u, D, z)
+
+
+def _step_sizes(delta: torch.Tensor, bias: torch.Tensor | None, softplus: bool) -> torch.Tensor:
+    delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
+    if bias is not None:
+        delta = delta + bias.to(delta.dtype)[:, None]
+    return nn.functional.softplus(delta) if softplus else delta
+
+
+def _skip_and_gate(
+    output: torch.Tensor, u: torch.Tensor, D: torch.Tensor | None, z: torch.Tensor | None
+) -> torch.Tensor:
+    if D is not None:
+        output = output + u.to(output.dtype) * D.to(output.dtype)[:, None]
+    if z is not None:
+        output = output * nn.functional.silu(z.to(output.dtype))
+    return output.to(u.dtype)
+
+
+# The fast path: tensors are (B, L, ·) here, as the linear layers make them, and states are (T, B, N, D): the innermost
+# dimension is the wide one, and a position is one block of memory.
+
+
+def _chunk_length(u: torch.Tensor, state_size: int) -> int:
+    numbers = _CHUNK_NUMBERS.get(u.device.type, _CHUNK_NUMBERS_ELSEWHERE)
+    return max(8, min(_LONGEST_CHUNK, numbers // max(1, u.shape[0] * u.shape[2] * state_size)))
+
+
+class _Buffer:
+    """Memory for `(T, B, N, D)` that chunks of up to `T` positions share, with a view of each position."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+        self.rows = values.unbind(0)
+
+
+def _recur(link: _Buffer, states: _Buffer, length: int, reverse: bool = False) -> None:
+    """
+    In place, `states[t + 1] += link[t] · states[t]` for `t` from 0 to `length - 1`; or with `reverse`, `states[t] +=
+    link[t + 1] · states[t + 1]` for `t` from `length - 2` to 0. On the CPU one operation per position; elsewhere,
+    where a launch costs more than the work, by doubling.
+    """
+    if states.values.device.type != "cpu":
+        if reverse:
+            _recur_by_doubling(link.values[1:length], states.values[:length], reverse)
+        else:
+            _recur_by_doubling(link.values[:length], states.values[: length + 1])
+        return
+    if reverse:
+        links, rows = link.rows[1:length][::-1], states.rows[:length][::-1]
+    else:
+        links, rows = link.rows[:length], states.rows[: length + 1]
+    for factor, row, following in zip(links, rows, rows[1:]):
+        following.addcmul_(factor, row)
+
+
+def _recur_by_doubling(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> None:
+    """The same in about `log2(T)` operations on the whole chunk (Hillis and Steele 1986)."""
+    product, span = link, 1  # the factor between `t` and `t + span`; at most one, so an underflow to zero is right
+    while span < len(states):
+        if reverse:
+            states[:-span] = torch.addcmul(states[:-span], product, states[span:])
+        else:
+            states[span:] = torch.addcmul(states[span:], product, states[:-span])
+        product = product[:-span] * product[span:]
+        span *= 2
+
+
+class _Scan:
+    """
+    The inputs of a scan, positions first, and the buffers that its chunks of `T` positions share: on the CPU fresh
+    memory for each chunk would cost as much as the arithmetic.
+    """
+
+    def __init__(self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor):
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        self.u, self.delta, self.b, self.c = (values.transpose(0, 1).to(dtype) for values in (u, delta, B, C))
+        self.rate = A.to(dtype).t().contiguous()  # (N, D)
+        # As a power of two, which PyTorch computes several times faster than `exp` on some processors.
+        self.binary_rate = self.rate * _LOG2_E
+        length = _chunk_length(u, A.shape[1])
+        self.places = [slice(start, min(start + length, len(self.u))) for start in range(0, len(self.u), length)]
+        longest = min(length, len(self.u))
+        self.state_shape = (u.shape[0], *self.rate.shape)
+        self.decay = _Buffer(self.empty(longest, *self.state_shape))
+        self.states = _Buffer(self.empty(longest + 1, *self.state_shape))  # before each position and after the last
+
+    def run(self, place: slice, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs Δ·u `(T, B, D)`, decays `(T, B, N, D)` and states `(T + 1, B, N, D)` of one chunk."""
+        length = place.stop - place.start
+        decay, states = self.decay.values[:length], self.states.values[: length + 1]
+        delta = self.delta[place]
+        scaled = delta * self.u[place]
+        torch.mul(delta[:, :, None], self.binary_rate, out=decay).exp2_()
+        states[0] = initial
+        torch.mul(scaled[:, :, None], self.b[place][..., None], out=states[1:])
+        _recur(self.decay, self.states, length)
+        return scaled, decay, states
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        return self.rate.new_empty(shape)
+
+
+def _scan_forward(
+    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`y` `(L, B, D)`, and the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)` and A `(D, N)`."""
+    scan = _Scan(u, delta, A, B, C)
+    output = scan.empty(*scan.u.shape)
+    borders = scan.empty(len(scan.places), *scan.state_shape)
+    state = torch.zeros(scan.state_shape, dtype=output.dtype, device=u.device)
+    for border, place in zip(borders, scan.places):
+        border.copy_(state)
+        _, _, states = scan.run(place, state)
+        torch.matmul(scan.c[place][:, :, None], states[1:], out=output[place][:, :, None])
+        state = states[-1]
+    return output, borders
+
+
+def _scan_backward(
+    grad: torch.Tensor,
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    borders: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Gradients of the five inputs, positions first, from that of the output `(L, B, D)`. The adjoint of the state is
+    the same recurrence, from the end.
+    """
+    scan = _Scan(u, delta, A, B, C)
+    grad_u, grad_delta, grad_b, grad_c = (scan.empty(*values.shape) for values in (scan.u, scan.delta, scan.b, scan.c))
+    # One for each place in a chunk, summed at the end: one pass over memory less, and shorter sums.
+    grad_rates = torch.zeros_like(scan.decay.values)
+    adjoints = _Buffer(torch.empty_like(scan.decay.values))
+    carried = None
+    for index in range(len(scan.places) - 1, -1, -1):
+        place = scan.places[index]
+        scaled, decay, states = scan.run(place, borders[index])
+        grad_output, step = grad[place].to(scaled.dtype), scan.delta[place]
+        _contract(grad_output, states[1:], out=grad_c[place])
+        adjoint = torch.mul(scan.c[place][..., None], grad_output[:, :, None], out=adjoints.values[: len(scaled)])
+        if carried is not None:
+            adjoint[-1] += carried
+        _recur(scan.decay, adjoints, len(scaled), reverse=True)
+        carried = decay[0] * adjoint[0]
+        _contract(scaled, adjoint, out=grad_b[place])
+        grad_scaled = (scan.b[place][:, :, None] @ adjoint)[:, :, 0]  # (T, B, D)
+        torch.mul(grad_scaled, step, out=grad_u[place])
+        # Of the exponent Δ_t A, which the decay alone depends on.
+        grad_exponent = adjoint.mul_(decay).mul_(states[:-1])
+        grad_rates[: len(scaled)].addcmul_(grad_exponent, step[:, :, None])
+        torch.mul(grad_exponent, scan.rate, out=decay)
+        torch.sum(decay, dim=2, out=grad_delta[place]).addcmul_(grad_scaled, scan.u[place])
+    return (
+        grad_u.to(u.dtype),
+        grad_delta.to(delta.dtype),
+        grad_rates.sum(dim=(0, 1)).t().contiguous().to(A.dtype),
+        grad_b.to(B.dtype),
+        grad_c.to(C.dtype),
+    )
+
+
+def _contract(values: torch.Tensor, states: torch.Tensor, out: torch.Tensor) -> None:
+    """Sum over the width: `(T, B, D)`, `(T, B, N, D)` → `(T, B, N)`."""
+    # The other order is a slow kernel on the CPU.
+    torch.matmul(values[:, :, None], states.mT, out=out[:, :, None])
+
+
+def _register_operators() -> tuple:
+    """
+    Forward and backward as operators, which compilers take as they are. A checkpoint that brings this file along is a
+    second module in the same process: it uses the operators that are there.
+    """
+    if hasattr(torch.ops.yan_hf, "selective_scan"):
+        return torch.ops.yan_hf.selective_scan, torch.ops.yan_hf.selective_scan_backward
+    forward = torch.library.custom_op("yan_hf::selective_scan", _scan_forward, mutates_args=())
+    backward = torch.library.custom_op("yan_hf::selective_scan_backward", _scan_backward, mutates_args=())
+
+    @forward.register_fake
+    def _(u, delta, A, B, C):
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        output = u.new_empty(u.shape[1], u.shape[0], u.shape[2], dtype=dtype)
+        length = _chunk_length(u, A.shape[1])
+        chunks = (u.shape[1] + length - 1) // length
+        return output, output.new_empty(chunks, u.shape[0], A.shape[1], A.shape[0])
+
+    @backward.register_fake
+    def _(grad, u, delta, A, B, C, borders):
+        grads = [values.new_empty(values.transpose(0, 1).shape) for values in (u, delta, B, C)]
+        return grads[0], grads[1], A.new_empty(A.shape), grads[2], grads[3]
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output[1])
+
+    def differentiate(ctx, grad_output, grad_borders):
+        grad_u, grad_delta, grad_a, grad_b, grad_c = backward(grad_output, *ctx.saved_tensors)
+        grads = [grad.transpose(0, 1).contiguous() for grad in (grad_u, grad_delta, grad_b, grad_c)]
+        return grads[0], grads[1], grad_a, grads[2], grads[3]
+
+    forward.register_autograd(differentiate, setup_context=save)
+    return forward, backward
+
+
+_SCAN, _ = _register_operators()
+
+
+# What the mixer calls
+
+
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """
+    The selective scan, with the arguments of mamba-ssm's `selective_scan_fn`.
+
+    The state and its inputs are float32 (float64 where the inputs are) whatever the inputs' dtype.
+
+    Args:
+        u: The input, `(B, D, L)`.
+        delta: Step sizes Δ, `(B, D, L)`, before the bias and the softplus where these are asked for.
+        A: Rates, `(D, N)`, negative.
+        B, C: Into and out of the state, each `(B, N, L)`.
+        D: Weight of the skip connection, `(D,)`.
+        z: Gate, `(B, D, L)`; its SiLU multiplies the output.
+        delta_bias: `(D,)`, added to `delta`.
+        delta_softplus: Whether the softplus of `delta` is the step size.
+        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`].
+
+    Returns:
+        `(B, D, L)`, in the dtype of `u`.
+
+    Raises:
+        ValueError: for shapes that contradict each other; for another implementation; for `"cuda"` off CUDA.
+        ImportError: for `"cuda"` without mamba-ssm.
+    """
+    width, state_size = A.shape
+    batch_size, length = u.shape[0], u.shape[-1]
+    shapes = {"u": (u, width), "delta": (delta, width), "B": (B, state_size), "C": (C, state_size)}
+    for name, (values, size) in shapes.items():
+        if tuple(values.shape) != (batch_size, size, length):
+            raise ValueError(
+                f"`{name}` must have the shape {(batch_size, size, length)}, as `u` and `A` `{(width, state_size)}` "
+                f"have it, but has {tuple(values.shape)}."
+            )
+    if _use_kernels(implementation, u):
+        scan, _ = _cuda_kernels()
+        delta, B, C = (values.to(u.dtype) for values in (delta, B, C))
+        D, delta_bias = (None if values is None else values.float() for values in (D, delta_bias))
+        z = None if z is None else z.to(u.dtype)
+        return scan(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    delta = _step_sizes(delta, delta_bias, delta_softplus)
+    output, _ = _SCAN(u.mT, delta.mT, A, B.mT, C.mT)
+    return _skip_and_gate(output.transpose(0, 1).contiguous().mT, u, D, z)
+
+
+def causal_conv(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, implementation: str = "auto"
+) -> torch.Tensor:
+    """
+    Causal depthwise convolution and SiLU: position `t` sees `t - K + 1` to `t`, and zeros before the start.
+
+    Args:
+        x: `(B, D, L)`.
+        weight: `(D, 1, K)`, as `nn.Conv1d` has it.
+        bias: `(D,)`.
+        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`]. causal-conv1d has kernels for
+            widths of 2 to 4; `"auto"` falls back for others.
+
+    Returns:
+        `(B, D, L)`, in the dtype of `x`.
+
+    Raises:
+        ValueError: for another implementation; for `"cuda"` off CUDA or with another width.
+        ImportError: for `"cuda"` without causal-conv1d.
+    """
+    kernel_size = weight.shape[-1]
+    if _use_kernels(implementation, x, supported=2 <= kernel_size <= 4):
+        if not 2 <= kernel_size <= 4:
+            raise ValueError(
+                f"causal-conv1d has kernels for widths 2, 3 and 4, but `mamba_conv_kernel` is {kernel_size}: choose "
+                "`mamba_implementation='auto'` or 'torch'."
+            )
+        _, convolution = _cuda_kernels()
+        bias = None if bias is None else bias.to(x.dtype)
+        return convolution(x.contiguous(), weight[:, 0].to(x.dtype), bias, activation="silu")
+    # Multiply-adds of shifted copies: as fast as `conv1d`, in the layout of the linear layers, and without kernels
+    # whose results may lie in memory otherwise than a compiler expects.
+    dtype, length = torch.promote_types(x.dtype, torch.float32), x.shape[-1]
+    padded = nn.functional.pad(x.mT.to(dtype), (0, 0, kernel_size - 1, 0))  # (B, K - 1 + L, D)
+    output = padded.new_zeros(()) if bias is None else bias.to(dtype)
+    for shift, tap in enumerate(weight[:, 0].to(dtype).unbind(-1)):
+        output = torch.addcmul(output, padded[:, shift : shift + length], tap)
+    return nn.functional.silu(output).to(x.dtype).mT
+
+
+__all__ = [
+    "causal_conv",
+    "resolve_implementation",
+    "selective_scan",
+    "selective_scan_sequential",
+]
