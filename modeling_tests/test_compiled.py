@@ -62,6 +62,13 @@ def test_results_are_those_of_the_plain_path(side, options):
     assert counters["graph_break"] == {}
 
 
+def test_mamba_is_compiled_too():
+    model = small_model(encoder_backbone="mamba", flow_backbone="mamba", flow_layers=1, cross_attention_layers=[0])
+    _, ids, mask = batch_of_rows([4, 17, 6], "left")
+    expected = generate(model, ids, mask, seeds=[1, 2, 3])
+    assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED), expected)
+
+
 def test_programs_are_bounded_by_buckets():
     """Many lengths and batch sizes, few programs: a recompilation would show as another graph."""
     model = small_model()

@@ -18,8 +18,8 @@ TABLE = 24  # positions of the small models
 
 
 @cache
-def model_with(num_experts: int):
-    model = small_model(num_experts=num_experts)
+def model_with(num_experts: int, backbone: str = "transformer"):
+    model = small_model(num_experts=num_experts, encoder_backbone=backbone, flow_backbone=backbone)
     with torch.no_grad():
         model.lm_head.bias[model.config.eos_token_id] += 1.5  # writes end tokens now and then
     return model
@@ -85,16 +85,14 @@ def option_sets(draw):
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     options=option_sets(),
-    num_experts=st.sampled_from([1, 4]),
+    kind=st.sampled_from([(1, "transformer"), (4, "transformer"), (4, "mamba")]),
     source_lengths=st.lists(st.sampled_from([1, 2, 5, 11, TABLE]), min_size=1, max_size=3),
     side=st.sampled_from(["left", "right"]),
     extra=st.integers(0, 3),
     seed=st.integers(0, 2**40),
 )
-def test_a_row_does_not_depend_on_padding_neighbours_or_batch_size(
-    options, num_experts, source_lengths, side, extra, seed
-):
-    model = model_with(num_experts)
+def test_a_row_does_not_depend_on_padding_neighbours_or_batch_size(options, kind, source_lengths, side, extra, seed):
+    model = model_with(*kind)
     rows, ids, mask = batch_of_rows(source_lengths, side, extra, seed=seed % 1000)
     n = options["num_return_sequences"]
     seeds = [seed + index for index in range(len(rows) * n)]
