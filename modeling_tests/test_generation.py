@@ -10,7 +10,8 @@ from conftest import batch_of_rows, small_model
 from transformers import GenerationConfig, LogitsProcessorList, TextStreamer
 from transformers.generation.streamers import TextDiffusionStreamer
 
-from yan_hf import YanForConditionalGeneration, YanGenerationConfig
+from yan_hf import YanForConditionalGeneration, YanGenerationConfig, cpu_linear
+from yan_hf.cpu_linear import OneDnnLinear
 from yan_hf.solver import solve_flow, time_grid
 
 
@@ -540,3 +541,26 @@ def test_inputs_embeds(model):
     expected = generate(model, ids, mask, seeds=[0, 1])
     result = generate(model, None, mask, inputs_embeds=model.get_input_embeddings()(ids).detach(), seeds=[0, 1])
     assert torch.equal(result.sequences, expected.sequences)
+
+
+@pytest.mark.skipif(not OneDnnLinear.is_available(), reason="needs oneDNN on x86")
+@pytest.mark.parametrize("adapted", [False, True])
+def test_products_through_onednn_change_nothing_also_with_adapters(monkeypatch, adapted):
+    """Small models stay below the size from which it is used; here everything goes through it."""
+    model = small_model()
+    if adapted:
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)
+        plain = model.generate(torch.tensor([[5, 6, 7]]), seeds=[0], return_dict_in_generate=True).latents
+        model = peft.get_peft_model(model, config).eval()
+    _, ids, mask = batch_of_rows([4, 9, 6], "left")
+    arguments = {"input_ids": ids, "attention_mask": mask, "seeds": [0, 1, 2], "return_dict_in_generate": True}
+    expected = model.generate(**arguments)
+    if adapted:
+        changed = model.generate(input_ids=torch.tensor([[5, 6, 7]]), seeds=[0], return_dict_in_generate=True).latents
+        assert changed.shape != plain.shape or not torch.allclose(changed, plain)
+    monkeypatch.setattr(cpu_linear, "_SMALLEST_PRODUCT", 1)
+    result = model.generate(**arguments)
+    assert torch.equal(result.sequences, expected.sequences)
+    torch.testing.assert_close(result.latents, expected.latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.sequence_scores, expected.sequence_scores, rtol=1e-4, atol=1e-5)

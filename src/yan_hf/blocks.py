@@ -64,19 +64,25 @@ class YanAdaptiveNorm(nn.Linear):
     def __init__(self, config: YanConfig, num_norms: int):
         super().__init__(config.hidden_size, 2 * num_norms * config.hidden_size)
         self.num_norms = num_norms
-        self.eps = config.layer_norm_eps
 
     def forward(self, time_embedding: torch.Tensor) -> torch.Tensor:
         return super().forward(nn.functional.gelu(time_embedding))
 
-    def normalize(self, hidden_states: torch.Tensor, conditioning: torch.Tensor, index: int) -> torch.Tensor:
-        """The `index`-th norm: `(B, Ly, d)` under `conditioning` `(B or 1, 2·n·d)`."""
-        size = hidden_states.shape[-1]
-        scale, shift = conditioning[:, None, 2 * index * size : 2 * (index + 1) * size].chunk(2, dim=-1)
-        if conditioning.shape[0] == 1 and conditioning.dtype == hidden_states.dtype:
-            # One time for all rows: scale and shift are the kernel's own, without two more passes over the states.
-            return nn.functional.layer_norm(hidden_states, (size,), scale.view(-1), shift.view(-1), self.eps)
-        return nn.functional.layer_norm(hidden_states, (size,), eps=self.eps) * scale + shift
+
+def adaptive_layer_norm(
+    hidden_states: torch.Tensor, conditioning: torch.Tensor, index: int, eps: float
+) -> torch.Tensor:
+    """
+    The `index`-th norm of a flow block: `(B, Ly, d)` under `conditioning` `(B or 1, 2·n·d)` from [`YanAdaptiveNorm`].
+
+    A function, since an adapter that stands in the layer's place has its `forward` and nothing else of it.
+    """
+    size = hidden_states.shape[-1]
+    scale, shift = conditioning[:, None, 2 * index * size : 2 * (index + 1) * size].chunk(2, dim=-1)
+    if conditioning.shape[0] == 1 and conditioning.dtype == hidden_states.dtype:
+        # One time for all rows: scale and shift are the kernel's own, without two more passes over the states.
+        return nn.functional.layer_norm(hidden_states, (size,), scale.view(-1), shift.view(-1), eps)
+    return nn.functional.layer_norm(hidden_states, (size,), eps=eps) * scale + shift
 
 
 def zero_padding(hidden_states: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
@@ -143,6 +149,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
             self.cross_attn = YanCrossAttention(config, layer_idx)
         self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
         self.adaptive_norm = YanAdaptiveNorm(config, num_norms=3 if self.has_cross_attention else 2)
+        self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout
 
     def forward(
@@ -157,7 +164,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         if conditioning is None:
             conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
-        normed = self.adaptive_norm.normalize(hidden_states, conditioning, 0)
+        normed = adaptive_layer_norm(hidden_states, conditioning, 0, self.eps)
         if self.is_mamba:
             padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
         else:
@@ -168,11 +175,11 @@ class YanFlowLayer(GradientCheckpointingLayer):
         if self.has_cross_attention:
             # The source comes as latents, or as keys and values where one source serves many steps.
             key_value = source if isinstance(source, tuple) else self.cross_attn.project_key_value(source)
-            normed = self.adaptive_norm.normalize(hidden_states, conditioning, 2)
+            normed = adaptive_layer_norm(hidden_states, conditioning, 2, self.eps)
             update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
             hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
             hidden_states = zero_padding(hidden_states, padding_mask)
-        normed = self.adaptive_norm.normalize(hidden_states, conditioning, 1)
+        normed = adaptive_layer_norm(hidden_states, conditioning, 1, self.eps)
         update = self.feed_forward(normed)
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
         return zero_padding(hidden_states, padding_mask)
@@ -244,6 +251,7 @@ __all__ = [
     "YanLengthHead",
     "YanPositionEmbedding",
     "YanTimeEmbedding",
+    "adaptive_layer_norm",
     "masked_mean",
     "positions_from_mask",
     "zero_padding",

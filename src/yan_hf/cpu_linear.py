@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import GELUActivation
 
 
+# Multiply-adds below which the time to look up oneDNN's kernel is more than it saves.
+_SMALLEST_PRODUCT = 2**21
 _ACTIVE = threading.local()
 
 
@@ -65,10 +67,11 @@ class OneDnnLinear(TorchFunctionMode):
 
 
 def _can_use(*tensors: torch.Tensor | None) -> bool:
+    """For states `(..., d)`, weight `(n, d)` and bias."""
     return (
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and tensors[0].numel() > 0
+        and tensors[0].numel() * tensors[1].shape[0] >= _SMALLEST_PRODUCT
         and all(
             type(tensor) in (torch.Tensor, nn.Parameter)
             and tensor.dtype == torch.float32
