@@ -2,7 +2,7 @@
 """
 Measures the Mamba backbone: time and peak memory, interleaved in one run, random weights.
 
-    python benchmarks/mamba.py --lengths 64 512 4096 --output benchmarks/results/mamba-cpu.json
+    python benchmarks/mamba.py --lengths 64 512 4096 --output benchmarks/results/mamba_cpu.json
 
 Three tables, each for a forward pass and a training step (forward and backward):
 
@@ -17,17 +17,14 @@ the process's resident set, in a process of its own for each figure (Linux; else
 """
 
 import argparse
-import json
 import multiprocessing
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-import transformers
+from report import save
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -221,19 +218,8 @@ def main():
                         f"{median(seconds[first]) / median(values):7.2f}x {first}",
                         flush=True,
                     )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "command": {name: str(value) for name, value in vars(options).items()},
-        "commit": commit,
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "dtype": "float32",
-        "rows": rows,
-    }
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        save(options.output, {"dtype": "float32", "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """
 Measures the latency of `generate` against other decoders of the same size, interleaved in one run, random weights.
 
-    python benchmarks/speed.py --size tiny --lengths 16 64 --output benchmarks/results/speed-cpu-tiny.json
+    python benchmarks/speed.py --size tiny --lengths 16 64 --output benchmarks/results/speed_cpu_tiny.json
     python benchmarks/speed.py --size base --dtype bfloat16 --lengths 16 64 256 1024 --batch-sizes 1 8 64   # on CUDA
 
 Systems, all with the same vocabulary, width, dtype, source and target lengths, and parameters within 5 % of YAN's:
