@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from report import save
 
-from yan_hf.cpu_linear import OneDnnLinear
+from yan_hf.cpu_linear import OneDnnLinear, apply_linear
 
 
 SHAPES = {"projection": (512, 512), "up_proj": (512, 2048), "down_proj": (2048, 512), "head": (512, 128_258)}
@@ -44,7 +44,7 @@ def main():
                 between = time.perf_counter()
                 with OneDnnLinear():
                     middle = time.perf_counter()
-                    layer(states)
+                    apply_linear(layer, states)
                     ended = time.perf_counter()
                 if index:
                     seconds["pytorch"].append(between - began)

@@ -39,7 +39,7 @@ from report import save
 from torch.profiler import ProfilerActivity, profile
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.cpu_linear import OneDnnLinear
+from yan_hf.cpu_linear import OneDnnLinear, linear
 
 
 SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
@@ -85,7 +85,7 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     product = min(timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(7))
     if device.type == "cpu" and OneDnnLinear.is_available():
         with OneDnnLinear():
-            product = min(product, *(timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(7)))
+            product = min(product, *(timed(lambda: linear(left, right), device) for _ in range(7)))
     return 2 * source.numel() * source.element_size() / copy, size**3 / product
 
 
@@ -187,7 +187,13 @@ def main():
     parser.add_argument("--source-length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patience", type=float, default=30.0, help="seconds of a call that gets two rounds only")
-    parser.add_argument("--longest-diffusion", type=int, default=256, help="target length up to which it takes part")
+    parser.add_argument(
+        "--longest",
+        type=lambda text: (text.split("=")[0], int(text.split("=")[1])),
+        nargs="+",
+        default=[("masked-diffusion", 256)],
+        help="SYSTEM=LENGTH: longest target that systems whose name starts so take part in",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path, help="JSON file to write; the plot goes next to it")
     options = parser.parse_args()
@@ -212,7 +218,7 @@ def main():
             names = [
                 name
                 for name in options.systems
-                if not (name.startswith("masked-diffusion") and length > options.longest_diffusion)
+                if not any(name.startswith(slow) and length > longest for slow, longest in options.longest)
                 and not (name == "masked-diffusion-32" and length <= 32)
             ]
             systems = make_systems(names, models, ids, length)

@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from yan_hf import YanGenerationConfig, cpu_linear, decoding
-from yan_hf.cpu_linear import OneDnnLinear, linear_gelu
+from yan_hf.cpu_linear import OneDnnLinear, apply_linear, linear, linear_gelu
 from yan_hf.decoding import cut_after_end, make_processors, read_tokens
 
 
@@ -164,16 +164,19 @@ def test_onednn_equals_the_plain_product_and_leaves_the_rest_alone(monkeypatch):
         expected = layer(states)
         with OneDnnLinear():
             assert OneDnnLinear.is_active()
-            torch.testing.assert_close(layer(states), expected)
-            torch.testing.assert_close(nn.functional.linear(states, layer.weight), expected - layer.bias)
+            torch.testing.assert_close(apply_linear(layer, states), expected)
+            torch.testing.assert_close(linear(states, layer.weight), expected - layer.bias)
             fused = linear_gelu(states, layer.weight, layer.bias, gelu)
             torch.testing.assert_close(fused, nn.functional.gelu(expected))
-            assert layer.double()(states.double()).dtype == torch.float64
+            assert apply_linear(layer.double(), states.double()).dtype == torch.float64
             layer.float()
             with torch.autocast("cpu", torch.bfloat16):
-                assert layer(states).dtype == torch.bfloat16
-            assert layer(states[:0]).shape == (0, 5, 96)
+                assert apply_linear(layer, states).dtype == torch.bfloat16
+            assert apply_linear(layer, states[:0]).shape == (0, 5, 96)
+            handle = layer.register_forward_hook(lambda module, args, output: output + 1)
+            torch.testing.assert_close(apply_linear(layer, states), expected + 1)
+            handle.remove()
     assert not OneDnnLinear.is_active()
     with OneDnnLinear():  # a gradient is recorded
-        layer(states).sum().backward()
+        apply_linear(layer, states).sum().backward()
     assert layer.weight.grad.abs().sum() > 0

@@ -10,6 +10,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_yan import YanConfig
+from .cpu_linear import apply_linear
 
 
 def eager_attention_forward(
@@ -55,7 +56,9 @@ class YanAttention(nn.Module):
 
     def project_key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of `states` `(B, L, d)`, each `(B, heads, L, d/heads)`."""
-        return self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+        return self._split_heads(apply_linear(self.k_proj, states)), self._split_heads(
+            apply_linear(self.v_proj, states)
+        )
 
     def forward(
         self,
@@ -64,7 +67,7 @@ class YanAttention(nn.Module):
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query = self._split_heads(self.q_proj(hidden_states))
+        query = self._split_heads(apply_linear(self.q_proj, hidden_states))
         key, value = self.project_key_value(hidden_states) if key_value is None else key_value
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -86,7 +89,7 @@ class YanAttention(nn.Module):
             is_causal=False,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        return apply_linear(self.o_proj, output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class YanCrossAttention(YanAttention):

@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs
 
 from .attention import YanAttention, YanCrossAttention
 from .configuration_yan import YanConfig
-from .cpu_linear import OneDnnLinear, is_plain_linear, linear_gelu
+from .cpu_linear import OneDnnLinear, apply_linear, is_plain_linear, linear, linear_gelu
 from .mamba import YanBidirectionalMamba
 
 
@@ -31,7 +31,7 @@ class YanFeedForward(nn.Module):
             inner = linear_gelu(hidden_states, self.up_proj.weight, self.up_proj.bias, self.act_fn)
         else:
             inner = self.act_fn(self.up_proj(hidden_states))
-        return self.down_proj(inner)
+        return apply_linear(self.down_proj, inner)
 
 
 class YanTimeEmbedding(nn.Module):
@@ -66,20 +66,19 @@ class YanAdaptiveNorm(nn.Linear):
         self.num_norms = num_norms
 
     def forward(self, time_embedding: torch.Tensor) -> torch.Tensor:
-        return super().forward(nn.functional.gelu(time_embedding))
+        return linear(nn.functional.gelu(time_embedding), self.weight, self.bias)
 
 
 def adaptive_layer_norm(
-    hidden_states: torch.Tensor, conditioning: torch.Tensor, index: int, eps: float
+    hidden_states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """
-    The `index`-th norm of a flow block: `(B, Ly, d)` under `conditioning` `(B or 1, 2·n·d)` from [`YanAdaptiveNorm`].
+    A norm of a flow block: states `(B, Ly, d)`, scale and shift `(B or 1, 1, d)`, two of [`YanAdaptiveNorm`]'s chunks.
 
     A function, since an adapter that stands in the layer's place has its `forward` and nothing else of it.
     """
     size = hidden_states.shape[-1]
-    scale, shift = conditioning[:, None, 2 * index * size : 2 * (index + 1) * size].chunk(2, dim=-1)
-    if conditioning.shape[0] == 1 and conditioning.dtype == hidden_states.dtype:
+    if scale.shape[0] == 1 and scale.dtype == hidden_states.dtype:
         # One time for all rows: scale and shift are the kernel's own, without two more passes over the states.
         return nn.functional.layer_norm(hidden_states, (size,), scale.view(-1), shift.view(-1), eps)
     return nn.functional.layer_norm(hidden_states, (size,), eps=eps) * scale + shift
@@ -164,7 +163,8 @@ class YanFlowLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         if conditioning is None:
             conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
-        normed = adaptive_layer_norm(hidden_states, conditioning, 0, self.eps)
+        chunks = conditioning.view(conditioning.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
+        normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
         if self.is_mamba:
             padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
         else:
@@ -175,11 +175,11 @@ class YanFlowLayer(GradientCheckpointingLayer):
         if self.has_cross_attention:
             # The source comes as latents, or as keys and values where one source serves many steps.
             key_value = source if isinstance(source, tuple) else self.cross_attn.project_key_value(source)
-            normed = adaptive_layer_norm(hidden_states, conditioning, 2, self.eps)
+            normed = adaptive_layer_norm(hidden_states, chunks[4], chunks[5], self.eps)
             update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
             hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
             hidden_states = zero_padding(hidden_states, padding_mask)
-        normed = adaptive_layer_norm(hidden_states, conditioning, 1, self.eps)
+        normed = adaptive_layer_norm(hidden_states, chunks[2], chunks[3], self.eps)
         update = self.feed_forward(normed)
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
         return zero_padding(hidden_states, padding_mask)

@@ -3,12 +3,10 @@
 
 import platform
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers.activations import GELUActivation
 
 
@@ -17,24 +15,13 @@ _SMALLEST_PRODUCT = 2**21
 _ACTIVE = threading.local()
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a layer's weight may be used without calling the layer: no adapter, hook or parametrization is there."""
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not hasattr(module, "_hf_hook")
-    )
-
-
-class OneDnnLinear(TorchFunctionMode):
+class OneDnnLinear:
     """
-    Within it, `nn.functional.linear` of float32 tensors on the CPU goes through oneDNN instead of MKL.
+    A context in which the model's float32 products on the CPU go through oneDNN instead of MKL.
 
     PyTorch's float32 products on x86 call MKL, which picks its kernels by the processor's maker and is slower than
-    oneDNN on AMD's (`benchmarks/linear_rates.py`). As a mode it reaches every linear layer, also those that PEFT or
-    Accelerate have wrapped. It has no gradient, and does nothing where one is recorded.
+    oneDNN on AMD's (`benchmarks/linear_rates.py`). The context holds for the thread that entered it. It has no
+    gradient, and changes nothing where one is recorded, under autocast, and for other dtypes and devices.
     """
 
     @staticmethod
@@ -46,40 +33,56 @@ class OneDnnLinear(TorchFunctionMode):
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # also what torch.compile calls
         )
 
-    @classmethod
-    def is_active(cls) -> bool:
+    @staticmethod
+    def is_active() -> bool:
         return getattr(_ACTIVE, "depth", 0) > 0
 
     def __enter__(self):
         _ACTIVE.depth = getattr(_ACTIVE, "depth", 0) + 1
-        return super().__enter__()
+        return self
 
     def __exit__(self, *exception: Any):
         _ACTIVE.depth -= 1
-        return super().__exit__(*exception)
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is nn.functional.linear and not kwargs:
-            states, weight, bias = args if len(args) == 3 else (*args, None)
-            if _can_use(states, weight, bias):
-                return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
-        return func(*args, **(kwargs or {}))
 
 
-def _can_use(*tensors: torch.Tensor | None) -> bool:
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a layer's weight may be used without calling the layer: no adapter, hook or parametrization is there."""
+    return (
+        type(module) is nn.Linear
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "_hf_hook" not in module.__dict__
+        and type(module._parameters.get("weight")) is nn.Parameter
+    )
+
+
+def _can_use(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """For states `(..., d)`, weight `(n, d)` and bias."""
     return (
-        not torch.is_grad_enabled()
+        states.numel() * weight.shape[0] >= _SMALLEST_PRODUCT
+        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and tensors[0].numel() * tensors[1].shape[0] >= _SMALLEST_PRODUCT
         and all(
             type(tensor) in (torch.Tensor, nn.Parameter)
             and tensor.dtype == torch.float32
             and tensor.device.type == "cpu"
-            for tensor in tensors
-            if tensor is not None
+            for tensor in ((states, weight) if bias is None else (states, weight, bias))
         )
     )
+
+
+def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`nn.functional.linear`, within [`OneDnnLinear`] by oneDNN."""
+    if OneDnnLinear.is_active() and _can_use(states, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise.default(states, weight, bias, "none", [], "")
+    return nn.functional.linear(states, weight, bias)
+
+
+def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """`layer(states)`; within [`OneDnnLinear`] a plain linear layer's product goes through oneDNN."""
+    if OneDnnLinear.is_active() and is_plain_linear(layer):
+        return linear(states, layer.weight, layer.bias)
+    return layer(states)
 
 
 def linear_gelu(
@@ -87,8 +90,8 @@ def linear_gelu(
 ) -> torch.Tensor:
     """`act_fn(linear(states))`; within [`OneDnnLinear`] the exact GELU is applied as the product is written."""
     if OneDnnLinear.is_active() and type(act_fn) is GELUActivation and _can_use(states, weight, bias):
-        return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "gelu", [], "none")
-    return act_fn(nn.functional.linear(states, weight, bias))
+        return torch.ops.mkldnn._linear_pointwise.default(states, weight, bias, "gelu", [], "none")
+    return act_fn(linear(states, weight, bias))
 
 
-__all__ = ["OneDnnLinear", "is_plain_linear", "linear_gelu"]
+__all__ = ["OneDnnLinear", "apply_linear", "is_plain_linear", "linear", "linear_gelu"]

@@ -16,14 +16,14 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from .cpu_linear import is_plain_linear
+from .cpu_linear import is_plain_linear, linear
 
 
 # Logits of one block: 2^25 float32 values are 128 MiB. A whole batch of long targets over a large vocabulary has many
 # gigabytes of logits, and none of them is needed once its token is read.
 _BLOCK_ELEMENTS = 2**25
 # On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
-_CPU_TOKENS, _CPU_BLOCK_ELEMENTS = 512, 2**21
+_CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
 
 
 @dataclass
@@ -83,11 +83,11 @@ def _argmax_by_vocabulary(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Argmax, its logit and, `with_scores`, the logarithm of the partition sum; `(T, d)` → `(T,)` each."""
     tokens = best = partition = None
-    part_size = max(1024, _CPU_BLOCK_ELEMENTS // len(states))
+    part_size = min(_CPU_VOCABULARY, max(1024, _CPU_BLOCK_ELEMENTS // len(states)))
     for start in range(0, head.out_features, part_size):
         part = slice(start, start + part_size)
         bias = None if head.bias is None else head.bias[part]
-        logits = nn.functional.linear(states, head.weight[part], bias)
+        logits = linear(states, head.weight[part], bias)
         part_best, part_tokens = logits.max(dim=-1)
         if with_scores:
             part_sum = logits.float().logsumexp(dim=-1)

@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_yan import YanConfig
-from .cpu_linear import OneDnnLinear, linear_gelu
+from .cpu_linear import OneDnnLinear, linear, linear_gelu
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -43,7 +43,7 @@ class YanRoutedExperts(nn.Module):
             group = slice(start, start := start + count)
             states = hidden_states[tokens[group]]
             inner = linear_gelu(states, self.up_proj[expert], self.up_proj_bias[expert], self.act_fn)
-            field = nn.functional.linear(inner, self.down_proj[expert], self.down_proj_bias[expert])
+            field = linear(inner, self.down_proj[expert], self.down_proj_bias[expert])
             output.index_add_(0, tokens[group], (field * weights[group]).to(output.dtype))
         return output
 

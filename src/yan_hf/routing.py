@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .configuration_yan import YanConfig
+from .cpu_linear import apply_linear
 
 
 class YanGate(nn.Module):
@@ -38,7 +39,7 @@ class YanGate(nn.Module):
         features = torch.cat(
             [hidden_states, pooled_source[:, None].expand(shape), time_embedding[:, None].expand(shape)], dim=-1
         )
-        return self.down_proj(nn.functional.gelu(self.up_proj(features))) / self.temperature
+        return self.down_proj(nn.functional.gelu(apply_linear(self.up_proj, features))) / self.temperature
 
 
 def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
