@@ -35,7 +35,7 @@ demo: setup
 	$(RUN) examples/demo.py
 
 test: setup
-	@echo "Runs the tests, then Transformers' own model tests: about six minutes on two cores."
+	@echo "Runs the tests, then Transformers' own model tests: about five minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 	$(MAKE) conformance
 
