@@ -564,3 +564,11 @@ def test_products_through_onednn_change_nothing_also_with_adapters(monkeypatch, 
     assert torch.equal(result.sequences, expected.sequences)
     torch.testing.assert_close(result.latents, expected.latents, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result.sequence_scores, expected.sequence_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cold_gate_is_a_greedy_one(model):
+    _, ids, mask = batch_of_rows([4, 9, 6])
+    arguments = {"target_lengths": 20, "seeds": [0, 1, 2], "output_expert_indices": True}
+    greedy = generate(model, ids, mask, expert_selection="greedy", **arguments).expert_indices
+    assert torch.equal(generate(model, ids, mask, expert_temperature=1e-4, **arguments).expert_indices, greedy)
+    assert not torch.equal(generate(model, ids, mask, **arguments).expert_indices, greedy)
