@@ -18,13 +18,12 @@ the process's resident set, in a process of its own for each figure (Linux; else
 
 import argparse
 import multiprocessing
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-from report import save
+from report import save, timed
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -118,22 +117,14 @@ def mixer_systems(options: argparse.Namespace, length: int, training: bool, devi
 BUILDERS = {"backbones": backbone_systems, "scans": scan_systems, "mixers": mixer_systems}
 
 
-def synchronize(device: torch.device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(systems: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every system, one after the other in each round, after a round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for index in range(rounds + 1):
         for name, run in systems.items():
-            synchronize(device)
-            began = time.perf_counter()
-            run()
-            synchronize(device)
+            elapsed = timed(run, device)
             if index:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(elapsed)
     return seconds
 
 

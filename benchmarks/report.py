@@ -5,6 +5,8 @@ import json
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -40,3 +42,14 @@ def save(file: Path, report: dict[str, object]):
     """Writes a report as JSON, with the conditions first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({**conditions(), **report}, indent=2) + "\n")
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -20,7 +20,6 @@ over the memory's bandwidth and of the multiply-adds over the rate of a large ma
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -35,7 +34,7 @@ from decoders import (
     matching_gpt2,
     naive_generate,
 )
-from report import save
+from report import save, timed
 from torch.profiler import ProfilerActivity, profile
 
 from yan_hf import YanConfig, YanForConditionalGeneration
@@ -44,17 +43,6 @@ from yan_hf.cpu_linear import OneDnnLinear, linear
 
 SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
 STEPS = 3
-
-
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
