@@ -18,6 +18,7 @@ PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings"
 BACKBONES = ("transformer", "mamba")
 MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
 MAMBA_PADDING = ("exact", "research")
+LOSS_REDUCTIONS = ("global", "local")
 
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
@@ -80,6 +81,9 @@ class YanConfig(PreTrainedConfig):
             default of `generate`. (The research code counts grid points: one more.)
         loss_weights (`dict[str, float]`): Weight of each term in `LOSS_TERMS`; missing terms keep their default.
         label_smoothing (`float`): Label smoothing of the token term.
+        loss_reduction (`str`): What the training loss of a batch over several processes is. `"global"`: that of the
+            joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are
+            exchanged, so that all processes must compute their losses together. `"local"`: each process's own.
         detach_length_head (`bool`): Whether the length term leaves the encoder's weights alone.
         detach_target_latents (`bool`): Whether the targets of the flow and latent terms are constants. Otherwise the
             encoder is trained by these two terms too.
@@ -162,6 +166,7 @@ class YanConfig(PreTrainedConfig):
     solver_steps: int = 3
     loss_weights: dict[str, int | float] | None = None
     label_smoothing: int | float = 0.0
+    loss_reduction: str = "global"
     detach_length_head: bool = True
     detach_target_latents: bool = False
     frozen_parts: list[str] | None = None
@@ -265,6 +270,7 @@ class YanConfig(PreTrainedConfig):
             ("flow_backbone", BACKBONES),
             ("mamba_implementation", MAMBA_IMPLEMENTATIONS),
             ("mamba_padding", MAMBA_PADDING),
+            ("loss_reduction", LOSS_REDUCTIONS),
         ):
             if (value := getattr(self, name)) not in accepted:
                 raise ValueError(f"`{name}` must be one of {', '.join(accepted)}, but is {value!r}.")

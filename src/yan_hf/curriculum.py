@@ -59,6 +59,7 @@ class CurriculumStream(IterableDataset):
         reading: Whether to give the auto-encoder's view ([`as_reading`]) instead of source and target.
         batch_size: Examples tokenized together.
         seed: Seed of the stream.
+        max_source_length: Longer sources are cut there.
     """
 
     def __init__(
@@ -69,16 +70,18 @@ class CurriculumStream(IterableDataset):
         reading: bool,
         batch_size: int = 64,
         seed: int = 0,
+        max_source_length: int | None = None,
     ):
         self.make, self.tokenizer, self.curriculum, self.reading = make, tokenizer, curriculum, reading
         self.batch_size, self.seed = batch_size, seed
+        self.max_source_length = max_source_length
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         rng = np.random.default_rng([self.seed, int(self.reading)])
         while True:
             # A batch at a time: a call of the tokenizer costs more than the text does.
             pairs = [self.make(rng, self.curriculum.level) for _ in range(self.batch_size)]
-            encoded = encode_pairs(self.tokenizer, *zip(*pairs))
+            encoded = encode_pairs(self.tokenizer, *zip(*pairs), max_source_length=self.max_source_length)
             for source, target in zip(encoded["input_ids"], encoded["labels"]):
                 yield (
                     as_reading(source, target, self.tokenizer)
@@ -125,17 +128,21 @@ class CurriculumTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        labels = inputs["labels"]
-        right = (outputs.logits.argmax(-1) == labels) | (labels == -100)
-        self.curriculum.update(right.all(dim=-1).float().mean().item())
+        self.curriculum.update(self.share_right(outputs.logits, inputs["labels"]))
         return (loss, outputs) if return_outputs else loss
+
+    def share_right(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+        """Share of rows whose counted tokens all have the highest logit; a causal model's would be shifted here."""
+        right = (logits.argmax(-1) == labels) | (labels == -100)
+        return right.all(dim=-1).float().mean().item()
 
 
 class StopWhenSolved(TrainerCallback):
     """Ends training when the curriculum is solved or the time is over, and adds its state to the log."""
 
-    def __init__(self, curriculum: Curriculum, seconds: float):
-        self.curriculum, self.deadline = curriculum, time.monotonic() + seconds
+    def __init__(self, curriculum: Curriculum, seconds: float | None = None):
+        self.curriculum = curriculum
+        self.deadline = float("inf") if seconds is None else time.monotonic() + seconds
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.curriculum.finished or time.monotonic() > self.deadline:
@@ -150,13 +157,18 @@ def train_by_curriculum(
     model: PreTrainedModel,
     stream: CurriculumStream,
     folder: Path,
-    seconds: float,
+    seconds: float | None,
     learning_rate: float,
     callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: type[CurriculumTrainer] = CurriculumTrainer,
+    data_collator: Callable | None = None,
+    max_steps: int | None = None,
     **arguments: Any,
 ):
     """
-    Trains until the stream's curriculum is solved or the time is over, at a constant rate after 50 warm-up steps.
+    Trains until the stream's curriculum is solved, or the time or the steps are over.
+
+    The rate is constant after 50 warm-up steps; where the steps are given, it falls to zero over the last third.
 
     Args:
         model: The model, trained in place.
@@ -165,27 +177,46 @@ def train_by_curriculum(
         seconds: Training stops then at the latest.
         learning_rate: AdamW's learning rate.
         callbacks: More callbacks for the trainer.
+        trainer_class: The trainer.
+        data_collator: By default a [`YanDataCollator`].
+        max_steps: Optimiser steps.
         arguments: More `TrainingArguments`.
     """
-    CurriculumTrainer(
+    if seconds is None and max_steps is None:
+        raise ValueError("Give `seconds` or `max_steps`, or training would never end.")
+    warmup_steps = 50
+    schedule = {"lr_scheduler_type": "constant_with_warmup"}
+    if max_steps is not None:
+        decay = max_steps // 3
+        schedule = {
+            "lr_scheduler_type": "warmup_stable_decay",
+            "lr_scheduler_kwargs": {
+                "num_decay_steps": decay,
+                "num_stable_steps": max(0, max_steps - warmup_steps - decay),
+                "decay_type": "linear",
+            },
+        }
+    trainer_class(
         model=model,
         args=TrainingArguments(
-            output_dir=str(folder),
-            max_steps=1_000_000,
-            per_device_train_batch_size=stream.batch_size,
-            learning_rate=learning_rate,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=50,
-            adam_beta2=0.98,
-            weight_decay=0.01,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=not torch.cuda.is_available(),
-            seed=stream.seed,
-            **arguments,
+            **{
+                "output_dir": str(folder),
+                "max_steps": max_steps or 1_000_000,
+                "per_device_train_batch_size": stream.batch_size,
+                "learning_rate": learning_rate,
+                "warmup_steps": warmup_steps,
+                "adam_beta2": 0.98,
+                "weight_decay": 0.01,
+                "save_strategy": "no",
+                "report_to": "none",
+                "use_cpu": not torch.cuda.is_available(),
+                "seed": stream.seed,
+                **schedule,
+                **arguments,
+            }
         ),
         train_dataset=stream,
-        data_collator=YanDataCollator(stream.tokenizer),
+        data_collator=data_collator or YanDataCollator(stream.tokenizer),
         callbacks=[StopWhenSolved(stream.curriculum, seconds), *callbacks],
         curriculum=stream.curriculum,
     ).train()

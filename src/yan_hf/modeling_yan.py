@@ -16,6 +16,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .blocks import YanLengthHead, YanPositionEmbedding, masked_mean, positions_from_mask
 from .configuration_yan import YanConfig
+from .distributed import loss_group
 from .generation_yan import YanGenerationConfig, YanGenerationMixin
 from .objective import (
     flow_matching_nll,
@@ -332,6 +333,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         token_mask = mask if token_weights is None else mask * token_weights
         target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
         target_latents = self.model.encode(target_ids, canvas, generator=generator).last_hidden_state
+        group = loss_group(self)
         regression_target = target_latents.detach() if config.detach_target_latents else target_latents
 
         # 2. Flow matching at a random time of the linear path.
@@ -345,7 +347,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         log_probs = gate_log_probs(flow.gate_logits, canvas)
         velocity = regression_target - initial_state
         nll = flow_matching_nll(flow.expert_fields, log_probs, velocity, config.expert_sigma)
-        terms = {"flow": token_mean(nll, token_mask)}
+        terms = {"flow": token_mean(nll, token_mask, group)}
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
         solved = weights["latent"] > 0 or weights["token"] > 0
@@ -356,17 +358,17 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             latents = state + (1 - weight) * flow.velocity
         logits = self.decode(latents)
         if solved:
-            terms["latent"] = latent_loss(latents, regression_target, token_mask)
-            terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing)
+            terms["latent"] = latent_loss(latents, regression_target, token_mask, group)
+            terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing, group)
 
         # 4. The gate, the latents' distribution and the length.
-        terms["gate_entropy"] = gate_entropy_loss(log_probs, mask)
-        terms["load_balance"] = load_balance_loss(log_probs, mask)
+        terms["gate_entropy"] = gate_entropy_loss(log_probs, mask, group)
+        terms["load_balance"] = load_balance_loss(log_probs, mask, group)
         if weights["mmd"] > 0:
-            terms["mmd"] = mmd_loss(target_latents, mask, generator)
-        terms["l2"] = l2_loss(target_latents, mask)
+            terms["mmd"] = mmd_loss(target_latents, mask, generator, group=group)
+        terms["l2"] = l2_loss(target_latents, mask, group)
         length_logits = self.predict_lengths(context.pooled_source)
-        terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas))
+        terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas), group)
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
         return flow, logits, terms, extra
 
@@ -436,11 +438,11 @@ class YanForAutoEncoding(YanPreTrainedModel):
             labels = labels.long()
             mask = (labels != -100).to(torch.float32)
             token_mask = mask if token_weights is None else mask * token_weights
-            weights = self.config.loss_weights
-            terms = {"token": token_loss(logits, labels, token_mask, self.config.label_smoothing)}
+            weights, group = self.config.loss_weights, loss_group(self)
+            terms = {"token": token_loss(logits, labels, token_mask, self.config.label_smoothing, group)}
             if weights["mmd"] > 0:
-                terms["mmd"] = mmd_loss(latents, mask, generator)
-            terms["l2"] = l2_loss(latents, mask)
+                terms["mmd"] = mmd_loss(latents, mask, generator, group=group)
+            terms["l2"] = l2_loss(latents, mask, group)
             loss = sum(weights[name] * term for name, term in terms.items())
             terms = {name: term.detach() for name, term in terms.items()}
         return YanAutoEncodingOutput(

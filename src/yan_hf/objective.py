@@ -4,6 +4,9 @@ The training objective: mixture-of-experts flow matching and the terms beside it
 
 Everything here is a function of tensors. Masks are 1 on the target tokens that count. Sums run in float32 at least,
 whatever the model's precision or autocast.
+
+`group` is there for a batch that is spread over processes: the value on one process is then its share, times the
+number of processes, so that the average over the processes, and of their gradients, is the joined batch's.
 """
 
 import math
@@ -11,6 +14,8 @@ import math
 import numpy as np
 import torch
 from torch import nn
+
+from .distributed import LossGroup
 
 
 # Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
@@ -23,13 +28,14 @@ def upcast(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def token_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def token_mean(values: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
     """Mean of `values` `(B, Ly)` over the tokens of `mask` `(B, Ly)`, which may hold weights; 0 if there are none."""
     values = upcast(values)
     mask = mask.to(values.dtype)
     # `where` and not a product alone: a non-finite value at a masked position must not reach the sum.
     values = torch.where(mask > 0, values, 0.0)
-    return (values * mask).sum() / mask.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    count = mask.sum() if group is None else group.total(mask.sum()) / group.size
+    return (values * mask).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def sample_times(
@@ -93,13 +99,19 @@ def responsibilities(
     return torch.softmax(upcast(gate_log_probs) + log_densities, dim=-1)
 
 
-def latent_loss(latents: torch.Tensor, target_latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def latent_loss(
+    latents: torch.Tensor, target_latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
     """Squared distance of the sampled latent to the target's, summed over the width, mean over the tokens."""
-    return token_mean((upcast(latents) - upcast(target_latents)).square().sum(dim=-1), mask)
+    return token_mean((upcast(latents) - upcast(target_latents)).square().sum(dim=-1), mask, group)
 
 
 def token_loss(
-    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, label_smoothing: float = 0.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    label_smoothing: float = 0.0,
+    group: LossGroup | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of the decoded tokens, mean over the tokens of `mask`. No shift: position i predicts label i."""
     losses = nn.functional.cross_entropy(
@@ -108,20 +120,28 @@ def token_loss(
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return token_mean(losses.view(labels.shape), mask)
+    return token_mean(losses.view(labels.shape), mask, group)
 
 
-def gate_entropy_loss(gate_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def gate_entropy_loss(
+    gate_log_probs: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
     """Minus the mean entropy of the gate."""
     log_probs = upcast(gate_log_probs)
-    return token_mean((log_probs.exp() * log_probs).sum(dim=-1), mask)
+    return token_mean((log_probs.exp() * log_probs).sum(dim=-1), mask, group)
 
 
-def load_balance_loss(gate_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def load_balance_loss(
+    gate_log_probs: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
     """`Σ_k p̄_k log(K p̄_k)` with `p̄` the gate's mean over the tokens: 0 when balanced, `log K` when collapsed."""
     probs = upcast(gate_log_probs).exp()
     weights = mask.to(probs.dtype)[..., None]
-    mean_probs = (probs * weights).sum(dim=(0, 1)) / weights.sum().clamp(min=torch.finfo(probs.dtype).tiny)
+    total, count = (probs * weights).sum(dim=(0, 1)), weights.sum()
+    if group is not None:
+        # Not a mean over tokens: the gate's mean is taken over all processes first.
+        total, count = group.sum(total), group.total(count)
+    mean_probs = total / count.clamp(min=torch.finfo(probs.dtype).tiny)
     # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     floor = torch.finfo(probs.dtype).tiny
     return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
@@ -133,6 +153,7 @@ def mmd_loss(
     generator: torch.Generator | None = None,
     bandwidths: tuple[float, ...] = MMD_BANDWIDTHS,
     max_points: int = MMD_MAX_POINTS,
+    group: LossGroup | None = None,
 ) -> torch.Tensor:
     """
     Unbiased squared maximum mean discrepancy between the target latents and `N(0, I)`.
@@ -146,17 +167,27 @@ def mmd_loss(
         generator: Source of the randomness.
 
     Returns:
-        A scalar; 0 where fewer than two tokens count.
+        A scalar; 0 where fewer than two tokens count. With a `group`, that of the points of all processes, at most
+        `max_points` of them together.
     """
     points = upcast(latents).flatten(0, 1)  # (n, d)
     # Weights rather than a selection by mask keep the shapes static, for `torch.compile`.
     weights = (mask > 0).flatten().to(points.dtype)
-    if len(points) > max_points:
+    if group is not None:
+        padding = group.largest(len(points), points.device) - len(points)
+        points, weights = nn.functional.pad(points, (0, 0, 0, padding)), nn.functional.pad(weights, (0, padding))
+    size = len(points) * (1 if group is None else group.size)
+    reference = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
+    if size > max_points:
         # Random keys in [0, 1) and one more for a real token: real tokens come first, in random order.
         keys = torch.rand(len(points), generator=generator, device=points.device) + weights
-        chosen = keys.topk(max_points).indices
-        points, weights = points[chosen], weights[chosen]
-    reference = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
+        chosen = keys.topk(min(max_points, len(points))).indices
+        points, weights, reference, keys = points[chosen], weights[chosen], reference[chosen], keys[chosen]
+    if group is not None:
+        points, weights, reference = group.gather(points), group.gather(weights), group.gather(reference)
+        if size > max_points:
+            chosen = group.gather(keys).topk(max_points).indices
+            points, weights, reference = points[chosen], weights[chosen], reference[chosen]
     count = weights.sum()
     pairs = (count * (count - 1)).clamp(min=1)
     with torch.autocast(points.device.type, enabled=False):
@@ -181,12 +212,12 @@ def _kernel_sum(
     return weights @ kernel @ weights
 
 
-def l2_loss(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def l2_loss(latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
     """Mean square of the target latents."""
-    return token_mean(upcast(latents).square().mean(dim=-1), mask)
+    return token_mean(upcast(latents).square().mean(dim=-1), mask, group)
 
 
-def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
     """
     Cross-entropy of the length head.
 
@@ -197,7 +228,7 @@ def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor) -> torch.Ten
     losses = nn.functional.cross_entropy(
         upcast(length_logits), (lengths - 1).masked_fill(lengths < 1, -100), reduction="none"
     )
-    return token_mean(losses, lengths > 0)
+    return token_mean(losses, lengths > 0, group)
 
 
 __all__ = [

@@ -1,0 +1,187 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Trains YAN or an autoregressive model of its size on a task from scratch, and asks it the official test rows.
+
+    python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output benchmarks/results/quality/babi_yan.json
+    python benchmarks/quality.py --task babi --system ar-bart --data babi_qa1 --output ...
+
+All systems of a task get the same rows in the same order, tokenizer, width, depth, parameters (within 5 %), batch size
+and number of optimiser steps; the learning rate is each one's best of `--learning-rates` after a tenth of the steps.
+YAN spends its steps in two stages, reading (the auto-encoder with the answer masked) and writing (the flow); the
+others train on source and target throughout. Without `--data`, a folder of `.jsonl.gz` files, rows come from the Hub.
+
+YAN is asked with predicted lengths and with the true ones, with every number of solver steps in `--sweep`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from quality_systems import (
+    AR_SYSTEMS,
+    SYSTEMS,
+    AutoregressiveCollator,
+    CausalCurriculumTrainer,
+    ask,
+    matching_autoregressive,
+)
+from quality_tasks import MASK, TASKS, examples_of, read_rows
+from report import save
+from transformers import set_seed
+from transformers.utils import logging
+
+from yan_hf import (
+    YanConfig,
+    YanForAutoEncoding,
+    YanForConditionalGeneration,
+    encode_pairs,
+    exact_match,
+    train_tokenizer,
+)
+from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
+
+
+def train(options, task, system: str, tokenizer, draw) -> tuple[torch.nn.Module, float]:
+    """A trained model and the seconds that it took."""
+    began = time.monotonic()
+    folder = options.work / f"{options.task}_{system}"
+    set_seed(options.seed)
+    backbone = "mamba" if system == "yan-mamba" else "transformer"
+    config = YanConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=task.hidden_size,
+        num_attention_heads=4,
+        encoder_layers=task.encoder_layers,
+        flow_layers=2,
+        decoder_layers=1,
+        num_experts=options.experts,
+        encoder_backbone=backbone,
+        flow_backbone=backbone,
+        max_position_embeddings=task.max_source_length,
+        initializer_range=0.1,
+        loss_weights={"mmd": 0.0},
+        experts_implementation="eager",
+        **task.config,
+    )
+    reading_steps = options.reading_steps or task.reading_steps
+    writing_steps = options.writing_steps or task.writing_steps
+
+    def fit(model, steps: int, rate: float, reading: bool, trainer=CurriculumTrainer, collator=None, level: int = 1):
+        # No goal: everybody uses all steps.
+        curriculum = Curriculum(task.num_levels, goal=2.0, threshold=0.94, level=level)
+        stream = CurriculumStream(
+            draw, tokenizer, curriculum, reading, options.batch_size, options.seed, task.max_source_length
+        )
+        train_by_curriculum(
+            model,
+            stream,
+            folder / "trainer",
+            None,
+            rate,
+            trainer_class=trainer,
+            data_collator=collator,
+            max_steps=steps,
+            logging_steps=250,
+            disable_tqdm=not options.progress,
+        )
+
+    if system in AR_SYSTEMS:
+        parameters = YanForConditionalGeneration(config).num_parameters()
+        length = task.max_source_length + task.max_new_tokens + 8
+        set_seed(options.seed)
+        model = matching_autoregressive(system, config, parameters, length)
+        trainer = CausalCurriculumTrainer if system == "ar-gpt2" else CurriculumTrainer
+        fit(
+            model,
+            reading_steps + writing_steps,
+            options.learning_rate,
+            False,
+            trainer,
+            AutoregressiveCollator(tokenizer, system),
+        )
+        return model.eval(), time.monotonic() - began
+    reader = YanForAutoEncoding(config)
+    fit(reader, reading_steps, options.learning_rate, True)
+    reader.save_pretrained(folder / "reader")
+    logging.set_verbosity_error()  # the flow's keys are missing, as they should
+    model = YanForConditionalGeneration.from_pretrained(folder / "reader", experts_implementation="eager")
+    logging.set_verbosity_warning()
+    fit(model, writing_steps, options.writing_rate, False, level=max(1, task.num_levels // 2))
+    model.save_pretrained(folder / "checkpoint")
+    tokenizer.save_pretrained(folder / "checkpoint")
+    return model.eval(), time.monotonic() - began
+
+
+def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
+    """Exact match in every mode; YAN's with three sampling seeds."""
+    encoded = encode_pairs(tokenizer, *zip(*pairs), max_source_length=task.max_source_length)
+    examples = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
+    references = [pair.target for pair in pairs]
+    modes = [{}]
+    if system not in AR_SYSTEMS:
+        modes = [
+            {"num_inference_steps": steps, "true_lengths": true} for true in (False, True) for steps in options.sweep
+        ]
+    rows = []
+    for mode in modes:
+        matches, began = [], time.monotonic()
+        for seed in range(1 if system in AR_SYSTEMS else options.sampling_seeds):
+            texts, _ = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+            matches.append(exact_match(texts, references))
+        rows.append(
+            {
+                **mode,
+                "exact_match": sum(matches) / len(matches),
+                "exact_match_by_sampling_seed": matches,
+                "seconds": (time.monotonic() - began) / len(matches),
+            }
+        )
+        print(system, mode, f"exact match {rows[-1]['exact_match']:.4f}", flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--system", choices=SYSTEMS, required=True)
+    parser.add_argument("--data", type=Path, help="folder with train, validation and test .jsonl.gz files")
+    parser.add_argument("--experts", type=int, default=4)
+    parser.add_argument("--reading-steps", type=int, help="optimiser steps of the first stage (default: the task's)")
+    parser.add_argument("--writing-steps", type=int, help="optimiser steps of the second stage (default: the task's)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of reading, and of the other systems")
+    parser.add_argument("--writing-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--sweep", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 32])
+    parser.add_argument("--sampling-seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default="test", help="rows to ask (use validation to tune)")
+    parser.add_argument("--max-rows", type=int, help="ask only the first rows")
+    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    task = TASKS[options.task]
+    rows = read_rows(task, options.data, "train")
+    texts = [f"{pair.source.replace(MASK, '')} {pair.target}" for pair in task.pairs(rows)]
+    tokenizer = train_tokenizer(texts, vocab_size=task.vocab_size, model_type="bpe")
+    model, seconds = train(options, task, options.system, tokenizer, examples_of(task, rows))
+    pairs = task.pairs(read_rows(task, options.data, options.split))[: options.max_rows]
+    results = evaluate(options, task, options.system, model, tokenizer, pairs)
+    if options.output:
+        named = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
+        result = {
+            "options": {key: value for key, value in named.items() if key not in ("work", "progress")},
+            "steps": (options.reading_steps or task.reading_steps) + (options.writing_steps or task.writing_steps),
+            "parameters": model.num_parameters(),
+            "train_rows": len(rows),
+            "asked_rows": len(pairs),
+            "training_minutes": round(seconds / 60, 1),
+            "rows": results,
+        }
+        save(options.output, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The systems that `quality.py` compares: how each is built, fed, and asked."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from yan_hf import YanConfig
+from yan_hf.curriculum import CurriculumTrainer
+
+
+AR_SYSTEMS = ("ar-gpt2", "ar-bart")
+SYSTEMS = ("yan", "yan-mamba", *AR_SYSTEMS)
+
+
+def matching_autoregressive(system: str, config: YanConfig, parameters: int, length: int) -> PreTrainedModel:
+    """
+    A GPT-2 or BART of YAN's width and depth, whose feed-forward width brings it to YAN's number of parameters.
+
+    Raises:
+        RuntimeError: where no width comes within 5 %.
+    """
+    common = {
+        "vocab_size": config.vocab_size,
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+    }
+
+    def gpt2(width: int) -> PreTrainedModel:
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=config.hidden_size,
+                n_head=config.num_attention_heads,
+                n_layer=config.encoder_layers + config.flow_layers,
+                n_inner=width,
+                n_positions=length,
+                initializer_range=config.initializer_range,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                tie_word_embeddings=False,
+                **common,
+            )
+        )
+
+    def bart(width: int) -> PreTrainedModel:
+        return BartForConditionalGeneration(
+            BartConfig(
+                d_model=config.hidden_size,
+                encoder_layers=config.encoder_layers,
+                decoder_layers=config.flow_layers,
+                encoder_attention_heads=config.num_attention_heads,
+                decoder_attention_heads=config.num_attention_heads,
+                encoder_ffn_dim=width,
+                decoder_ffn_dim=width,
+                max_position_embeddings=length,
+                init_std=config.initializer_range,
+                dropout=0.0,
+                decoder_start_token_id=config.eos_token_id,
+                forced_eos_token_id=None,
+                **common,
+            )
+        )
+
+    build: Callable[[int], PreTrainedModel] = {"ar-gpt2": gpt2, "ar-bart": bart}[system]
+    with torch.device("meta"):
+        sizes = {width: build(width).num_parameters() for width in range(16, 64 * config.hidden_size, 16)}
+    width = min(sizes, key=lambda key: abs(sizes[key] - parameters))
+    if abs(sizes[width] - parameters) > 0.05 * parameters:
+        raise RuntimeError(f"No {system} of this width and depth is within 5 % of {parameters:,} parameters.")
+    return build(width)
+
+
+class CausalCurriculumTrainer(CurriculumTrainer):
+    """Computes a causal model's logits where the target stands, and nowhere else: sources are padded on the left."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.pop("labels")
+        output = model(**inputs, logits_to_keep=labels.shape[1] + 1)
+        logits = output.logits[:, :-1]
+        self.curriculum.update(self.share_right(logits, labels))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return (loss, output) if return_outputs else loss
+
+
+class AutoregressiveCollator:
+    """Batches for GPT-2 (source and target in one sequence, which meet at the same place in all rows) or BART."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str):
+        self.pad, self.causal = tokenizer.pad_token_id, system == "ar-gpt2"
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sources = [list(feature["input_ids"]) for feature in features]
+        targets = [list(feature["labels"]) for feature in features]
+        batch = {
+            "input_ids": _pad(sources, self.pad, self.causal),
+            "attention_mask": _pad([[1] * len(source) for source in sources], 0, self.causal),
+            "labels": _pad(targets, -100),
+        }
+        if self.causal:
+            ids, counted = _pad(targets, self.pad), _pad([[1] * len(target) for target in targets], 0)
+            batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
+            batch["attention_mask"] = torch.cat([batch["attention_mask"], counted], dim=1)
+            batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return batch
+
+
+def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
+    width = max(map(len, rows))
+    padding = [[value] * (width - len(row)) for row in rows]
+    return torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, padding)])
+
+
+@torch.no_grad()
+def ask(
+    model: PreTrainedModel,
+    system: str,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[dict[str, Any]],
+    max_new_tokens: int,
+    true_lengths: bool = False,
+    seed: int = 0,
+    batch_size: int = 100,
+    **options: Any,
+) -> tuple[list[str], float]:
+    """The texts that a system writes for tokenized sources, and the new tokens of which they consist."""
+    # GPT-2 continues its source, so that the source has to end where the target begins.
+    left = system == "ar-gpt2"
+    texts, num_tokens = [], 0
+    for start in range(0, len(examples), batch_size):
+        rows = examples[start : start + batch_size]
+        sources = [list(row["input_ids"]) for row in rows]
+        batch = {
+            "input_ids": _pad(sources, tokenizer.pad_token_id, left),
+            "attention_mask": _pad([[1] * len(source) for source in sources], 0, left),
+        }
+        if system in AR_SYSTEMS:
+            ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+            ids = ids[:, batch["input_ids"].shape[1] :] if left else ids[:, 1:]
+        else:
+            lengths = [len(row["labels"]) for row in rows]
+            ids = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                target_lengths=torch.tensor(lengths) if true_lengths else None,
+                seeds=[seed * 1_000_003 + start + row for row in range(len(rows))],
+                **options,
+            )
+        num_tokens += int((ids != tokenizer.pad_token_id).sum())
+        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts, num_tokens

@@ -1,0 +1,73 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The loss of a batch that is spread over several processes.
+
+Data-parallel engines average gradients over the processes. An average of each process's own loss is not the loss of
+the joined batch: token means have different denominators, and load balance and MMD are not means over tokens at all.
+Here sums and points are exchanged, so that averaged gradients are those of the joined batch.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class LossGroup:
+    """
+    The processes that share a batch. All of them have to compute the loss at the same time.
+
+    Args:
+        group: A process group; by default all processes.
+    """
+
+    def __init__(self, group: "dist.ProcessGroup | None" = None):
+        self.group = group
+        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, a constant for autograd."""
+        values = values.detach().clone()
+        dist.all_reduce(values, group=self.group)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, through which gradients flow back to each."""
+        from torch.distributed.nn.functional import all_reduce
+
+        return all_reduce(values, group=self.group or dist.group.WORLD)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """
+        Rows of all processes in their order, `(n, ...)` → `(size · n, ...)`; gradients flow back to each.
+
+        Every process must have the same number of rows.
+        """
+        # A sum of rows that only one process fills: backends without a reduce-scatter have its gradient too.
+        slots = values.new_zeros(self.size, *values.shape)
+        slots[self.rank] = values
+        return self.sum(slots).flatten(0, 1)
+
+    def largest(self, count: int, device: torch.device) -> int:
+        """The largest of the processes' counts."""
+        value = torch.tensor(count, device=device)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group)
+        return int(value)
+
+
+def loss_group(model: nn.Module) -> LossGroup | None:
+    """
+    The group over which a model's training loss is joined, `None` where each process stands for itself.
+
+    Only in training: evaluation may run on one process. Not under tensor parallelism, where the processes hold the
+    same rows.
+    """
+    if model.config.loss_reduction != "global" or not (model.training and torch.is_grad_enabled()):
+        return None
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        return None
+    return LossGroup()
+
+
+__all__ = ["LossGroup", "loss_group"]
