@@ -2,7 +2,7 @@
 """
 Trains YAN or an autoregressive model of its size on a task from scratch, and asks it the official test rows.
 
-    python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output benchmarks/results/quality/babi_yan.json
+    python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output quality/babi_yan.json
     python benchmarks/quality.py --task babi --system ar-bart --data babi_qa1 --output ...
 
 All systems of a task get the same rows in the same order, tokenizer, width, depth, parameters (within 5 %), batch size

@@ -1,253 +1,85 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Trains YAN for question answering on a local JSON Lines file or a data set of the Hub, and evaluates it.
+Fine-tunes YAN on a task, keeps the checkpoint with the best generated metric, and reports the test split once.
 
-    python examples/finetune.py --train babi_qa1/train.jsonl.gz --validation babi_qa1/validation.jsonl.gz \\
-        --test babi_qa1/test.jsonl.gz --output runs/babi
+    python examples/finetune.py examples/configs/sst2.yaml --train_file train.jsonl.gz --validation_file ...
+    accelerate launch --num_processes 2 examples/finetune.py examples/configs/sst2.yaml ...
+    torchrun --nproc-per-node 2 examples/finetune.py examples/configs/sst2.yaml ...
 
-    python examples/finetune.py --dataset OWNER/NAME --context passage --output runs/mine
-
-Rows hold a context (a text or a list of statements), a question and an answer. Without `--model`, tokenizer and model
-are made from the training rows in two stages: the encoder learns to read, as an auto-encoder whose masked span is the
-answer, then the flow learns to write it. With `--model` only the second stage runs. Both go from short contexts to
-long ones. Where rows name the statements that their answer rests on (`--support`), training rows are thinned at
-random to the level's number of statements, the supporting ones kept. The checkpoint with the best exact match on
-validation rows is kept; the test rows are used once, at the end, with predicted lengths and with the true ones.
+`--model` is a YAN checkpoint, or one of `pretrain_autoencoder.py`, whose flow then starts anew; without it a new model
+is trained from scratch.
 """
 
-import json
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from datasets import DatasetDict, load_dataset
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    HfArgumentParser,
-    TrainerCallback,
-    set_seed,
+from common import (
+    DataArguments,
+    ModelArguments,
+    encode_splits,
+    make_tokenizer,
+    new_config,
+    parse,
+    prepare,
+    read_splits,
 )
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, Seq2SeqTrainingArguments
 
-from yan_hf import (
-    YanConfig,
-    YanDataCollator,
-    YanForAutoEncoding,
-    YanForConditionalGeneration,
-    encode_pairs,
-    exact_match,
-    prepare_tokenizer,
-    train_tokenizer,
-)
-from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
-from yan_hf.tasks import TextPair, question_answering
+from yan_hf import YanDataCollator, YanForConditionalGeneration, compute_metrics
+from yan_hf.task_data import check_vocabulary
+from yan_hf.trainer import YanTrainer
 
 
-@dataclass
-class Options:
-    """What to train on, and how long."""
-
-    output: Path = field(metadata={"help": "folder of the trained checkpoint"})
-    train: str | None = field(default=None, metadata={"help": "JSON Lines file, .gz or not"})
-    validation: str | None = field(default=None, metadata={"help": "JSON Lines file"})
-    test: str | None = field(default=None, metadata={"help": "JSON Lines file"})
-    dataset: str | None = field(default=None, metadata={"help": "name for datasets.load_dataset, instead of files"})
-    dataset_config: str | None = field(default=None, metadata={"help": "its configuration"})
-    context: str = field(default="context", metadata={"help": "column of the context: a text or a list of texts"})
-    question: str = field(default="question", metadata={"help": "column of the question"})
-    answer: str = field(default="answer", metadata={"help": "column of the answer"})
-    support: str = field(default="support", metadata={"help": "column of the supporting statements, if there is one"})
-    model: str | None = field(
-        default=None, metadata={"help": "checkpoint to start from; by default a new small model"}
-    )
-    reading_minutes: float = field(default=20.0, metadata={"help": "longest first stage"})
-    writing_minutes: float = field(default=8.0, metadata={"help": "longest second stage"})
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    hidden_size: int = 64
-    encoder_layers: int = 3
-    vocab_size: int = 600
-    eval_steps: int = field(default=100, metadata={"help": "steps between evaluations in the second stage"})
-    seed: int = 0
-
-
-def read_rows(options: Options) -> DatasetDict:
-    """The splits, checked for the columns."""
-    if (options.train is None) == (options.dataset is None):
-        raise SystemExit("finetune.py: give --train (with --validation and --test) or --dataset, one of the two.")
-    if options.train is not None:
-        files = {split: getattr(options, split) for split in ("train", "validation", "test")}
-        splits = load_dataset("json", data_files={split: name for split, name in files.items() if name})
+def make_model(tokenizer, data: DataArguments, arguments: ModelArguments) -> PreTrainedModel:
+    """The checkpoint, or a new model; parts frozen by name."""
+    if arguments.model:
+        model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model)
     else:
-        splits = load_dataset(options.dataset, options.dataset_config)
-    for split in ("train", "validation"):
-        if split not in splits:
-            raise SystemExit(f"finetune.py: there is no {split} split, but {', '.join(splits)}.")
-    for split, rows in splits.items():
-        for column in (options.context, options.question, options.answer):
-            if column not in rows.column_names:
-                raise SystemExit(f"finetune.py: {split} has no column `{column}`, but {', '.join(rows.column_names)}.")
-    return splits
+        model = YanForConditionalGeneration(new_config(tokenizer, data, arguments))
+    check_vocabulary(tokenizer, model)
+    if arguments.freeze:
+        model.freeze(*arguments.freeze)
+    return model
 
 
-class Questions:
-    """The rows of a split as source and target texts, thinned to a number of statements where that is possible."""
-
-    def __init__(self, rows: Any, options: Options, mask_token: str):
-        self.mask_token = mask_token
-        self.rows = []
-        for row in rows:
-            context = row[options.context]
-            statements = [context] if isinstance(context, str) else list(context)
-            support = row.get(options.support) if len(statements) > 1 else None
-            self.rows.append((statements, row[options.question], row[options.answer], support))
-        self.rows.sort(key=lambda row: sum(map(len, row[0])))
-        self.thinnable = all(support for _, _, _, support in self.rows)
-        self.num_levels = max(len(statements) for statements, *_ in self.rows) if self.thinnable else 5
-
-    def pair(self, statements: list[str], question: str, answer: str) -> TextPair:
-        return question_answering(" ".join(statements), question, answer, self.mask_token)
-
-    def pairs(self) -> list[TextPair]:
-        return [self.pair(statements, question, answer) for statements, question, answer, _ in self.rows]
-
-    def draw(self, rng: np.random.Generator, level: int) -> TextPair:
-        """A random row with up to `level` statements, or of the shortest `level` fifths of the rows."""
-        if not self.thinnable:
-            statements, question, answer, _ = self.rows[rng.integers(max(1, len(self.rows) * level // 5))]
-            return self.pair(statements, question, answer)
-        count = int(rng.integers(1, level + 1))
-        while True:
-            statements, question, answer, support = self.rows[rng.integers(len(self.rows))]
-            if len(support) <= count <= len(statements) or level < len(support):
-                break
-        # A statement that the answer does not rest on can go without changing the answer.
-        others = np.setdiff1d(np.arange(len(statements)), support)
-        kept = rng.choice(others, size=max(0, min(count - len(support), len(others))), replace=False)
-        return self.pair([statements[index] for index in sorted([*support, *kept])], question, answer)
-
-
-@torch.no_grad()
-def answer_all(model, tokenizer, pairs: list[TextPair], true_lengths: bool = False, seed: int = 0) -> dict[str, float]:
-    """Exact match and speed on all pairs, in batches of 250, three solver steps."""
-    predictions, tokens, seconds = [], 0, 0.0
-    generator = torch.Generator(model.device).manual_seed(seed)
-    collator = YanDataCollator(tokenizer)
-    encoded = encode_pairs(tokenizer, *zip(*pairs))
-    examples = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
-    for start in range(0, len(examples), 250):
-        batch = collator(examples[start : start + 250]).copy()
-        lengths = (batch.pop("labels") != -100).sum(-1) if true_lengths else None
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        began = time.perf_counter()
-        output = model.generate(
-            **batch, target_lengths=lengths, generator=generator, num_inference_steps=3, return_dict_in_generate=True
-        )
-        seconds += time.perf_counter() - began
-        tokens += int(output.lengths.sum())
-        predictions += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    match = exact_match(predictions, [pair.target for pair in pairs])
-    return {"exact_match": match, "tokens_per_second": tokens / seconds}
-
-
-class KeepBest(TrainerCallback):
-    """Generates answers for validation rows now and then, and saves the best checkpoint so far."""
-
-    def __init__(self, tokenizer, pairs: list[TextPair], folder: Path, every: int):
-        self.tokenizer, self.pairs, self.folder, self.every = tokenizer, pairs, folder, every
-        self.best = -1.0
-
-    def evaluate(self, model):
-        match = answer_all(model, self.tokenizer, self.pairs)["exact_match"]
-        if match > self.best:
-            self.best = match
-            model.save_pretrained(self.folder)
-            self.tokenizer.save_pretrained(self.folder)
-        return match
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0:
-            match = self.evaluate(model)
-            print(f"step {state.global_step}: validation exact match {match:.3f}, best {self.best:.3f}", flush=True)
-
-
-def train_stage(model, tokenizer, questions: Questions, reading: bool, options: Options, callbacks: list):
-    """One stage, from short contexts to long ones."""
-    levels = questions.num_levels
-    curriculum = Curriculum(levels, goal=0.995, threshold=0.94, level=1 if reading else max(1, levels // 2))
-    minutes = options.reading_minutes if reading else options.writing_minutes
-    stream = CurriculumStream(questions.draw, tokenizer, curriculum, reading, options.batch_size, options.seed)
-    rate = options.learning_rate if reading else options.learning_rate / 2
-    train_by_curriculum(model, stream, options.output / "trainer", 60 * minutes, rate, callbacks, logging_steps=500)
+def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, arguments, training) -> YanTrainer:
+    """Trains, and evaluates the validation and test splits by what is generated."""
+    examples = encode_splits(splits, tokenizer, data)
+    objective = "span_infilling" if data.task == "span_infilling" else "pairs"
+    collator = YanDataCollator(
+        tokenizer,
+        objective,
+        mask_rate=data.mask_rate,
+        max_length=data.max_target_length if objective == "span_infilling" else None,
+        canvas_slack=data.canvas_slack,
+        max_target_length=data.max_target_length,
+    )
+    training.predict_with_generate = True
+    if training.generation_max_length is None:
+        training.generation_max_length = data.max_target_length
+    trainer = YanTrainer(
+        model=model,
+        args=training,
+        train_dataset=examples["train"],
+        eval_dataset=examples.get("validation"),
+        data_collator=collator,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics(tokenizer),
+        ema_decay=arguments.ema_decay,
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or None)
+    trainer.save_model()
+    for name, prefix in (("validation", "eval"), ("test", "test")):
+        if name in examples:
+            metrics = trainer.evaluate(examples[name], metric_key_prefix=prefix)
+            trainer.log_metrics(prefix, metrics)
+            trainer.save_metrics(prefix, metrics)
+    return trainer
 
 
 def main():
-    (options,) = HfArgumentParser(Options).parse_args_into_dataclasses()
-    started = time.monotonic()
-    set_seed(options.seed)
-    splits = read_rows(options)
-    if options.model is None:
-        texts = [f"{pair.source}\n{pair.target}" for pair in Questions(splits["train"], options, "").pairs()]
-        tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, model_type="bpe")
-        questions = Questions(splits["train"], options, tokenizer.mask_token)
-        longest = max(map(len, encode_pairs(tokenizer, *zip(*questions.pairs()))["input_ids"]))
-        config = YanConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=options.hidden_size,
-            num_attention_heads=4,
-            encoder_layers=options.encoder_layers,
-            flow_layers=2,
-            decoder_layers=1,
-            max_position_embeddings=2 * longest,
-            initializer_range=0.1,
-            loss_weights={"mmd": 0.0},  # the slowest term, and of no use for answers of a word
-            experts_implementation=None if torch.cuda.is_available() else "eager",
-        )
-        reader = YanForAutoEncoding(config)
-        train_stage(reader, tokenizer, questions, True, options, [])
-        reader.save_pretrained(options.output / "reader")
-        model = YanForConditionalGeneration.from_pretrained(options.output / "reader")
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        model = AutoModelForSeq2SeqLM.from_pretrained(options.model)
-        prepare_tokenizer(tokenizer, model)
-        questions = Questions(splits["train"], options, tokenizer.mask_token)
-    if not torch.cuda.is_available():
-        model.set_experts_implementation("eager")
-    validation = Questions(splits["validation"], options, tokenizer.mask_token).pairs()
-    checkpoint = options.output / "checkpoint"
-    keeper = KeepBest(tokenizer, validation, checkpoint, options.eval_steps)
-    train_stage(model, tokenizer, questions, False, options, [keeper])
-    keeper.evaluate(model)
-    result = {
-        "validation_exact_match": keeper.best,
-        "training_minutes": round((time.monotonic() - started) / 60, 1),
-        "parameters": model.num_parameters(),
-        "seed": options.seed,
-        # File names without their folders, which say nothing elsewhere.
-        "options": {
-            name: Path(value).name if isinstance(value, (str, Path)) else value
-            for name, value in vars(options).items()
-        },
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    if "test" in splits:
-        model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
-        pairs = Questions(splits["test"], options, tokenizer.mask_token).pairs()
-        for name, true_lengths in (("predicted_length", False), ("true_length", True)):
-            runs = [answer_all(model, tokenizer, pairs, true_lengths, seed) for seed in range(3)]
-            matches = [run["exact_match"] for run in runs]
-            result[f"test_{name}"] = {
-                "exact_match_mean": sum(matches) / 3,
-                "exact_match_by_sampling_seed": matches,
-                "tokens_per_second": sorted(run["tokens_per_second"] for run in runs)[1],
-            }
-    (options.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    data, arguments, training = parse(DataArguments, ModelArguments, Seq2SeqTrainingArguments)
+    prepare(training)
+    splits = read_splits(data)
+    tokenizer = make_tokenizer(splits, data, arguments)
+    train(make_model(tokenizer, data, arguments), tokenizer, splits, data, arguments, training)
 
 
 if __name__ == "__main__":

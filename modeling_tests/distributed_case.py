@@ -2,8 +2,8 @@
 """
 What `test_distributed.py` runs, on one process or on two (`torchrun --nproc-per-node 2 distributed_case.py FOLDER`).
 
-Random draws are a function of the row in the joined batch and of the order of the draws: a row gets the same numbers on
-whatever process it is.
+Random draws are a function of the row in the joined batch and of the order of the draws: a row gets the same numbers
+on whatever process it is.
 """
 
 import sys

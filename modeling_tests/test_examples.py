@@ -52,10 +52,10 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_finetune_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
+def test_train_reader_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
     files = [f"--{split}={data / split}.jsonl" for split in ("train", "validation", "test")]
     first = run(
-        "finetune.py", *files, "--output", tmp_path / "a", "--reading_minutes", 0.05, "--writing_minutes", 0.05
+        "train_reader.py", *files, "--output", tmp_path / "a", "--reading_minutes", 0.05, "--writing_minutes", 0.05
     )
     assert first.returncode == 0, first.stderr[-2000:]
     result = json.loads((tmp_path / "a" / "result.json").read_text())
@@ -65,18 +65,18 @@ def test_finetune_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint)
     model.generate(**tokenizer(["Where is Mary? <mask>"], return_tensors="pt"))
-    second = run("finetune.py", *files, "--output", tmp_path / "b", "--model", checkpoint, "--writing_minutes", 0.05)
+    second = run("train_reader.py", *files, "--output", tmp_path / "b", "--model", checkpoint, "--writing_minutes", 0.05)
     assert second.returncode == 0, second.stderr[-2000:]
     assert (tmp_path / "b" / "checkpoint" / "model.safetensors").is_file()
 
 
-def test_finetune_names_what_is_missing(data, tmp_path):
+def test_train_reader_names_what_is_missing(data, tmp_path):
     train, validation = f"--train={data / 'train'}.jsonl", f"--validation={data / 'validation'}.jsonl"
     for arguments, message in (
         ([], "--train"),
         ([train], "validation"),
         ([train, validation, "--question", "query"], "query"),
     ):
-        finished = run("finetune.py", *arguments, "--output", tmp_path)
+        finished = run("train_reader.py", *arguments, "--output", tmp_path)
         assert finished.returncode == 1
-        assert finished.stderr.strip().splitlines()[-1].startswith("finetune.py:") and message in finished.stderr
+        assert finished.stderr.strip().splitlines()[-1].startswith("train_reader.py:") and message in finished.stderr

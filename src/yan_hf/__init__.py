@@ -1,28 +1,67 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """YAN for Transformers: a non-autoregressive language model that writes a whole text in a few solver steps.
 
-Importing the package registers its configuration and models with Transformers' Auto classes.
+Importing the package registers its configuration and models with Transformers' Auto classes, and its default adapter
+targets with PEFT. What it exports is imported on first use.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .configuration_yan import YanConfig
-from .data import YanDataCollator, corrupt_spans, encode_pairs
-from .generation_config_yan import YanGenerationConfig
-from .generation_yan import YanGenerateOutput
-from .metrics import exact_match
-from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
-from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
-from .tokenization import prepare_tokenizer, train_tokenizer
+from .registration import register
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register(YanConfig.model_type, YanConfig)
-AutoModel.register(YanConfig, YanModel)
-AutoModelForSeq2SeqLM.register(YanConfig, YanForConditionalGeneration)
+# Where each exported name lives.
+_EXPORTS = {
+    "callbacks": ("EmaCallback", "EpochCallback", "LossTermsCallback"),
+    "configuration_yan": ("YanConfig",),
+    "data": ("YanDataCollator", "corrupt_spans", "encode_pairs"),
+    "generation_config_yan": ("YanGenerationConfig",),
+    "generation_yan": ("YanGenerateOutput",),
+    "metrics": ("compute_metrics", "exact_match"),
+    "modeling_yan": ("YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanPreTrainedModel"),
+    "outputs": ("YanAutoEncodingOutput", "YanModelOutput", "YanOutput"),
+    "task_data": ("TaskEncoder",),
+    "tokenization": ("prepare_tokenizer", "train_tokenizer"),
+    "trainer": ("YanTrainer",),
+}
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+if TYPE_CHECKING:
+    from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
+    from .configuration_yan import YanConfig
+    from .data import YanDataCollator, corrupt_spans, encode_pairs
+    from .generation_config_yan import YanGenerationConfig
+    from .generation_yan import YanGenerateOutput
+    from .metrics import compute_metrics, exact_match
+    from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
+    from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
+    from .task_data import TaskEncoder
+    from .tokenization import prepare_tokenizer, train_tokenizer
+    from .trainer import YanTrainer
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
 
 __all__ = [
+    "EmaCallback",
+    "EpochCallback",
+    "LossTermsCallback",
+    "TaskEncoder",
     "YanAutoEncodingOutput",
     "YanConfig",
     "YanDataCollator",
@@ -34,6 +73,8 @@ __all__ = [
     "YanModelOutput",
     "YanOutput",
     "YanPreTrainedModel",
+    "YanTrainer",
+    "compute_metrics",
     "corrupt_spans",
     "encode_pairs",
     "exact_match",

@@ -1,0 +1,167 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What the training scripts share: their options, and data and models made from them."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import (
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+
+from yan_hf import YanConfig, train_tokenizer
+from yan_hf.task_data import TASKS, TaskEncoder, encode_split, load_splits
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    task: str = field(default="pairs", metadata={"help": f"one of {', '.join(TASKS)}"})
+    train_file: str | None = field(default=None, metadata={"help": "JSON Lines (.gz or not), CSV or Parquet file"})
+    validation_file: str | None = field(default=None, metadata={"help": "the same for validation"})
+    test_file: str | None = field(default=None, metadata={"help": "the same for the test"})
+    dataset: str | None = field(default=None, metadata={"help": "name for datasets.load_dataset, instead of files"})
+    dataset_config: str | None = field(default=None, metadata={"help": "its configuration"})
+    train_split: str = field(default="train", metadata={"help": "its split to train on"})
+    validation_split: str = field(default="validation", metadata={"help": "its split to choose the checkpoint by"})
+    test_split: str = field(default="test", metadata={"help": "its split to report"})
+    columns: str | dict | None = field(
+        default=None, metadata={"help": 'the task\'s columns in the data, where they differ: {"text": "sentence"}'}
+    )
+    label_names: list[str] | None = field(default=None, metadata={"help": "names of the classes, in order"})
+    max_source_length: int = field(default=128, metadata={"help": "longer sources are cut"})
+    max_target_length: int = field(default=128, metadata={"help": "longest target, the end token included"})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "leave unusable rows out instead of stopping"})
+    add_mask: bool = field(default=False, metadata={"help": "put a mask token behind sources that have none"})
+    max_train_rows: int | None = field(default=None, metadata={"help": "use only the first rows"})
+    max_eval_rows: int | None = field(default=None, metadata={"help": "evaluate only the first rows"})
+    streaming: bool = field(default=False, metadata={"help": "read training rows as they are needed"})
+    canvas_slack: float = field(default=0.0, metadata={"help": "share of the canvases longer than their target"})
+    mask_rate: float = field(default=0.08, metadata={"help": "share of the tokens masked in span infilling"})
+
+
+@dataclass
+class ModelArguments:
+    """What to train."""
+
+    model: str | None = field(default=None, metadata={"help": "checkpoint to start from; by default a new model"})
+    tokenizer: str | None = field(default=None, metadata={"help": "tokenizer, by default the model's or a new one"})
+    vocab_size: int = field(default=4000, metadata={"help": "of a new tokenizer"})
+    config: str | dict | None = field(default=None, metadata={"help": "fields of a new model's YanConfig, as JSON"})
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={"help": "parts to freeze: encoder, flow, decoder, token_embeddings, position_embeddings"},
+    )
+    ema_decay: float | None = field(default=None, metadata={"help": "average the weights, e.g. 0.999"})
+
+
+def parse(*types: type, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """
+    Options from a YAML file, the command line, or both: `script.py [config.yaml] [--option value ...]`.
+
+    The command line wins. Unknown keys of the file are refused.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(types)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        path = Path(arguments.pop(0))
+        values = yaml.safe_load(path.read_text()) or {}
+        known = {action.dest for action in parser._actions}
+        if unknown := sorted(set(values) - known):
+            parser.error(f"{path} has unknown options: {', '.join(unknown)}")
+        # An option that the file gives need not stand on the command line.
+        for action in parser._actions:
+            action.required = action.required and action.dest not in values
+        parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def mapping(value: str | dict | None) -> dict[str, Any]:
+    """A mapping given in YAML, or as JSON on the command line."""
+    value = yaml.safe_load(value) if isinstance(value, str) else value
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"Expected a mapping such as {{name: value}}, but got {value!r}.")
+    return value or {}
+
+
+def read_splits(data: DataArguments) -> dict[str, Any]:
+    """The splits that there are, under the names train, validation and test."""
+    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    splits = load_splits(files, data.dataset, data.dataset_config, data.streaming)
+    names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
+    if not data.dataset:
+        names = {name: name for name in names}
+    found = {name: splits[split] for name, split in names.items() if split in splits}
+    for name, limit in (("train", data.max_train_rows), ("validation", data.max_eval_rows), ("test", data.max_eval_rows)):
+        if name in found and limit is not None:
+            found[name] = found[name].take(limit)
+    return found
+
+
+def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArguments) -> PreTrainedTokenizerBase:
+    """The named tokenizer, the model's, or a new one trained on the training rows."""
+    if model.tokenizer or model.model:
+        return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
+    reader = TaskEncoder(data.task, _MaskOnly(), mapping(data.columns), data.label_names, skip_bad_rows=True)
+
+    def texts():
+        for row in splits["train"]:
+            try:
+                pairs = reader.pairs(row)
+            except ValueError:
+                continue  # reported when the rows are tokenized
+            yield from (f"{pair.source.replace(_MaskOnly.mask_token, '')} {pair.target}" for pair in pairs)
+
+    reader.check_columns(list(next(iter(splits["train"]))), "The training data")
+    return train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
+
+
+class _MaskOnly:
+    mask_token = "<mask>"
+
+
+def new_config(tokenizer: PreTrainedTokenizerBase, data: DataArguments, model: ModelArguments) -> YanConfig:
+    """The configuration of a new model."""
+    fields = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": max(data.max_source_length, data.max_target_length),
+        **{name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")},
+        **mapping(model.config),
+    }
+    return YanConfig(**fields)
+
+
+def encode_splits(
+    splits: dict[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataArguments
+) -> dict[str, Dataset]:
+    """Tokenized splits; says how many rows were left out."""
+    encoded = {}
+    for name, rows in splits.items():
+        encoder = TaskEncoder(
+            data.task,
+            tokenizer,
+            mapping(data.columns),
+            data.label_names,
+            data.max_source_length,
+            data.max_target_length,
+            data.skip_bad_rows,
+            data.add_mask,
+        )
+        encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
+        if skipped:
+            print(f"Left out {skipped} rows of the {name} split: {encoder.skipped}", flush=True)
+    return encoded
+
+
+def prepare(training: Seq2SeqTrainingArguments):
+    """Before anything is drawn."""
+    set_seed(training.seed)

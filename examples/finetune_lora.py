@@ -1,0 +1,60 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Fine-tunes YAN with LoRA (PEFT): on the linear layers, and where asked on the experts' 3-D weights.
+
+    python examples/finetune_lora.py examples/configs/sst2_lora.yaml --model runs/sst2 --train_file train.jsonl.gz ...
+
+`--output_dir` gets the adapter, its folder `merged` the whole model with the adapter merged in.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import DataArguments, ModelArguments, make_tokenizer, parse, prepare, read_splits
+from finetune import make_model, train
+from peft import LoraConfig, get_peft_model
+from transformers import Seq2SeqTrainingArguments
+
+
+@dataclass
+class LoraArguments:
+    """The adapter."""
+
+    rank: int = field(default=8, metadata={"help": "rank of the adapters"})
+    alpha: int = field(default=16, metadata={"help": "their scale, divided by the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on their input"})
+    target_modules: list[str] | None = field(
+        default=None, metadata={"help": "linear layers by name, or all-linear; by default YAN's own choice"}
+    )
+    adapt_experts: bool = field(default=False, metadata={"help": "adapt the experts' 3-D weights too"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules that train in full"})
+
+
+def main():
+    data, arguments, lora, training = parse(DataArguments, ModelArguments, LoraArguments, Seq2SeqTrainingArguments)
+    if not arguments.model:
+        raise SystemExit("finetune_lora.py: give --model, the checkpoint to adapt.")
+    prepare(training)
+    splits = read_splits(data)
+    tokenizer = make_tokenizer(splits, data, arguments)
+    modules = lora.target_modules
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+        target_parameters=["flow.experts.up_proj", "flow.experts.down_proj"] if lora.adapt_experts else None,
+        modules_to_save=lora.modules_to_save,
+        task_type="SEQ_2_SEQ_LM",
+    )
+    model = get_peft_model(make_model(tokenizer, data, arguments), config)
+    model.print_trainable_parameters()
+    trainer = train(model, tokenizer, splits, data, arguments, training)
+    if trainer.is_world_process_zero():
+        merged = Path(training.output_dir) / "merged"
+        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(merged)
+        tokenizer.save_pretrained(merged)
+
+
+if __name__ == "__main__":
+    main()

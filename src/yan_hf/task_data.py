@@ -1,0 +1,305 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Rows of a data set as tokenized examples of a task, checked before training starts."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .tasks import (
+    ANSWER_HEADER,
+    TextPair,
+    classification,
+    last_word,
+    middle_sentence,
+    question_answering,
+    split_sentences,
+    summarization,
+)
+
+
+class Task(NamedTuple):
+    """
+    How a task reads a row.
+
+    Attributes:
+        columns: The columns it needs.
+        build: Row, mask token and label names → pairs of texts.
+        keep: Which end of a long source stays: its `"head"`, its `"tail"`, or head and `"question"`.
+    """
+
+    columns: tuple[str, ...]
+    build: Callable[[dict[str, Any], str, Sequence[str] | None], list[TextPair]]
+    keep: str = "head"
+
+
+def _text(value: Any, column: str) -> str:
+    value = " ".join(value) if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value) else value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"column `{column}` holds no text but {value!r}")
+    return value.strip()
+
+
+def _answer(value: Any) -> str:
+    # SQuAD on the Hub has {"text": [...], "answer_start": [...]}.
+    value = value["text"] if isinstance(value, dict) and "text" in value else value
+    value = value[0] if isinstance(value, (list, tuple)) and value else value
+    return _text(value, "answer")
+
+
+def _question_answering(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    context = _text(row["context"], "context")
+    questions = row.get("qas") or [row]
+    return [
+        question_answering(context, _text(item["question"], "question"), _answer(item["answer"]), mask)
+        for item in questions
+    ]
+
+
+def _classification(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    text, label = _text(row["text"], "text"), row["label"]
+    if names is None:
+        raise ValueError("classification needs `label_names`, or a column of the type `ClassLabel`")
+    if isinstance(label, str):
+        if label not in names:
+            raise ValueError(f"column `label` holds {label!r}, which is none of {list(names)}")
+        label = list(names).index(label)
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"column `label` holds neither a number nor a name but {label!r}")
+    return [classification(text, label, names)]
+
+
+def _last_word(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    return [last_word(_text(row["text"], "text"), mask)]
+
+
+def _middle_sentence(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    return [middle_sentence(split_sentences(_text(row["text"], "text")), mask)]
+
+
+def _summarization(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    return [summarization(_text(row["document"], "document"), _text(row["summary"], "summary"))]
+
+
+def _pairs(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    return [TextPair(_text(row["source"], "source"), _text(row["target"], "target"))]
+
+
+def _plain_text(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
+    return [TextPair(_text(row["text"], "text"), "")]
+
+
+TASKS = {
+    "pairs": Task(("source", "target"), _pairs),
+    "question_answering": Task(("context", "question", "answer"), _question_answering, keep="question"),
+    "classification": Task(("text", "label"), _classification),
+    "last_word": Task(("text",), _last_word, keep="tail"),
+    "middle_sentence": Task(("text",), _middle_sentence),
+    "summarization": Task(("document", "summary"), _summarization),
+    # The collator masks spans: the text alone is tokenized.
+    "span_infilling": Task(("text",), _plain_text),
+}
+
+
+def load_splits(
+    files: dict[str, str] | None = None, dataset: str | None = None, config: str | None = None, streaming: bool = False
+) -> DatasetDict:
+    """
+    Splits from local files or from the Hub.
+
+    Args:
+        files: Split → `.jsonl`, `.jsonl.gz`, `.json`, `.csv` or `.parquet` file.
+        dataset: Name for `datasets.load_dataset`, instead of files.
+        config: Its configuration.
+        streaming: Whether rows are read as they are needed.
+
+    Raises:
+        ValueError: for both or neither of files and data set.
+        FileNotFoundError: for a file that is not there.
+    """
+    files = {split: name for split, name in (files or {}).items() if name}
+    if bool(files) == bool(dataset):
+        raise ValueError("Give local files (`train_file`, ...) or the name of a `dataset`, one of the two.")
+    if dataset:
+        return load_dataset(dataset, config, streaming=streaming)
+    for name in files.values():
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no file {name}.")
+    suffix = next(iter(files.values())).removesuffix(".gz").rpartition(".")[2]
+    kind = {"jsonl": "json", "ndjson": "json"}.get(suffix, suffix)
+    return load_dataset(kind, data_files=files, streaming=streaming)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel):
+    """
+    Raises `ValueError` where a tokenizer does not belong to a model: more tokens than the model has, or special tokens
+    other than those of its configuration.
+    """
+    size = model.config.vocab_size
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model's `vocab_size` is {size}. Use the checkpoint's "
+            "own tokenizer, or call `yan_hf.prepare_tokenizer(tokenizer, model)`, which resizes the model."
+        )
+    for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
+        ours, theirs = getattr(tokenizer, name), getattr(model.config, name)
+        if ours is None or ours != theirs:
+            raise ValueError(
+                f"`{name}` is {ours} in the tokenizer but {theirs} in the model's configuration. Use the checkpoint's "
+                "own tokenizer, or call `yan_hf.prepare_tokenizer(tokenizer, model)`."
+            )
+
+
+class TaskEncoder:
+    """
+    Turns batches of rows into `input_ids` and `labels`, for `datasets.map(batched=True)`; works on streams too.
+
+    Args:
+        task: A key of `TASKS`.
+        tokenizer: A tokenizer with the special tokens YAN needs.
+        columns: Names of the task's columns in the data, where they differ.
+        label_names: Names of the classes, in the order of their numbers.
+        max_source_length: Longer sources are cut, never at the mask or the question.
+        max_target_length: Longest target, the end token included.
+        skip_bad_rows: Whether rows that are empty, unusable or too long are left out, and counted in `skipped`,
+            instead of raising.
+        add_mask: Whether a source without a mask token gets one at its end, where the answer belongs: it lets the
+            auto-encoder stage read off answers of tasks such as classification.
+
+    Raises:
+        ValueError: for an unknown task or column, and when called, for a row that cannot be used, with its number.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: dict[str, str] | None = None,
+        label_names: Sequence[str] | None = None,
+        max_source_length: int | None = None,
+        max_target_length: int | None = None,
+        skip_bad_rows: bool = False,
+        add_mask: bool = False,
+    ):
+        if task not in TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
+        self.task, self.name, self.tokenizer = TASKS[task], task, tokenizer
+        self.columns = {column: column for column in self.task.columns}
+        for column, name in (columns or {}).items():
+            if column not in self.columns:
+                raise ValueError(f"The task {task} has no column `{column}`, but {', '.join(self.columns)}.")
+            self.columns[column] = name
+        self.label_names = list(label_names) if label_names else None
+        self.max_source_length, self.max_target_length = max_source_length, max_target_length
+        self.skip_bad_rows, self.add_mask = skip_bad_rows, add_mask
+        self.skipped: dict[str, int] = {}
+
+    def check_columns(self, available: Sequence[str], where: str = "The data"):
+        """Raises `ValueError` where a column is missing."""
+        for column, name in self.columns.items():
+            nested = self.name == "question_answering" and column in ("question", "answer") and "qas" in available
+            if name not in available and not nested:
+                raise ValueError(
+                    f"{where} has no column `{name}` for the task's `{column}`, but {', '.join(available)}. Name the "
+                    f"right one: `columns={{{column!r}: ...}}`."
+                )
+
+    def pairs(self, row: dict[str, Any]) -> list[TextPair]:
+        """The texts of a row, which may hold several questions. Raises `ValueError` for a row that is of no use."""
+        row = {**row, **{column: row[name] for column, name in self.columns.items() if name in row}}
+        mask = self.tokenizer.mask_token
+        pairs = self.task.build(row, mask, self.label_names)
+        if self.add_mask and self.name != "span_infilling":
+            pairs = [pair if mask in pair.source else TextPair(f"{pair.source} {mask}", pair.target) for pair in pairs]
+        return pairs
+
+    def encode(self, pair: TextPair) -> dict[str, list[int]]:
+        """Tokens of one pair. Raises `ValueError` for a target that is too long."""
+        ids = self._cut(self.tokenizer(pair.source)["input_ids"], pair.source)
+        if self.name == "span_infilling":
+            return {"input_ids": ids}
+        labels = self.tokenizer(pair.target, add_special_tokens=False)["input_ids"]
+        labels = [*labels, self.tokenizer.eos_token_id]
+        limit = self.max_target_length
+        if limit is not None and len(labels) > limit:
+            raise ValueError(
+                f"the target has {len(labels)} tokens with its end token, more than `max_target_length={limit}`: "
+                f"{pair.target[:80]!r}"
+            )
+        return {"input_ids": ids, "labels": labels}
+
+    def _cut(self, ids: list[int], source: str) -> list[int]:
+        limit = self.max_source_length
+        if limit is None or len(ids) <= limit:
+            return ids
+        if self.task.keep == "tail":
+            return ids[-limit:]
+        tail = 1  # the end token
+        if self.task.keep == "question":
+            # The question is the last sentence before the answer's header: the context loses its end instead.
+            head, _, _ = source.rpartition(f" {ANSWER_HEADER}")
+            sentences = split_sentences(head)
+            tail = len(self.tokenizer(source[head.rfind(sentences[-1]) :])["input_ids"])
+        elif self.tokenizer.mask_token_id in ids[-2:]:
+            tail = 2
+        if tail >= limit:
+            raise ValueError(f"the question alone has {tail} tokens, `max_source_length` is {limit}")
+        return ids[: limit - tail] + ids[-tail:]
+
+    def __call__(self, batch: dict[str, list[Any]], indices: Sequence[int] | None = None) -> dict[str, list]:
+        """
+        Args:
+            batch: Columns of rows.
+            indices: Their numbers, for error messages.
+
+        Returns:
+            `input_ids`, and `labels` unless the task is span infilling: lists of token ids, one for each pair.
+        """
+        self.check_columns(list(batch))
+        count = len(next(iter(batch.values())))
+        examples = []
+        for row in range(count):
+            try:
+                values = {name: column[row] for name, column in batch.items()}
+                examples += [self.encode(pair) for pair in self.pairs(values)]
+            except ValueError as error:
+                if not self.skip_bad_rows:
+                    number = indices[row] if indices is not None else row
+                    raise ValueError(
+                        f"Row {number}: {error}. Mend it, or leave such rows out with `skip_bad_rows=True`."
+                    ) from error
+                reason = str(error).split(":")[0][:60]
+                self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        names = ("input_ids",) if self.name == "span_infilling" else ("input_ids", "labels")
+        return {name: [example[name] for example in examples] for name in names}
+
+
+def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: str = "The data"):
+    """
+    A split as tokenized examples: at once, so that bad rows show before training starts, or as a stream.
+
+    Returns:
+        The examples, and the number of rows left out (0 for a stream, which is not read yet).
+
+    Raises:
+        ValueError: for a missing column, a row that cannot be used, and a split of which nothing is left.
+    """
+    if rows.column_names is not None:
+        encoder.check_columns(rows.column_names, where)
+    label = encoder.columns.get("label")
+    if encoder.label_names is None and rows.features and isinstance(rows.features.get(label), ClassLabel):
+        encoder.label_names = rows.features[label].names
+    encoder.skipped = {}
+    options = {"batched": True, "with_indices": True, "remove_columns": rows.column_names}
+    if isinstance(rows, IterableDataset):
+        return rows.map(encoder, **options), 0
+    # A cached result would not have counted what it left out.
+    encoded = rows.map(encoder, load_from_cache_file=False, desc=f"tokenizing {where}", **options)
+    if len(encoded) == 0:
+        raise ValueError(f"{where} has no row that can be used: {len(rows)} rows, left out: {encoder.skipped}.")
+    return encoded, sum(encoder.skipped.values())
+
+
+__all__ = ["TASKS", "Task", "TaskEncoder", "check_vocabulary", "encode_split", "load_splits"]
