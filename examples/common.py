@@ -34,10 +34,10 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "its split to train on"})
     validation_split: str = field(default="validation", metadata={"help": "its split to choose the checkpoint by"})
     test_split: str = field(default="test", metadata={"help": "its split to report"})
-    columns: str | dict | None = field(
+    columns: str | None = field(
         default=None, metadata={"help": 'the task\'s columns in the data, where they differ: {"text": "sentence"}'}
     )
-    label_names: list[str] | None = field(default=None, metadata={"help": "names of the classes, in order"})
+    class_names: list[str] | None = field(default=None, metadata={"help": "names of the classes, in order"})
     max_source_length: int = field(default=128, metadata={"help": "longer sources are cut"})
     max_target_length: int = field(default=128, metadata={"help": "longest target, the end token included"})
     skip_bad_rows: bool = field(default=False, metadata={"help": "leave unusable rows out instead of stopping"})
@@ -56,7 +56,7 @@ class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "checkpoint to start from; by default a new model"})
     tokenizer: str | None = field(default=None, metadata={"help": "tokenizer, by default the model's or a new one"})
     vocab_size: int = field(default=4000, metadata={"help": "of a new tokenizer"})
-    config: str | dict | None = field(default=None, metadata={"help": "fields of a new model's YanConfig, as JSON"})
+    config: str | None = field(default=None, metadata={"help": "fields of a new model's YanConfig, as JSON"})
     freeze: list[str] | None = field(
         default=None,
         metadata={"help": "parts to freeze: encoder, flow, decoder, token_embeddings, position_embeddings"},
@@ -96,12 +96,18 @@ def mapping(value: str | dict | None) -> dict[str, Any]:
 def read_splits(data: DataArguments) -> dict[str, Any]:
     """The splits that there are, under the names train, validation and test."""
     files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    splits = load_splits(files, data.dataset, data.dataset_config, data.streaming)
+    # Files on the command line stand in for the data set that a configuration file names.
+    dataset = None if any(files.values()) else data.dataset
+    splits = load_splits(files, dataset, data.dataset_config, data.streaming)
     names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    if not data.dataset:
+    if dataset is None:
         names = {name: name for name in names}
     found = {name: splits[split] for name, split in names.items() if split in splits}
-    for name, limit in (("train", data.max_train_rows), ("validation", data.max_eval_rows), ("test", data.max_eval_rows)):
+    for name, limit in (
+        ("train", data.max_train_rows),
+        ("validation", data.max_eval_rows),
+        ("test", data.max_eval_rows),
+    ):
         if name in found and limit is not None:
             found[name] = found[name].take(limit)
     return found
@@ -111,7 +117,7 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
     """The named tokenizer, the model's, or a new one trained on the training rows."""
     if model.tokenizer or model.model:
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
-    reader = TaskEncoder(data.task, _MaskOnly(), mapping(data.columns), data.label_names, skip_bad_rows=True)
+    reader = TaskEncoder(data.task, _MaskOnly(), mapping(data.columns), data.class_names, skip_bad_rows=True)
 
     def texts():
         for row in splits["train"]:
@@ -129,12 +135,18 @@ class _MaskOnly:
     mask_token = "<mask>"
 
 
-def new_config(tokenizer: PreTrainedTokenizerBase, data: DataArguments, model: ModelArguments) -> YanConfig:
-    """The configuration of a new model."""
+def new_config(
+    tokenizer: PreTrainedTokenizerBase, data: DataArguments, model: ModelArguments, joined: bool = False
+) -> YanConfig:
+    """The configuration of a new model, for sources and targets of the longest length, or for both in one sequence."""
+    longest = (sum if joined else max)((data.max_source_length, data.max_target_length))
     fields = {
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": max(data.max_source_length, data.max_target_length),
-        **{name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")},
+        "max_position_embeddings": longest,
+        **{
+            name: getattr(tokenizer, name)
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
+        },
         **mapping(model.config),
     }
     return YanConfig(**fields)
@@ -150,7 +162,7 @@ def encode_splits(
             data.task,
             tokenizer,
             mapping(data.columns),
-            data.label_names,
+            data.class_names,
             data.max_source_length,
             data.max_target_length,
             data.skip_bad_rows,

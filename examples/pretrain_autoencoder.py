@@ -11,7 +11,16 @@ task from scratch, before the flow learns to write it.
 
 from dataclasses import dataclass, field
 
-from common import DataArguments, ModelArguments, encode_splits, make_tokenizer, new_config, parse, prepare, read_splits
+from common import (
+    DataArguments,
+    ModelArguments,
+    encode_splits,
+    make_tokenizer,
+    new_config,
+    parse,
+    prepare,
+    read_splits,
+)
 from transformers import Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForAutoEncoding
@@ -46,7 +55,7 @@ def main():
     if model_arguments.model:
         model = YanForAutoEncoding.from_pretrained(model_arguments.model)
     else:
-        model = YanForAutoEncoding(new_config(tokenizer, data, model_arguments))
+        model = YanForAutoEncoding(new_config(tokenizer, data, model_arguments, joined=stage.reading))
     check_vocabulary(tokenizer, model)
     if model_arguments.freeze:
         model.freeze(*model_arguments.freeze)

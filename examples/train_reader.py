@@ -89,7 +89,9 @@ def read_rows(options: Options) -> DatasetDict:
     for split, rows in splits.items():
         for column in (options.context, options.question, options.answer):
             if column not in rows.column_names:
-                raise SystemExit(f"train_reader.py: {split} has no column `{column}`, but {', '.join(rows.column_names)}.")
+                raise SystemExit(
+                    f"train_reader.py: {split} has no column `{column}`, but {', '.join(rows.column_names)}."
+                )
     return splits
 
 

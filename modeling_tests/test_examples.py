@@ -65,7 +65,9 @@ def test_train_reader_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint)
     model.generate(**tokenizer(["Where is Mary? <mask>"], return_tensors="pt"))
-    second = run("train_reader.py", *files, "--output", tmp_path / "b", "--model", checkpoint, "--writing_minutes", 0.05)
+    second = run(
+        "train_reader.py", *files, "--output", tmp_path / "b", "--model", checkpoint, "--writing_minutes", 0.05
+    )
     assert second.returncode == 0, second.stderr[-2000:]
     assert (tmp_path / "b" / "checkpoint" / "model.safetensors").is_file()
 

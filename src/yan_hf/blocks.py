@@ -54,7 +54,9 @@ class YanTimeEmbedding(nn.Module):
 
 class YanAdaptiveNorm(nn.Linear):
     """
-    Scales and shifts of a flow block's norms, from the time embedding: `(B, d)` → `(B, 2·n·d)` for `n` norms.
+    Scales and shifts of a flow block's norms, from the GELU of the time embedding: `(B, d)` → `(B, 2·n·d)`, `n` norms.
+
+    The GELU is the caller's: with it in here an adapter's product, which sees the layer's input, could not be merged.
 
     The chunks are scale and shift of the self-attention norm, of the feed-forward norm and, where the block has one,
     of the cross-attention norm. A class of its own, since only a leaf can be initialised apart from other `Linear`s:
@@ -65,8 +67,8 @@ class YanAdaptiveNorm(nn.Linear):
         super().__init__(config.hidden_size, 2 * num_norms * config.hidden_size)
         self.num_norms = num_norms
 
-    def forward(self, time_embedding: torch.Tensor) -> torch.Tensor:
-        return linear(nn.functional.gelu(time_embedding), self.weight, self.bias)
+    def forward(self, activated: torch.Tensor) -> torch.Tensor:
+        return linear(activated, self.weight, self.bias)
 
 
 def adaptive_layer_norm(
@@ -162,7 +164,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         if conditioning is None:
-            conditioning = self.adaptive_norm(time_embedding)  # (B or 1, 2·n·d)
+            conditioning = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
         chunks = conditioning.view(conditioning.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
         normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
         if self.is_mamba:

@@ -94,10 +94,12 @@ def _register_peft(constants: ModuleType):
     from .configuration_yan import YanConfig
 
     for name, mapping in vars(constants).items():
+        if not (name.endswith("_TARGET_MODULES_MAPPING") and isinstance(mapping, dict)):
+            continue
         # The tables for LoRA and those methods that adapt the same layers.
-        if name.endswith("_TARGET_MODULES_MAPPING") and isinstance(mapping, dict) and "bart" in mapping:
-            if isinstance(mapping["bart"], list) and {"q_proj", "v_proj"} <= set(mapping["bart"]):
-                mapping.setdefault(YanConfig.model_type, list(PEFT_TARGET_MODULES))
+        targets = mapping.get("bart")
+        if isinstance(targets, list) and {"q_proj", "v_proj"} <= set(targets):
+            mapping.setdefault(YanConfig.model_type, list(PEFT_TARGET_MODULES))
 
 
 def register():

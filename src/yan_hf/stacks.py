@@ -247,7 +247,8 @@ class YanFlow(YanPreTrainedModel):
         weight = self.time_embedding.proj.weight
         timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
         embedding = self.time_embedding(timesteps)  # (S, d)
-        adaptive_norms = [layer.adaptive_norm(embedding) for layer in self.layers]
+        activated = nn.functional.gelu(embedding)
+        adaptive_norms = [layer.adaptive_norm(activated) for layer in self.layers]
         return {
             time: YanFlowConditioning(
                 embedding[index : index + 1], [scales[index : index + 1] for scales in adaptive_norms]

@@ -1,0 +1,180 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""`YanTrainer`: logged loss terms, averaged weights, and runs that are killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_model
+from resume_case import train
+from safetensors.torch import load_file
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback
+
+from yan_hf import EmaCallback, LossTermsCallback, YanDataCollator, YanForAutoEncoding, YanTrainer
+from yan_hf.trainer import last_complete_checkpoint
+
+
+class _Tokenizer:
+    pad_token_id, eos_token_id, mask_token_id, padding_side = 0, 2, 4, "right"
+
+    def save_pretrained(self, folder):
+        pass
+
+
+ROWS = [{"input_ids": [5 + row, 6, 7, 2], "labels": [8, 9 + row, 2]} for row in range(8)]
+
+
+def trainer(folder, model=None, cls=YanTrainer, **changes):
+    keywords = {name: changes.pop(name) for name in ("ema_decay", "callbacks") if name in changes}
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **changes,
+    }
+    return cls(
+        model=model or small_model(),
+        args=Seq2SeqTrainingArguments(**arguments),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:4],
+        data_collator=YanDataCollator(_Tokenizer()),
+        **keywords,
+    )
+
+
+def test_each_loss_term_is_logged_and_their_weighted_sum_is_the_loss(tmp_path):
+    found = trainer(tmp_path, eval_strategy="steps", eval_steps=3)
+    found.train()
+    weights = found.model.config.loss_weights
+    training = [entry for entry in found.state.log_history if "loss" in entry]
+    evaluation = [entry for entry in found.state.log_history if "eval_loss" in entry]
+    assert len(training) == 3 and len(evaluation) == 2
+    for entries, prefix in ((training, "loss"), (evaluation, "eval_loss")):
+        for entry in entries:
+            total = sum(weights[name] * entry[f"{prefix}_{name}"] for name in weights)
+            assert float(entry[prefix]) == pytest.approx(total, rel=1e-3)
+
+
+def test_reporting_integrations_see_the_terms(tmp_path):
+    """TensorBoard's callback stands among the trainer's own, before any of the user's."""
+    seen = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    found = trainer(tmp_path)
+    found.callback_handler.callbacks.insert(1, Reporter())
+    found.train()
+    assert "loss_flow" in seen[0] and "loss_token" in seen[0]
+
+
+def test_tensorboard_gets_the_terms(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "logs")
+    try:
+        trainer(tmp_path, report_to="tensorboard").train()
+    finally:
+        del os.environ["TENSORBOARD_LOGGING_DIR"]
+    events = accumulator.EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert {"train/loss", "train/loss_flow", "train/loss_token"} <= set(events.Tags()["scalars"])
+
+
+def test_plain_trainer_and_auto_encoder_log_terms_through_the_callback(tmp_path):
+    model = YanForAutoEncoding(small_model().config)
+    rows = [{"input_ids": [5, 6, 4, 2], "labels": [5, 6, 7, 2]}] * 4
+    found = Trainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True
+        ),
+        train_dataset=rows,
+        data_collator=YanDataCollator(_Tokenizer()),
+        callbacks=[LossTermsCallback()],
+    )
+    found.train()
+    assert {"loss_token", "loss_mmd", "loss_l2"} <= set(found.state.log_history[0])
+
+
+def test_average_is_evaluated_saved_and_left_in_the_model(tmp_path):
+    """Against averages computed from the weights after every step; training goes on with the plain weights."""
+    weights, evaluated = [], []
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            weights.append(model.lm_head.weight.detach().clone())
+
+        def on_evaluate(self, args, state, control, model=None, **kwargs):
+            evaluated.append(model.lm_head.weight.detach().clone())
+
+    model = small_model()
+    start = model.lm_head.weight.detach().clone()
+    options = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    found = trainer(tmp_path, model, callbacks=[Recorder()], ema_decay=0.9, **options)
+    found.train()
+    average, averages = start.clone(), []
+    for step, weight in enumerate(weights, start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+        averages.append(average.clone())
+    torch.testing.assert_close(evaluated[0], averages[2])
+    torch.testing.assert_close(model.lm_head.weight.detach(), averages[-1])
+    assert not torch.allclose(averages[-1], weights[-1])
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    torch.testing.assert_close(saved["lm_head.weight"], averages[2])
+    plain = load_file(tmp_path / "checkpoint-3" / EmaCallback.FILE)
+    torch.testing.assert_close(plain["lm_head.weight"], weights[2])
+    alone = small_model()
+    trainer(tmp_path / "alone", alone, **options).train()
+    torch.testing.assert_close(alone.lm_head.weight.detach(), weights[-1], msg="averaging changed the training")
+
+
+def test_decay_is_checked():
+    with pytest.raises(ValueError, match="decay.*1.5"):
+        EmaCallback(1.5)
+
+
+def test_half_a_checkpoint_is_passed_over(tmp_path):
+    for step, files in ((5, ["trainer_state.json"]), (10, ["model.safetensors"]), (9, ["trainer_state.json"])):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).touch()
+    assert last_complete_checkpoint(tmp_path, ["trainer_state.json"]) == str(tmp_path / "checkpoint-9")
+    assert last_complete_checkpoint(tmp_path / "none", ["trainer_state.json"]) is None
+
+
+def test_a_killed_run_resumes_to_the_weights_of_one_left_alone(tmp_path):
+    """SIGKILL after step 7 of 10, with a checkpoint at step 4, half of one at step 6; weights equal bit for bit."""
+    command = [sys.executable, str(Path(__file__).with_name("resume_case.py")), str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--wait"], env=environment, stderr=subprocess.PIPE, text=True)
+    marker, deadline = tmp_path / "killed" / "in the middle", time.monotonic() + 120
+    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.poll() is None, process.stderr.read()[-2000:]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "final").exists()
+    (tmp_path / "killed" / "checkpoint-6").mkdir()
+    (tmp_path / "killed" / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = train(tmp_path / "alone").state_dict()
+    finally:
+        torch.set_num_threads(threads)
+    resumed = load_file(tmp_path / "killed" / "final" / "model.safetensors")
+    for name, value in resumed.items():
+        assert torch.equal(alone[name], value), name
