@@ -4,36 +4,35 @@ Measures the Mamba backbone: time and peak memory, interleaved in one run, rando
 
     python benchmarks/mamba.py --lengths 64 512 4096 --output benchmarks/results/mamba_cpu.json
 
-Three tables, each for a forward pass and a training step (forward and backward):
+Four tables, each for a forward pass and a training step (forward and backward):
 
 - `backbones`: the flow trunk of a YAN with a Transformer and with a Mamba backbone, cross-attention to a short source;
+- `generate`: `generate` with either flow backbone, three steps, the target's length given (forward only);
 - `scans`: the fast torch path of the selective scan against the sequential one, and mamba-ssm's kernels where they are
   installed and there is a GPU;
 - `mixers`: one direction of this package's mixer against Transformers' `MambaMixer` on its path without kernels, with
   the same weights.
 
-Peak memory is what one run needs beyond what was there before it: on CUDA from the allocator; on the CPU the growth of
-the process's resident set, in a process of its own for each figure (Linux; elsewhere use `--no-memory`).
+Peak memory is most bytes of tensors alive at once during a run, beyond those alive before it.
 """
 
 import argparse
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-from report import save, timed
+from report import peak_memory, save, timed
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from yan_hf import YanConfig
+from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.mamba import YanMambaMixer
 from yan_hf.modeling_yan import YanModel
 from yan_hf.selective_scan import resolve_implementation, selective_scan, selective_scan_sequential
 
 
-TABLES = ("backbones", "scans", "mixers")
+TABLES = ("backbones", "generate", "scans", "mixers")
 MODES = ("forward", "training")
 STATE_SIZE = 16
 SOURCE_LENGTH = 64
@@ -79,6 +78,27 @@ def backbone_systems(options: argparse.Namespace, length: int, training: bool, d
     return systems
 
 
+def generate_systems(options: argparse.Namespace, length: int, training: bool, device: torch.device) -> dict:
+    """`generate` for targets of a given length, from a short source."""
+    systems = {}
+    for backbone in ("transformer", "mamba"):
+        config = YanConfig(
+            vocab_size=1000,
+            hidden_size=options.hidden_size,
+            num_attention_heads=max(1, options.hidden_size // 64),
+            encoder_layers=1,
+            flow_layers=options.layers,
+            flow_backbone=backbone,
+            max_position_embeddings=length,
+        )
+        model = YanForConditionalGeneration(config).to(device).eval()
+        source = torch.randint(5, 1000, (options.batch_size, min(SOURCE_LENGTH, length)), device=device)
+        systems[backbone] = lambda model=model, source=source: model.generate(
+            source, target_lengths=length, max_new_tokens=length
+        )
+    return systems
+
+
 def scan_systems(options: argparse.Namespace, length: int, training: bool, device: torch.device) -> dict:
     """The scan alone, in the width that a mixer of this hidden size has."""
     width, sizes = 2 * options.hidden_size, (options.batch_size, length)
@@ -114,7 +134,12 @@ def mixer_systems(options: argparse.Namespace, length: int, training: bool, devi
     }
 
 
-BUILDERS = {"backbones": backbone_systems, "scans": scan_systems, "mixers": mixer_systems}
+BUILDERS = {
+    "backbones": backbone_systems,
+    "generate": generate_systems,
+    "scans": scan_systems,
+    "mixers": mixer_systems,
+}
 
 
 def measure(systems: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -126,39 +151,6 @@ def measure(systems: dict[str, Callable], rounds: int, device: torch.device) -> 
             if index:
                 seconds[name].append(elapsed)
     return seconds
-
-
-def resident_bytes(field: str) -> int:
-    """A figure of the process from Linux: `VmRSS`, resident now, or `VmHWM`, its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}.")
-
-
-def peak_bytes(options: argparse.Namespace, table: str, name: str, length: int, training: bool) -> int:
-    """What one run allocates at its peak. On the CPU to be called in a process of its own."""
-    device = torch.device(options.device)
-    # A short run first: kernels and buffers that do not depend on the length are not the run's.
-    BUILDERS[table](options, 16, training, device)[name]()
-    run = BUILDERS[table](options, length, training, device)[name]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
-    before = resident_bytes("VmRSS")
-    run()
-    return resident_bytes("VmHWM") - before
-
-
-def peak_in_process(*arguments) -> int:
-    """[`peak_bytes`], on the CPU in a new process: memory that another run freed would not count."""
-    if arguments[0].device != "cpu":
-        return peak_bytes(*arguments)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_bytes, arguments)
 
 
 def main():
@@ -183,6 +175,8 @@ def main():
         for mode in options.modes:
             for length in options.lengths:
                 training = mode == "training"
+                if table == "generate" and training:
+                    continue
                 if table == "mixers" and training and length > options.longest_slow:
                     continue  # its backward pass copies the whole sequence's states at every position
                 systems = BUILDERS[table](options, length, training, device)
@@ -191,7 +185,7 @@ def main():
                 for name, values in seconds.items():
                     memory = None
                     if not options.no_memory:
-                        memory = peak_in_process(options, table, name, length, training)
+                        memory = peak_memory(systems[name], device)
                     row = {
                         "table": table,
                         "mode": mode,

@@ -34,8 +34,7 @@ from decoders import (
     matching_gpt2,
     naive_generate,
 )
-from report import save, timed
-from torch.profiler import ProfilerActivity, profile
+from report import peak_memory, save, timed
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.cpu_linear import OneDnnLinear, linear
@@ -43,23 +42,6 @@ from yan_hf.cpu_linear import OneDnnLinear, linear
 
 SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
 STEPS = 3
-
-
-def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Most bytes of tensors alive at once during a call, beyond those alive before it."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    alive = highest = 0
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        highest = max(highest, alive)
-    return highest
 
 
 @torch.no_grad()
