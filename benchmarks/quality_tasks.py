@@ -30,8 +30,8 @@ class Task:
     max_new_tokens: int
     hidden_size: int = 64
     encoder_layers: int = 2
-    reading_steps: int = 2000
-    writing_steps: int = 1500
+    reading_steps: int = 1500
+    writing_steps: int = 800
     train_file: str = "train"
     hub_config: str | None = None
     # Training examples by level of difficulty, from the rows, where a task has levels.
@@ -119,8 +119,8 @@ TASKS = {
         vocab_size=2_000,
         max_source_length=48,
         max_new_tokens=8,
-        reading_steps=3_000,
-        writing_steps=2_000,
+        reading_steps=2_000,
+        writing_steps=1_000,
     ),
 }
 

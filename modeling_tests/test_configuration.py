@@ -104,3 +104,12 @@ def test_common_names_reach_the_fields():
     assert (config.d_model, config.num_hidden_layers) == (64, 5)
     config.d_model = 128
     assert config.hidden_size == 128
+
+
+def test_presets():
+    default, paper = YanConfig.from_preset("default"), YanConfig.from_preset("paper", num_experts=8)
+    assert default.to_dict() == YanConfig().to_dict()
+    assert paper.vocab_size == 128_258 and paper.num_experts == 8 and paper.hidden_size == 512
+    assert paper.loss_weights["flow"] == paper.loss_weights["mmd"] == 1 and paper.loss_weights["length"] == 0
+    with pytest.raises(ValueError, match="'papr'"):
+        YanConfig.from_preset("papr")

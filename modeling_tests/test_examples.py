@@ -160,7 +160,8 @@ def test_two_processes_train_one_model(labelled, tmp_path):
     """The script under torchrun, DDP over gloo."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [
-        EXAMPLES / "finetune.py", EXAMPLES / "configs" / "sst2.yaml", *files(labelled, ("train", "validation")), *SHORT,
+        EXAMPLES / "finetune.py", EXAMPLES / "configs" / "sst2.yaml",
+        *files(labelled, ("train", "validation")), *SHORT,
         "--model", "", "--vocab_size", 350, "--config", '{"hidden_size": 32, "num_attention_heads": 2}',
         "--output_dir", tmp_path / "out", "--use_cpu", "--ddp_find_unused_parameters", "false",
     ]  # fmt: skip

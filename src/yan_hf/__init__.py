@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "callbacks": ("EmaCallback", "EpochCallback", "LossTermsCallback"),
     "configuration_yan": ("YanConfig",),
+    "conversion": ("convert_research_checkpoint", "export_research_checkpoint"),
     "data": ("YanDataCollator", "corrupt_spans", "encode_pairs"),
     "generation_config_yan": ("YanGenerationConfig",),
     "generation_yan": ("YanGenerateOutput",),
@@ -32,6 +33,7 @@ _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 if TYPE_CHECKING:
     from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
     from .configuration_yan import YanConfig
+    from .conversion import convert_research_checkpoint, export_research_checkpoint
     from .data import YanDataCollator, corrupt_spans, encode_pairs
     from .generation_config_yan import YanGenerationConfig
     from .generation_yan import YanGenerateOutput
@@ -75,9 +77,11 @@ __all__ = [
     "YanPreTrainedModel",
     "YanTrainer",
     "compute_metrics",
+    "convert_research_checkpoint",
     "corrupt_spans",
     "encode_pairs",
     "exact_match",
+    "export_research_checkpoint",
     "prepare_tokenizer",
     "train_tokenizer",
 ]

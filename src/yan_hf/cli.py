@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="yan-hf", description="Tools for YAN checkpoints.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train_tokenizer(commands)
+    _add_convert(commands)
+    _add_export(commands)
     options = parser.parse_args(arguments)
     try:
         result = options.run(options)
@@ -77,6 +79,56 @@ def _train_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
     )
     tokenizer.save_pretrained(options.output)
     return {"output": str(options.output), "model_type": options.model_type, "vocab_size": len(tokenizer)}
+
+
+def _add_convert(commands: Any):
+    parser = commands.add_parser(
+        "convert",
+        help="read a checkpoint of the research code",
+        description="Converts a checkpoint of the research code to a folder for from_pretrained.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the research file")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--tokenizer", help="the tokenizer's folder, saved beside the model")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the file's")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> dict[str, Any]:
+    from .conversion import convert_research_checkpoint
+
+    model = convert_research_checkpoint(options.checkpoint, options.output, options.tokenizer, options.dtype)
+    return {
+        "output": str(options.output),
+        "model": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _add_export(commands: Any):
+    parser = commands.add_parser(
+        "export",
+        help="write a checkpoint for the research code, or with its code",
+        description="Writes a checkpoint in the research layout (a file), or with the code that it needs to be loaded "
+        "without this package (a folder).",
+    )
+    parser.add_argument("directory", help="the checkpoint")
+    parser.add_argument("--output", type=Path, required=True, help="file or folder to write")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--to-research", action="store_true", help="in the research layout")
+    kind.add_argument("--with-code", action="store_true", help="as a folder with its code, for trust_remote_code=True")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    from .conversion import export_research_checkpoint, export_with_code
+
+    export = export_research_checkpoint if options.to_research else export_with_code
+    export(options.directory, options.output)
+    return {"output": str(options.output)}
 
 
 def _texts(options: argparse.Namespace) -> Iterator[str]:

@@ -32,6 +32,22 @@ DEFAULT_LOSS_WEIGHTS = {
     "length": 0.1,
 }
 
+# Named starting points of `YanConfig.from_preset`. The paper publishes its sizes but no loss weights: here each of its
+# terms counts with 1, and the length head, which it has not, with 0.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "vocab_size": 128_258,
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "encoder_layers": 6,
+        "flow_layers": 6,
+        "decoder_layers": 2,
+        "num_experts": 4,
+        "loss_weights": {name: float(name != "length") for name in LOSS_TERMS},
+    },
+}
+
 
 @strict
 class YanConfig(PreTrainedConfig):
@@ -85,6 +101,8 @@ class YanConfig(PreTrainedConfig):
             joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are
             exchanged, so that all processes must compute their losses together. `"local"`: each process's own.
         detach_length_head (`bool`): Whether the length term leaves the encoder's weights alone.
+        length_head_trained (`bool`): Whether the length head means anything. Converted research checkpoints start
+            without one: then `generate` asks for `target_lengths`. Training with a weight on the length term sets it.
         detach_target_latents (`bool`): Whether the targets of the flow and latent terms are constants. Otherwise the
             encoder is trained by these two terms too.
         frozen_parts (`list[str]`): Parts that are not trained and that run in eval mode while the rest trains, of
@@ -168,6 +186,7 @@ class YanConfig(PreTrainedConfig):
     label_smoothing: int | float = 0.0
     loss_reduction: str = "global"
     detach_length_head: bool = True
+    length_head_trained: bool = True
     detach_target_latents: bool = False
     frozen_parts: list[str] | None = None
     hidden_act: str = "gelu"
@@ -289,10 +308,27 @@ class YanConfig(PreTrainedConfig):
                     f"`vocab_size={self.vocab_size}`, but is {value}."
                 )
 
+    @classmethod
+    def from_preset(cls, name: str, **fields: Any) -> "YanConfig":
+        """
+        A configuration by name, with fields of your own on top.
+
+        Args:
+            name: `"default"`, what measured best here, or `"paper"`, the published sizes and every term of the paper's
+                loss with the same weight.
+            fields: Fields that replace the preset's.
+
+        Raises:
+            ValueError: for an unknown name, and for invalid fields.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, but is {name!r}.")
+        return cls(**{**PRESETS[name], **fields})
+
     @property
     def intermediate_size(self) -> int:
         """Inner width of the feed-forward networks and of the experts."""
         return self.feed_forward_multiplier * self.hidden_size
 
 
-__all__ = ["DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "YanConfig"]
+__all__ = ["DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "YanConfig"]

@@ -2,12 +2,14 @@
 """The generation configuration: what `generate` takes, with its defaults, and what it refuses."""
 
 import math
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
 
+from .configuration_yan import YanConfig
 from .decoding import make_processors
 from .reranking import RERANKERS
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
@@ -163,6 +165,13 @@ class YanGenerationConfig(GenerationConfig):
                 f"`{unknown[0]}` is not a generation parameter of YAN; see the docstring for those it has."
             )
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "YanGenerationConfig":
+        """As in the base class. A model's `from_pretrained` passes on what overrides the model's own configuration."""
+        known = vars(cls())
+        overrides = {field.name for field in fields(YanConfig) if field.name not in known}
+        return super().from_dict(config_dict, **{name: kwargs[name] for name in kwargs if name not in overrides})
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig) -> "YanGenerationConfig":

@@ -177,6 +177,12 @@ class YanGenerationMixin:
         elif config.compile:
             compiled = CompiledSampler(self, config.compile_config)
         source = None
+        if given.target_lengths is None and not self.config.length_head_trained:
+            raise ValueError(
+                "The length head of this model has never been trained (`config.length_head_trained` is False; "
+                "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or fine-tune "
+                "the model."
+            )
         if given.target_lengths is None:
             source, length_logits = encode(self, *inputs) if compiled is None else compiled.encode(*inputs)
 

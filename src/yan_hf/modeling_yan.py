@@ -368,6 +368,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             terms["mmd"] = mmd_loss(target_latents, mask, generator, group=group)
         terms["l2"] = l2_loss(target_latents, mask, group)
         length_logits = self.predict_lengths(context.pooled_source)
+        if self.training and weights["length"] > 0:
+            config.length_head_trained = True
         terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas), group)
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
         return flow, logits, terms, extra

@@ -1,0 +1,119 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Turns the results of `quality.py` into the tables of the README and plots of the sweeps.
+
+    python benchmarks/quality_report.py benchmarks/results/quality
+
+Writes `summary.md`, `steps.png` (exact match against solver steps) and, where there are several numbers of experts,
+`experts.png` into the folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def load(folder: Path) -> list[dict]:
+    """The runs, in the order of their tasks."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def label(run: dict) -> str:
+    system, experts = run["options"]["system"], run["options"]["experts"]
+    return system if system.startswith("ar-") else f"{system}, K = {experts}"
+
+
+def at(run: dict, steps: int, true_lengths: bool = False) -> float | None:
+    """Exact match with a number of steps; an autoregressive system has one row."""
+    for row in run["rows"]:
+        if row.get("num_inference_steps", steps) == steps and row.get("true_lengths", False) == true_lengths:
+            return row["exact_match"]
+    return None
+
+
+def table(runs: list[dict]) -> str:
+    head = ["task", "system", "parameters", "steps", "minutes", "exact match", "true length", "1 step", "32 steps"]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for run in runs:
+        figures = [at(run, 3), at(run, 3, True), at(run, 1), at(run, 32)]
+        if label(run).startswith("ar-"):
+            figures[1:] = [None] * 3
+        cells = [
+            run["options"]["task"],
+            label(run),
+            f"{run['parameters']:,}",
+            f"{run['steps']:,}",
+            f"{run['training_minutes']:.0f}",
+            *("" if value is None else f"{value:.3f}" for value in figures),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_steps(runs: list[dict], path: Path):
+    """Exact match against solver steps, predicted lengths, a panel for each task."""
+    runs = [run for run in runs if not label(run).startswith("ar-")]
+    tasks = list(dict.fromkeys(run["options"]["task"] for run in runs))
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        for run in runs:
+            if run["options"]["task"] != task:
+                continue
+            rows = [row for row in run["rows"] if not row["true_lengths"]]
+            steps = [row["num_inference_steps"] for row in rows]
+            spread = [row["exact_match_by_sampling_seed"] for row in rows]
+            middle = [row["exact_match"] for row in rows]
+            (line,) = axis.plot(steps, middle, marker="o", markersize=3, label=label(run))
+            axis.fill_between(steps, list(map(min, spread)), list(map(max, spread)), alpha=0.2, color=line.get_color())
+        axis.set(title=task, xlabel="solver steps", xscale="log")
+        axis.set_xticks(steps, [str(step) for step in steps])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[0][0].set_ylabel("exact match")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def plot_experts(runs: list[dict], path: Path):
+    """Exact match at three steps against the number of experts, a line for each task."""
+    runs = [run for run in runs if run["options"]["system"] == "yan"]
+    figure, axis = pyplot.subplots(figsize=(4.5, 3.2))
+    for task in dict.fromkeys(run["options"]["task"] for run in runs):
+        points = sorted((run["options"]["experts"], at(run, 3)) for run in runs if run["options"]["task"] == task)
+        if len(points) > 1:
+            axis.plot(*zip(*points), marker="o", label=task)
+    if not axis.lines:
+        return
+    counts = sorted({run["options"]["experts"] for run in runs})
+    axis.set(xlabel="experts", ylabel="exact match, 3 steps", xscale="log")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    runs = load(options.folder)
+    if not runs:
+        raise SystemExit(f"quality_report.py: {options.folder} holds no results of quality.py.")
+    summary = table(runs)
+    (options.folder / "summary.md").write_text(summary)
+    print(summary)
+    plot_steps(runs, options.folder / "steps.png")
+    plot_experts(runs, options.folder / "experts.png")
+
+
+if __name__ == "__main__":
+    main()
