@@ -73,7 +73,7 @@ def test_a_new_process_computes_identical_logits(tmp_path, dtype):
 def test_only_safetensors_are_written_and_dtype_is_kept(tmp_path):
     small_model().bfloat16().save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "checksums.json"}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and config["model_type"] == "yan"
     assert YanForConditionalGeneration.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16

@@ -1,13 +1,20 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Configuration of YAN, a non-autoregressive language model trained with mixture-of-experts flow matching."""
 
+import dataclasses
 import math
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
+from .checkpoint_files import finish_save
+
+
+logger = logging.get_logger(__name__)
 
 # The terms of the training loss, in the order in which they are reported.
 LOSS_TERMS = ("flow", "latent", "token", "gate_entropy", "load_balance", "mmd", "l2", "length")
@@ -47,6 +54,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss_weights": {name: float(name != "length") for name in LOSS_TERMS},
     },
 }
+
+
+# What Transformers writes into every configuration beside the fields.
+_OTHER_FIELDS = {*vars(PreTrainedConfig()), *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"} | {
+    "model_type", "quantization_config", "experts_implementation", "attn_implementation", "_commit_hash",
+    "name_or_path", "transformers_weights", "use_cache",
+}  # fmt: skip
 
 
 @strict
@@ -307,6 +321,24 @@ class YanConfig(PreTrainedConfig):
                     f"`{name}` must be a token of the vocabulary, 0 to {self.vocab_size - 1} with "
                     f"`vocab_size={self.vocab_size}`, but is {value}."
                 )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
+        """As in the base class, after a save that was killed has been brought to its end."""
+        if os.path.isdir(pretrained_model_name_or_path):
+            finish_save(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """As in the base class, with a warning that lists fields which this version does not know."""
+        known = {field.name for field in dataclasses.fields(cls)} | {*cls.attribute_map, *_OTHER_FIELDS}
+        if unknown := sorted(config_dict.keys() - known):
+            logger.warning(
+                f"The configuration has fields that this version of yan_hf does not know: {', '.join(unknown)}. They "
+                "are kept, but change nothing; the checkpoint may come from a newer version: pip install -U yan-hf."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **fields: Any) -> "YanConfig":

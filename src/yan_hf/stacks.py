@@ -1,7 +1,10 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The base class of all YAN models, and the stacks: encoder, flow and decoder."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +26,7 @@ from .blocks import (
     YanPositionEmbedding,
     YanTimeEmbedding,
 )
+from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
 from .configuration_yan import YanConfig
 from .experts import YanExperts, YanRoutedExperts
 from .mamba import YanMambaMixer, YanTimeStepProjection
@@ -62,6 +66,65 @@ class YanPreTrainedModel(PreTrainedModel):
             self._keep_in_fp32_modules_strict = {"A_log", "D"}
         super().post_init()
         self._apply_frozen()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ):
+        """
+        Saves as in the base class, whole or not at all, with checksums of the weights.
+
+        Whenever the process is killed, the folder holds one version that loads: the old one or the new one.
+
+        Raises:
+            OSError: for a full disk; what was there before is untouched.
+        """
+        arguments = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
+        if not is_main_process or kwargs.get("distributed_checkpoint"):
+            # Nothing is written here, or by all processes together.
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **arguments)
+            return
+        hub = {
+            name: arguments.pop(name)
+            for name in ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
+            if name in arguments
+        }
+        with whole_folder(save_directory) as folder:
+            super().save_pretrained(folder, **arguments)
+        if push_to_hub:
+            repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
+        """
+        Loads as in the base class, after the weights of a local folder have been checked.
+
+        Raises:
+            OSError: for damaged weights, with the file's name: cut short, or not those whose checksums were saved
+                with them. `YAN_HF_SKIP_CHECKSUMS=1` skips the checksums.
+        """
+        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            update_config(kwargs.get("config"), finish_save(folder))
+            check_weights(folder)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Weights on the CPU are views of the mapped file, at any offset; matrix kernels round differently for
+        # addresses that do not fill a cache line. Moved to such, a loaded model computes the very bits of the saved.
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
+        # Loading makes new parameters.
+        model._apply_frozen()
+        for module in model.modules():
+            if isinstance(module, YanMambaMixer):
+                module.mark_undecayed()
+        return loaded
 
     def init_parallel_plans(self):
         super().init_parallel_plans()
@@ -109,22 +172,6 @@ class YanPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             # Tokens as strong as positions: both have this root mean square.
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_scale / 2**0.5)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Weights on the CPU are views of the mapped file, at any offset; matrix kernels round differently for
-        # addresses that do not fill a cache line. Moved to such, a loaded model computes the very bits of the saved.
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-                parameter.data = parameter.data.clone()
-        # Loading makes new parameters.
-        model._apply_frozen()
-        for module in model.modules():
-            if isinstance(module, YanMambaMixer):
-                module.mark_undecayed()
-        return loaded
 
     def _part(self, name: str) -> list[nn.Module]:
         """The modules of a part named in `config.frozen_parts`, as far as this model has them."""
