@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "callbacks": ("EmaCallback", "EpochCallback", "LossTermsCallback"),
     "configuration_yan": ("YanConfig",),
-    "conversion": ("convert_research_checkpoint", "export_research_checkpoint"),
+    "conversion": ("convert_research_checkpoint", "export_research_checkpoint", "export_with_code"),
+    "evaluation": ("evaluate_model", "generate_texts"),
     "data": ("YanDataCollator", "corrupt_spans", "encode_pairs"),
     "generation_config_yan": ("YanGenerationConfig",),
     "generation_yan": ("YanGenerateOutput",),
@@ -33,8 +34,9 @@ _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 if TYPE_CHECKING:
     from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
     from .configuration_yan import YanConfig
-    from .conversion import convert_research_checkpoint, export_research_checkpoint
+    from .conversion import convert_research_checkpoint, export_research_checkpoint, export_with_code
     from .data import YanDataCollator, corrupt_spans, encode_pairs
+    from .evaluation import evaluate_model, generate_texts
     from .generation_config_yan import YanGenerationConfig
     from .generation_yan import YanGenerateOutput
     from .metrics import compute_metrics, exact_match
@@ -80,8 +82,11 @@ __all__ = [
     "convert_research_checkpoint",
     "corrupt_spans",
     "encode_pairs",
+    "evaluate_model",
     "exact_match",
     "export_research_checkpoint",
+    "export_with_code",
+    "generate_texts",
     "prepare_tokenizer",
     "train_tokenizer",
 ]

@@ -56,6 +56,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Where a checkpoint that is saved with its code has the classes of the Auto classes.
+AUTO_MAP = {
+    "AutoConfig": "configuration_yan.YanConfig",
+    "AutoModel": "modeling_yan.YanModel",
+    "AutoModelForSeq2SeqLM": "modeling_yan.YanForConditionalGeneration",
+}
+
 # What Transformers writes into every configuration beside the fields.
 _OTHER_FIELDS = {*vars(PreTrainedConfig()), *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"} | {
     "model_type", "quantization_config", "experts_implementation", "attn_implementation", "_commit_hash",
@@ -363,4 +370,4 @@ class YanConfig(PreTrainedConfig):
         return self.feed_forward_multiplier * self.hidden_size
 
 
-__all__ = ["DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "YanConfig"]
+__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "YanConfig"]

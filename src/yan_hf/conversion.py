@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
-from .configuration_yan import YanConfig
+from .configuration_yan import AUTO_MAP, YanConfig
 from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
 from .research_layout import Weight, read_config, read_loss_weights, weights_of, write_config
 
@@ -162,7 +162,7 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path):
     `AutoModelForSeq2SeqLM.from_pretrained(..., trust_remote_code=True)`, and likewise for the other Auto classes.
 
     Args:
-        model_dir: Folder of the checkpoint, or its name on the Hub; its tokenizer comes along.
+        model_dir: Folder of the checkpoint, or its name on the Hub; its tokenizer and its card come along.
         output_dir: Folder to write, replaced when the new one is complete.
     """
     config = YanConfig.from_pretrained(model_dir)
@@ -170,16 +170,16 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path):
     model = (YanForAutoEncoding if auto_encoder else YanForConditionalGeneration).from_pretrained(
         model_dir, dtype="auto"
     )
-    model.config.auto_map = {
-        "AutoConfig": "configuration_yan.YanConfig",
-        "AutoModel": "modeling_yan.YanModel",
-        "AutoModelForSeq2SeqLM": "modeling_yan.YanForConditionalGeneration",
-    }
+    model.config.auto_map = dict(AUTO_MAP)
     with _replacing(Path(output_dir)) as folder:
         model.save_pretrained(folder)
         custom_object_save(model, folder)  # the module of its class, and all that it imports
-        if (Path(model_dir) / "tokenizer_config.json").is_file():
-            AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+        for name in ("tokenizer_config.json", "README.md"):
+            path = cached_file(model_dir, name, _raise_exceptions_for_missing_entries=False)
+            if path is not None and name == "README.md":
+                shutil.copyfile(path, folder / name)
+            elif path is not None:
+                AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -301,4 +301,4 @@ def _replacing(folder: Path):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-__all__ = ["convert_research_checkpoint", "export_research_checkpoint"]
+__all__ = ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"]

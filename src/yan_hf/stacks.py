@@ -27,7 +27,7 @@ from .blocks import (
     YanTimeEmbedding,
 )
 from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
-from .configuration_yan import YanConfig
+from .configuration_yan import AUTO_MAP, YanConfig
 from .experts import YanExperts, YanRoutedExperts
 from .mamba import YanMambaMixer, YanTimeStepProjection
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
@@ -83,6 +83,9 @@ class YanPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: for a full disk; what was there before is untouched.
         """
+        if self._auto_class is not None:
+            # The base class names the saved class alone; its code brings the others along.
+            self.config.auto_map = {**AUTO_MAP, **(getattr(self.config, "auto_map", None) or {})}
         arguments = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
         if not is_main_process or kwargs.get("distributed_checkpoint"):
             # Nothing is written here, or by all processes together.
