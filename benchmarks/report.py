@@ -13,13 +13,7 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+from yan_hf.model_card import processor_name
 
 
 def conditions() -> dict[str, object]:
@@ -29,7 +23,7 @@ def conditions() -> dict[str, object]:
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "commit": commit,
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor_name(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),

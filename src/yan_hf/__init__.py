@@ -23,6 +23,7 @@ _EXPORTS = {
     "generation_config_yan": ("YanGenerationConfig",),
     "generation_yan": ("YanGenerateOutput",),
     "metrics": ("compute_metrics", "exact_match"),
+    "model_card": ("CardFacts", "ModelCardCallback", "create_model_card"),
     "modeling_yan": ("YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanPreTrainedModel"),
     "outputs": ("YanAutoEncodingOutput", "YanModelOutput", "YanOutput"),
     "task_data": ("TaskEncoder",),
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .generation_config_yan import YanGenerationConfig
     from .generation_yan import YanGenerateOutput
     from .metrics import compute_metrics, exact_match
+    from .model_card import CardFacts, ModelCardCallback, create_model_card
     from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
     from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
     from .task_data import TaskEncoder
@@ -62,9 +64,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CardFacts",
     "EmaCallback",
     "EpochCallback",
     "LossTermsCallback",
+    "ModelCardCallback",
     "TaskEncoder",
     "YanAutoEncodingOutput",
     "YanConfig",
@@ -81,6 +85,7 @@ __all__ = [
     "compute_metrics",
     "convert_research_checkpoint",
     "corrupt_spans",
+    "create_model_card",
     "encode_pairs",
     "evaluate_model",
     "exact_match",

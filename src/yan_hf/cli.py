@@ -3,12 +3,14 @@
 
 import argparse
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .checkpoint_commands import add_commands
 from .data_files import iterate_column, texts_of
 
 
@@ -19,16 +21,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train_tokenizer(commands)
     _add_convert(commands)
     _add_export(commands)
+    add_commands(commands, _positive)
     options = parser.parse_args(arguments)
     try:
         result = options.run(options)
-    except (OSError, EOFError, zlib.error, ValueError, RuntimeError, KeyError) as error:
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError, KeyError, ImportError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"yan-hf {options.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"yan-hf {options.command}: interrupted", file=sys.stderr)
         return 1
+    if result is None:
+        return 0  # the command's output is what it wrote
     if options.json:
         print(json.dumps(result))
     else:

@@ -8,6 +8,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
+from .model_card import CARD_FILE, ModelCardCallback
 
 
 class YanTrainer(Seq2SeqTrainer):
@@ -31,8 +32,17 @@ class YanTrainer(Seq2SeqTrainer):
         if ema_decay is not None:
             self.add_callback(EmaCallback(ema_decay))
             self._needed_files.append(EmaCallback.FILE)
+        callbacks = self.callback_handler.callbacks
+        # Last, so that a card's figures are those of the weights that training leaves, averaged or not.
+        callbacks.sort(key=lambda callback: isinstance(callback, ModelCardCallback))
         # First, so that TensorBoard and the others see what it adds.
-        self.callback_handler.callbacks.insert(0, LossTermsCallback())
+        callbacks.insert(0, LossTermsCallback())
+
+    def create_model_card(self, *arguments: Any, **keywords: Any):
+        """As in the base class, which `push_to_hub` calls, unless a [`ModelCardCallback`] has written a card."""
+        written = any(isinstance(callback, ModelCardCallback) for callback in self.callback_handler.callbacks)
+        if not (written and Path(self.args.output_dir, CARD_FILE).is_file()):
+            super().create_model_card(*arguments, **keywords)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any):
         """
