@@ -62,6 +62,9 @@ class ModelArguments:
         metadata={"help": "parts to freeze: encoder, flow, decoder, token_embeddings, position_embeddings"},
     )
     ema_decay: float | None = field(default=None, metadata={"help": "average the weights, e.g. 0.999"})
+    card: str | None = field(
+        default=None, metadata={"help": "write a model card: fields of yan_hf.CardFacts, as JSON; measured at the end"}
+    )
 
 
 def parse(*types: type, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:

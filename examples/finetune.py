@@ -15,6 +15,7 @@ from common import (
     ModelArguments,
     encode_splits,
     make_tokenizer,
+    mapping,
     new_config,
     parse,
     prepare,
@@ -22,7 +23,13 @@ from common import (
 )
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, Seq2SeqTrainingArguments
 
-from yan_hf import YanDataCollator, YanForConditionalGeneration, compute_metrics
+from yan_hf import (
+    CardFacts,
+    ModelCardCallback,
+    YanDataCollator,
+    YanForConditionalGeneration,
+    compute_metrics,
+)
 from yan_hf.task_data import check_vocabulary
 from yan_hf.trainer import YanTrainer
 
@@ -63,6 +70,7 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
         processing_class=tokenizer,
         compute_metrics=compute_metrics(tokenizer),
         ema_decay=arguments.ema_decay,
+        callbacks=[ModelCardCallback(CardFacts(**mapping(arguments.card)))] if arguments.card else None,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or None)
     trainer.save_model()

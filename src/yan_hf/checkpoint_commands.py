@@ -15,6 +15,7 @@ from .data_files import is_json_lines, iterate_column
 
 
 Result = dict[str, Any] | None
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_commands(commands: Any, positive: Callable[[str], int]):
@@ -34,7 +35,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
         description="Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: "
         "source, text, length, length_mode, score. A text does not depend on --batch-size.",
     )
-    _checkpoint(parser, json_flag=False)
+    _checkpoint(parser, "no progress bar; the output is JSON Lines in any case")
     parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
     parser.add_argument("--column", help="the column that holds the sources (JSON Lines)")
     parser.add_argument("--output", default="-", help="file to write; - is standard output (default)")
@@ -42,7 +43,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
     parser.add_argument("--num-return-sequences", type=positive, help="texts for each source")
     parser.add_argument("--num-candidates", type=positive, help="samples of which the best is kept")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
-    parser.set_defaults(run=_generate, json=False)
+    parser.set_defaults(run=_generate)
 
     parser = commands.add_parser(
         "evaluate",
@@ -75,21 +76,20 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
         "the median of several rounds after a warm-up.",
     )
     _checkpoint(parser)
-    parser.add_argument("--source-length", type=positive, default=64, help="tokens (default: %(default)s)")
+    parser.add_argument("--source-length", type=positive, help="tokens (default: 64, or all that fit)")
     parser.add_argument("--lengths", type=positive, nargs="+", default=[16, 64], help="target tokens")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--compile", action="store_true", help="the compiled fast path")
     parser.add_argument("--steps", type=positive, help="solver steps (default: the checkpoint's)")
     parser.add_argument("--device", help="default: cuda where there is one")
-    parser.add_argument("--dtype", default="auto", help="of the weights (default: the checkpoint's)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: the checkpoint's)")
     parser.set_defaults(run=_benchmark)
 
 
-def _checkpoint(parser: argparse.ArgumentParser, json_flag: bool = True):
-    parser.add_argument("checkpoint", help="its folder" + ("" if json_flag else ", or its name on the Hub"))
-    if json_flag:
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+def _checkpoint(parser: argparse.ArgumentParser, json_help: str = "print the result as JSON"):
+    parser.add_argument("checkpoint", help="its folder, or for commands that load it, its name on the Hub")
+    parser.add_argument("--json", action="store_true", help=json_help)
 
 
 def _sampling(parser: argparse.ArgumentParser, positive: Callable[[str], int], batch_size: int, several_steps=False):
@@ -98,7 +98,7 @@ def _sampling(parser: argparse.ArgumentParser, positive: Callable[[str], int], b
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="rows at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, help="longest target (default: the checkpoint's)")
     parser.add_argument("--device", help="default: cuda where there is one")
-    parser.add_argument("--dtype", default="auto", help="of the weights (default: the checkpoint's)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: the checkpoint's)")
 
 
 def _mapping(text: str) -> dict[str, str]:
@@ -118,11 +118,8 @@ def load_checkpoint(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers.utils import cached_file, logging
 
     logging.disable_progress_bar()
-    dtype = options.dtype
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"--dtype must be auto, float32, bfloat16 or float16, but is {dtype}.")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, dtype=dtype).eval().to(device)
+    model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, dtype=options.dtype).eval().to(device)
     logging.enable_progress_bar()
     found = cached_file(options.checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
     return model, AutoTokenizer.from_pretrained(options.checkpoint) if found else None
@@ -191,7 +188,7 @@ def _generate(options: argparse.Namespace) -> Result:
     rows = generate_texts(model, tokenizer, _sources(options), options.batch_size, options.seed, **choices)
     with _output(options.output) as file:
         # Quiet where standard error is no terminal; what is written stays if a later source is refused.
-        for row in tqdm(rows, desc="writing", unit=" texts", file=sys.stderr, disable=None):
+        for row in tqdm(rows, desc="writing", unit=" texts", file=sys.stderr, disable=options.json or None):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
     return None
@@ -260,7 +257,8 @@ def _benchmark(options: argparse.Namespace) -> Result:
 
     model, _ = load_checkpoint(options)
     limit = model.config.max_position_embeddings
-    for name, longest in (("source-length", options.source_length), ("lengths", max(options.lengths))):
+    source_length = options.source_length or min(64, limit)
+    for name, longest in (("source-length", source_length), ("lengths", max(options.lengths))):
         if longest > limit:
             raise ValueError(f"--{name} is {longest}, but the model's position table ends at {limit}.")
     steps = options.steps or model.generation_config.num_inference_steps or model.config.solver_steps
@@ -270,7 +268,7 @@ def _benchmark(options: argparse.Namespace) -> Result:
     # A warm-up of two calls, since the first of a compiled program compiles; then all shapes in turns.
     for number in tqdm(range(options.rounds + 2), desc="rounds", file=sys.stderr, disable=options.json or None):
         for length, batch in shapes:
-            ids = torch.randint(0, model.config.vocab_size, (batch, options.source_length), generator=generator)
+            ids = torch.randint(0, model.config.vocab_size, (batch, source_length), generator=generator)
             ids = ids.to(model.device)
             began = time.perf_counter()
             sequences = model.generate(
