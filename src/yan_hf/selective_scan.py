@@ -102,29 +102,31 @@ def selective_scan_sequential(
 ) -> torch.Tensor:
     """[`selective_scan`], one position after the other, in float32 (float64 for such inputs). The oracle of tests."""
     dtype = torch.promote_types(u.dtype, torch.float32)
-    delta = _step_sizes(delta, delta_bias, delta_softplus)
-    decay_rate, steps = A.to(dtype), delta.unbind(-1)  # (D, N), (B, D) each
+    steps = _step_sizes(delta.mT, delta_bias, delta_softplus).unbind(1)  # (B, D) each
+    decay_rate = A.to(dtype)  # (D, N)
     state = torch.zeros(*u.shape[:2], A.shape[1], dtype=dtype, device=u.device)
     outputs = []
     for x, step, b, c in zip(u.to(dtype).unbind(-1), steps, B.to(dtype).unbind(-1), C.to(dtype).unbind(-1)):
         decay = torch.exp(step[..., None] * decay_rate)
         state = decay * state + (step * x)[..., None] * b[:, None]
         outputs.append((state * c[:, None]).sum(dim=-1))
-    return _skip_and_gate(torch.stack(outputs, dim=-1), u, D, z)
+    return _skip_and_gate(torch.stack(outputs, dim=1), u.mT, D, None if z is None else z.mT).mT
 
 
 def _step_sizes(delta: torch.Tensor, bias: torch.Tensor | None, softplus: bool) -> torch.Tensor:
+    """Δ `(B, L, D)`, in float32 or wider."""
     delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
     if bias is not None:
-        delta = delta + bias.to(delta.dtype)[:, None]
+        delta = delta + bias.to(delta.dtype)
     return nn.functional.softplus(delta) if softplus else delta
 
 
 def _skip_and_gate(
     output: torch.Tensor, u: torch.Tensor, D: torch.Tensor | None, z: torch.Tensor | None
 ) -> torch.Tensor:
+    """The output `(B, L, D)` with skip connection and gate, in the dtype of `u`."""
     if D is not None:
-        output = output + u.to(output.dtype) * D.to(output.dtype)[:, None]
+        output = output + u.to(output.dtype) * D.to(output.dtype)
     if z is not None:
         output = output * nn.functional.silu(z.to(output.dtype))
     return output.to(u.dtype)
@@ -187,7 +189,7 @@ class _Scan:
 
     def __init__(self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor):
         dtype = torch.promote_types(u.dtype, torch.float32)
-        self.u, self.delta, self.b, self.c = (values.transpose(0, 1).to(dtype) for values in (u, delta, B, C))
+        self.u, self.delta, self.b, self.c = (values.transpose(0, 1).to(dtype).contiguous() for values in (u, delta, B, C))
         self.rate = A.to(dtype).t().contiguous()  # (N, D)
         # As a power of two, which PyTorch computes several times faster than `exp` on some processors.
         self.binary_rate = self.rate * _LOG2_E
@@ -373,9 +375,11 @@ def selective_scan(
         D, delta_bias = (None if values is None else values.float() for values in (D, delta_bias))
         z = None if z is None else z.to(u.dtype)
         return scan(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    # As the linear layers of a mixer make them, these are views; a caller's own layout is changed once, here.
+    u, delta = u.mT.contiguous(), delta.mT.contiguous()
     delta = _step_sizes(delta, delta_bias, delta_softplus)
-    output, _ = _SCAN(u.mT, delta.mT, A, B.mT, C.mT)
-    return _skip_and_gate(output.transpose(0, 1).contiguous().mT, u, D, z)
+    output, _ = _SCAN(u, delta, A, B.mT, C.mT)
+    return _skip_and_gate(output.transpose(0, 1).contiguous(), u, D, None if z is None else z.mT).mT
 
 
 def causal_conv(
