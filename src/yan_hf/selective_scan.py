@@ -19,6 +19,7 @@ term linear in the length, and no step divides by a product of decays, which und
 
 import importlib
 import math
+import threading
 from functools import lru_cache
 
 import torch
@@ -124,9 +125,9 @@ def _step_sizes(delta: torch.Tensor, bias: torch.Tensor | None, softplus: bool) 
 def _skip_and_gate(
     output: torch.Tensor, u: torch.Tensor, D: torch.Tensor | None, z: torch.Tensor | None
 ) -> torch.Tensor:
-    """The output `(B, L, D)` with skip connection and gate, in the dtype of `u`."""
+    """The output `(B, L, D)`, which is written to, with skip connection and gate, in the dtype of `u`."""
     if D is not None:
-        output = output + u.to(output.dtype) * D.to(output.dtype)
+        output.addcmul_(u.to(output.dtype), D.to(output.dtype))
     if z is not None:
         output = output * nn.functional.silu(z.to(output.dtype))
     return output.to(u.dtype)
@@ -147,6 +148,29 @@ class _Buffer:
     def __init__(self, values: torch.Tensor):
         self.values = values
         self.rows = values.unbind(0)
+
+
+class _Workspace(threading.local):
+    """
+    Memory of a thread's chunks on the CPU, kept from call to call: fresh pages would cost as much as the arithmetic.
+    A few chunks' numbers at most; elsewhere PyTorch's caching allocator does the same.
+    """
+
+    def __init__(self):
+        self.kept: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        count = math.prod(shape)
+        if like.device.type != "cpu" or count > 2 * _CHUNK_NUMBERS["cpu"]:
+            return like.new_empty(shape)
+        kept = self.kept.get((name, like.dtype))
+        if kept is None or len(kept) < count:
+            with torch.inference_mode(False):  # such a tensor could not be written to later, outside of that mode
+                kept = self.kept[name, like.dtype] = torch.empty(count, dtype=like.dtype)
+        return kept[:count].view(shape)
+
+
+_workspace = _Workspace()
 
 
 def _recur(link: _Buffer, states: _Buffer, length: int, reverse: bool = False) -> None:
@@ -183,13 +207,14 @@ def _recur_by_doubling(link: torch.Tensor, states: torch.Tensor, reverse: bool =
 
 class _Scan:
     """
-    The inputs of a scan, positions first, and the buffers that its chunks of `T` positions share: on the CPU fresh
-    memory for each chunk would cost as much as the arithmetic.
+    The inputs of a scan, positions first, and the buffers that its chunks of `T` positions share.
     """
 
     def __init__(self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor):
         dtype = torch.promote_types(u.dtype, torch.float32)
-        self.u, self.delta, self.b, self.c = (values.transpose(0, 1).to(dtype).contiguous() for values in (u, delta, B, C))
+        self.u, self.delta, self.b, self.c = (
+            values.transpose(0, 1).to(dtype).contiguous() for values in (u, delta, B, C)
+        )
         self.rate = A.to(dtype).t().contiguous()  # (N, D)
         # As a power of two, which PyTorch computes several times faster than `exp` on some processors.
         self.binary_rate = self.rate * _LOG2_E
@@ -197,8 +222,8 @@ class _Scan:
         self.places = [slice(start, min(start + length, len(self.u))) for start in range(0, len(self.u), length)]
         longest = min(length, len(self.u))
         self.state_shape = (u.shape[0], *self.rate.shape)
-        self.decay = _Buffer(self.empty(longest, *self.state_shape))
-        self.states = _Buffer(self.empty(longest + 1, *self.state_shape))  # before each position and after the last
+        self.decay = self.buffer("decay", longest)
+        self.states = self.buffer("states", longest + 1)  # before each position and after the last
 
     def run(self, place: slice, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs Δ·u `(T, B, D)`, decays `(T, B, N, D)` and states `(T + 1, B, N, D)` of one chunk."""
@@ -212,20 +237,27 @@ class _Scan:
         _recur(self.decay, self.states, length)
         return scaled, decay, states
 
+    def buffer(self, name: str, length: int) -> _Buffer:
+        return _Buffer(_workspace.empty(name, (length, *self.state_shape), self.rate))
+
     def empty(self, *shape: int) -> torch.Tensor:
         return self.rate.new_empty(shape)
 
 
 def _scan_forward(
-    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, differentiable: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`y` `(L, B, D)`, and the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)` and A `(D, N)`."""
+    """
+    `y` `(L, B, D)`, and where `differentiable`, the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)`
+    and A `(D, N)`.
+    """
     scan = _Scan(u, delta, A, B, C)
     output = scan.empty(*scan.u.shape)
-    borders = scan.empty(len(scan.places), *scan.state_shape)
+    borders = scan.empty(len(scan.places) if differentiable else 0, *scan.state_shape)
     state = torch.zeros(scan.state_shape, dtype=output.dtype, device=u.device)
-    for border, place in zip(borders, scan.places):
-        border.copy_(state)
+    for index, place in enumerate(scan.places):
+        if differentiable:
+            borders[index] = state
         _, _, states = scan.run(place, state)
         torch.matmul(scan.c[place][:, :, None], states[1:], out=output[place][:, :, None])
         state = states[-1]
@@ -248,8 +280,8 @@ def _scan_backward(
     scan = _Scan(u, delta, A, B, C)
     grad_u, grad_delta, grad_b, grad_c = (scan.empty(*values.shape) for values in (scan.u, scan.delta, scan.b, scan.c))
     # One for each place in a chunk, summed at the end: one pass over memory less, and shorter sums.
-    grad_rates = torch.zeros_like(scan.decay.values)
-    adjoints = _Buffer(torch.empty_like(scan.decay.values))
+    grad_rates = scan.buffer("grad_rates", len(scan.decay.rows)).values.zero_()
+    adjoints = scan.buffer("adjoints", len(scan.decay.rows))
     carried = None
     for index in range(len(scan.places) - 1, -1, -1):
         place = scan.places[index]
@@ -295,11 +327,11 @@ def _register_operators() -> tuple:
     backward = torch.library.custom_op("yan_hf::selective_scan_backward", _scan_backward, mutates_args=())
 
     @forward.register_fake
-    def _(u, delta, A, B, C):
+    def _(u, delta, A, B, C, differentiable):
         dtype = torch.promote_types(u.dtype, torch.float32)
         output = u.new_empty(u.shape[1], u.shape[0], u.shape[2], dtype=dtype)
         length = _chunk_length(u, A.shape[1])
-        chunks = (u.shape[1] + length - 1) // length
+        chunks = (u.shape[1] + length - 1) // length if differentiable else 0
         return output, output.new_empty(chunks, u.shape[0], A.shape[1], A.shape[0])
 
     @backward.register_fake
@@ -308,12 +340,12 @@ def _register_operators() -> tuple:
         return grads[0], grads[1], A.new_empty(A.shape), grads[2], grads[3]
 
     def save(ctx, inputs, output):
-        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_backward(*inputs[:5], output[1])
 
     def differentiate(ctx, grad_output, grad_borders):
         grad_u, grad_delta, grad_a, grad_b, grad_c = backward(grad_output, *ctx.saved_tensors)
         grads = [grad.transpose(0, 1).contiguous() for grad in (grad_u, grad_delta, grad_b, grad_c)]
-        return grads[0], grads[1], grad_a, grads[2], grads[3]
+        return grads[0], grads[1], grad_a, grads[2], grads[3], None
 
     forward.register_autograd(differentiate, setup_context=save)
     return forward, backward
@@ -378,7 +410,8 @@ def selective_scan(
     # As the linear layers of a mixer make them, these are views; a caller's own layout is changed once, here.
     u, delta = u.mT.contiguous(), delta.mT.contiguous()
     delta = _step_sizes(delta, delta_bias, delta_softplus)
-    output, _ = _SCAN(u, delta, A, B.mT, C.mT)
+    differentiable = torch.is_grad_enabled() and any(values.requires_grad for values in (u, delta, A, B, C))
+    output, _ = _SCAN(u, delta, A, B.mT, C.mT, differentiable)
     return _skip_and_gate(output.transpose(0, 1).contiguous(), u, D, None if z is None else z.mT).mT
 
 
