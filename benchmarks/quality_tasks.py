@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import load_dataset
 
+from yan_hf.curriculum import as_masked_text, as_reading
 from yan_hf.tasks import TextPair, classification, last_word, question_answering, split_sentences
 
 
@@ -38,6 +39,9 @@ class Task:
     draw: Callable[["Task", list[dict[str, Any]]], Callable[[np.random.Generator, int], TextPair]] | None = None
     num_levels: int = 1
     config: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ("exact_match",)
+    # The auto-encoder's view of a row in the first stage.
+    view: Callable[..., dict[str, list[int]]] = as_reading
 
 
 def _questions(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
@@ -83,6 +87,34 @@ def _last_words(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
     return pairs
 
 
+def _masked_spans(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
+    """Sentences of 6 to 16 words with a span of 1 to 3 words masked, the same whenever they are made."""
+    pairs = []
+    for row in rows:
+        for sentence in split_sentences(row["text"].replace("\n", " ")):
+            words = sentence.split()
+            if 6 <= len(words) <= 16:
+                rng = np.random.default_rng(len(pairs))
+                width = int(rng.integers(1, 4))
+                start = int(rng.integers(0, len(words) - width + 1))
+                masked = " ".join([*words[:start], MASK, *words[start + width :]])
+                # The space before a word is part of its token, and so of what is masked.
+                pairs.append(TextPair(masked.replace(f" {MASK}", MASK), sentence))
+    return pairs
+
+
+def _answer_sentences(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
+    """Questions with the sentence of the paragraph that holds the answer, where it is no longer than 40 words."""
+    pairs = []
+    for row in rows:
+        sentences = split_sentences(row["context"].replace("\n", " "))
+        for item in row.get("qas") or [{**row, "answer": row["answers"]["text"][0]}]:
+            context = next((sentence for sentence in sentences if item["answer"] in sentence), None)
+            if context is not None and len(context.split()) <= 40 and len(item["answer"].split()) <= 8:
+                pairs.append(question_answering(context, item["question"], item["answer"], MASK))
+    return pairs
+
+
 TASKS = {
     "babi": Task(
         hub_name="facebook/babi_qa",
@@ -121,6 +153,27 @@ TASKS = {
         max_new_tokens=8,
         reading_steps=2_000,
         writing_steps=1_000,
+    ),
+    "infilling": Task(
+        hub_name="roneneldan/TinyStories",
+        pairs=_masked_spans,
+        vocab_size=2_000,
+        max_source_length=48,
+        max_new_tokens=40,
+        reading_steps=2_000,
+        writing_steps=1_500,
+        metrics=("exact_match", "f1", "rouge"),
+        view=as_masked_text,
+    ),
+    "squad": Task(
+        hub_name="rajpurkar/squad",
+        pairs=_answer_sentences,
+        vocab_size=4_000,
+        max_source_length=128,
+        max_new_tokens=24,
+        reading_steps=2_000,
+        writing_steps=1_000,
+        metrics=("exact_match", "f1"),
     ),
 }
 

@@ -60,6 +60,8 @@ class CurriculumStream(IterableDataset):
         batch_size: Examples tokenized together.
         seed: Seed of the stream.
         max_source_length: Longer sources are cut there.
+        view: The auto-encoder's view where `reading`: [`as_reading`], or [`as_masked_text`] where targets are whole
+            texts.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class CurriculumStream(IterableDataset):
         batch_size: int = 64,
         seed: int = 0,
         max_source_length: int | None = None,
+        view: Callable[..., dict[str, list[int]]] | None = None,
     ):
+        self.view = view or as_reading
         self.make, self.tokenizer, self.curriculum, self.reading = make, tokenizer, curriculum, reading
         self.batch_size, self.seed = batch_size, seed
         self.max_source_length = max_source_length
@@ -83,14 +87,8 @@ class CurriculumStream(IterableDataset):
             pairs = [self.make(rng, self.curriculum.level) for _ in range(self.batch_size)]
             encoded = encode_pairs(self.tokenizer, *zip(*pairs), max_source_length=self.max_source_length)
             for source, target in zip(encoded["input_ids"], encoded["labels"]):
-                yield (
-                    as_reading(source, target, self.tokenizer)
-                    if self.reading
-                    else {
-                        "input_ids": source,
-                        "labels": target,
-                    }
-                )
+                plain = {"input_ids": source, "labels": target}
+                yield self.view(source, target, self.tokenizer) if self.reading else plain
 
 
 def as_reading(source: list[int], target: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -117,6 +115,23 @@ def as_reading(source: list[int], target: list[int], tokenizer: PreTrainedTokeni
         "input_ids": source + [tokenizer.pad_token_id] * (length - len(source)),
         "labels": labels + [-100] * (length - len(labels)),
     }
+
+
+def as_masked_text(source: list[int], target: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """
+    The auto-encoder's view of a text with masked spans: the masked text at the target's length; every token counts.
+
+    Args:
+        source: Tokens of the text with spans collapsed to one mask token each; no longer than `target`.
+        target: Tokens of the text, the end token included.
+        tokenizer: Gives the pad token.
+
+    Raises:
+        ValueError: for a source longer than its target.
+    """
+    if len(source) > len(target):
+        raise ValueError(f"The masked text has {len(source)} tokens, more than the {len(target)} of the text.")
+    return {"input_ids": source + [tokenizer.pad_token_id] * (len(target) - len(source)), "labels": target}
 
 
 class CurriculumTrainer(Trainer):
@@ -227,6 +242,7 @@ __all__ = [
     "CurriculumStream",
     "CurriculumTrainer",
     "StopWhenSolved",
+    "as_masked_text",
     "as_reading",
     "train_by_curriculum",
 ]
