@@ -14,6 +14,7 @@ YAN is asked with predicted lengths and every number of solver steps in `--sweep
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def train(options, task, system: str, tokenizer, draw) -> tuple[torch.nn.Module,
         initializer_range=0.1,
         loss_weights={"mmd": 0.0},
         experts_implementation="eager",
-        **task.config,
+        **{**task.config, **json.loads(options.config)},
     )
     reading_steps = options.reading_steps or task.reading_steps
     writing_steps = options.writing_steps or task.writing_steps
@@ -156,6 +157,7 @@ def main():
     parser.add_argument("--writing-steps", type=int, help="optimiser steps of the second stage (default: the task's)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="of reading, and of the other systems")
     parser.add_argument("--writing-rate", type=float, default=1e-3)
+    parser.add_argument("--config", default="{}", help="fields of YanConfig that replace the task's, as JSON")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--sweep", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 32])
     parser.add_argument("--sampling-seeds", type=int, default=3)
