@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from quality_systems import (
@@ -28,25 +29,27 @@ from quality_systems import (
     matching_autoregressive,
 )
 from quality_tasks import MASK, TASKS, examples_of, read_rows
-from report import save
-from transformers import set_seed
+from report import conditions, save
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from yan_hf import (
+    CardFacts,
     YanConfig,
     YanForAutoEncoding,
     YanForConditionalGeneration,
+    create_model_card,
     encode_pairs,
     train_tokenizer,
 )
 from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
 from yan_hf.metrics import METRICS
+from yan_hf.model_card import describe_hardware
 
 
-def train(options, task, system: str, tokenizer, draw) -> tuple[torch.nn.Module, float]:
-    """A trained model and the seconds that it took."""
+def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[torch.nn.Module, float]:
+    """A trained model and the minutes that it took."""
     began = time.monotonic()
-    folder = options.work / f"{options.task}_{system}"
     set_seed(options.seed)
     backbone = "mamba" if system == "yan-mamba" else "transformer"
     config = YanConfig(
@@ -101,7 +104,7 @@ def train(options, task, system: str, tokenizer, draw) -> tuple[torch.nn.Module,
             trainer,
             AutoregressiveCollator(tokenizer, system),
         )
-        return model.eval(), time.monotonic() - began
+        return model.eval(), round((time.monotonic() - began) / 60, 1)
     reader = YanForAutoEncoding(config)
     fit(reader, reading_steps, options.learning_rate, True)
     reader.save_pretrained(folder / "reader")
@@ -109,9 +112,7 @@ def train(options, task, system: str, tokenizer, draw) -> tuple[torch.nn.Module,
     model = YanForConditionalGeneration.from_pretrained(folder / "reader", experts_implementation="eager")
     logging.set_verbosity_warning()
     fit(model, writing_steps, options.writing_rate, False, level=max(1, task.num_levels // 2))
-    model.save_pretrained(folder / "checkpoint")
-    tokenizer.save_pretrained(folder / "checkpoint")
-    return model.eval(), time.monotonic() - began
+    return model.eval(), round((time.monotonic() - began) / 60, 1)
 
 
 def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
@@ -126,11 +127,12 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
         modes.append({"num_inference_steps": 3, "true_lengths": True})
     rows = []
     for mode in modes:
-        began, found = time.monotonic(), {}
+        began, found, num_tokens = time.monotonic(), {}, 0
         # Several seeds where the result is reported, one for the other points of the sweep.
         seeds = options.sampling_seeds if mode.get("num_inference_steps") in (3, 32) else 1
         for seed in range(seeds):
-            texts, _ = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+            texts, count = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+            num_tokens += count
             for name in task.metrics:
                 value = METRICS[name](texts, references)
                 for key, figure in (value if isinstance(value, dict) else {name: value}).items():
@@ -140,11 +142,48 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
                 **mode,
                 **{name: sum(values) / len(values) for name, values in found.items()},
                 **{f"{name}_by_sampling_seed": values for name, values in found.items()},
-                "seconds": (time.monotonic() - began) / seeds,
+                "tokens_per_second": num_tokens / (time.monotonic() - began),
             }
         )
         print(system, mode, {name: round(rows[-1][name], 4) for name in found}, flush=True)
     return rows
+
+
+def write_card(path: Path, options, task, model, rows: list[dict]):
+    """A model card with the run's own figures, at three steps."""
+    results = []
+    for row in rows:
+        if row.get("num_inference_steps") != 3:
+            continue
+        result = {"lengths": "true" if row["true_lengths"] else "predicted", "steps": 3}
+        for name, values in row.items():
+            if name.endswith("_by_sampling_seed"):
+                metric = name.removesuffix("_by_sampling_seed")
+                result |= {metric: mean(values), f"{metric}_spread": stdev(values) if len(values) > 1 else 0.0}
+        results.append({**result, "tokens_per_second": row["tokens_per_second"]})
+    name = f"yan-{options.task.replace('_', '-')}"
+    facts = CardFacts(
+        model_name=name,
+        dataset_id=task.hub_name,
+        dataset_config=task.hub_config,
+        split=options.split,
+        tokenizer="byte pairs trained with sentencepiece on the training rows",
+        limits=[
+            "A small model trained from scratch in minutes, to compare methods: of no use beyond its task.",
+            "The weights are not published; the command under Recipe makes them.",
+        ],
+        **task.card,
+    )
+    reading, writing = options.reading_steps or task.reading_steps, options.writing_steps or task.writing_steps
+    recipe = f"""`{conditions()["command"]}`
+
+Stage 1, {reading:,} steps at {options.learning_rate:g}: the auto-encoder reads off what is masked. Stage 2, {writing:,}
+steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98), 50 warm-up steps, the
+rate falling to zero over the last third of each stage, batches of {options.batch_size}, training seed {options.seed}. The
+spread is over sampling seeds of this one training run."""
+    card = create_model_card(model, facts, results, options.sampling_seeds, recipe, describe_hardware(), 100)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    card.save(path)
 
 
 def main():
@@ -166,25 +205,40 @@ def main():
     parser.add_argument("--max-rows", type=int, help="ask only the first rows")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--again", action="store_true", help="ask the model that an earlier run left in --work")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--card", type=Path, help="file for YAN's model card")
     options = parser.parse_args()
 
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")
     texts = [f"{pair.source.replace(MASK, '')} {pair.target}" for pair in task.pairs(rows)]
     tokenizer = train_tokenizer(texts, vocab_size=task.vocab_size, model_type="bpe")
-    model, seconds = train(options, task, options.system, tokenizer, examples_of(task, rows))
+    folder = options.work / f"{options.task}_{options.system}"
+    if options.again:
+        kind = AutoModelForCausalLM if options.system == "ar-gpt2" else AutoModelForSeq2SeqLM
+        model = kind.from_pretrained(folder / "checkpoint").eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
+    else:
+        model, minutes = train(options, task, options.system, tokenizer, examples_of(task, rows), folder)
+        model.save_pretrained(folder / "checkpoint")
+        tokenizer.save_pretrained(folder / "checkpoint")
+        (folder / "minutes.json").write_text(json.dumps(minutes))
     pairs = task.pairs(read_rows(task, options.data, options.split))[: options.max_rows]
     results = evaluate(options, task, options.system, model, tokenizer, pairs)
+    if options.card and options.system not in AR_SYSTEMS:
+        write_card(options.card, options, task, model, results)
     if options.output:
         named = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {
-            "options": {key: value for key, value in named.items() if key not in ("work", "progress")},
+            "options": {
+                key: value for key, value in named.items() if key not in ("work", "progress", "card", "again")
+            },
             "steps": (options.reading_steps or task.reading_steps) + (options.writing_steps or task.writing_steps),
             "parameters": model.num_parameters(),
             "train_rows": len(rows),
             "asked_rows": len(pairs),
-            "training_minutes": round(seconds / 60, 1),
+            "training_minutes": json.loads((folder / "minutes.json").read_text()),
             "rows": results,
         }
         save(options.output, result)
