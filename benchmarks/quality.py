@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+import yaml
 from quality_systems import (
     AR_SYSTEMS,
     SYSTEMS,
@@ -45,6 +46,9 @@ from yan_hf import (
 from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
 from yan_hf.metrics import METRICS
 from yan_hf.model_card import describe_hardware
+
+
+_NOT_RECORDED = ("work", "progress", "card", "again")
 
 
 def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[torch.nn.Module, float]:
@@ -172,15 +176,15 @@ def write_card(path: Path, options, task, model, rows: list[dict]):
             "A small model trained from scratch in minutes, to compare methods: of no use beyond its task.",
             "The weights are not published; the command under Recipe makes them.",
         ],
-        **task.card,
+        **yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task],
     )
     reading, writing = options.reading_steps or task.reading_steps, options.writing_steps or task.writing_steps
     recipe = f"""`{conditions()["command"]}`
 
-Stage 1, {reading:,} steps at {options.learning_rate:g}: the auto-encoder reads off what is masked. Stage 2, {writing:,}
-steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98), 50 warm-up steps, the
-rate falling to zero over the last third of each stage, batches of {options.batch_size}, training seed {options.seed}. The
-spread is over sampling seeds of this one training run."""
+Stage 1, {reading:,} steps at {options.learning_rate:g}: the auto-encoder reads off what is masked. Stage 2,
+{writing:,} steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98),
+50 warm-up steps, the rate falling to zero over the last third of each stage, batches of {options.batch_size},
+training seed {options.seed}. The spread is over sampling seeds of this one training run."""
     card = create_model_card(model, facts, results, options.sampling_seeds, recipe, describe_hardware(), 100)
     path.parent.mkdir(parents=True, exist_ok=True)
     card.save(path)

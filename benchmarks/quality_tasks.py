@@ -42,8 +42,6 @@ class Task:
     metrics: tuple[str, ...] = ("exact_match",)
     # The auto-encoder's view of a row in the first stage.
     view: Callable[..., dict[str, list[int]]] = as_reading
-    # For its model card, fields of `CardFacts`.
-    card: dict[str, Any] = field(default_factory=dict)
 
 
 def _questions(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
@@ -131,16 +129,6 @@ TASKS = {
         writing_steps=3_000,
         draw=_thinned,
         num_levels=10,
-        card={
-            "task": "reading comprehension: up to ten statements and a question, the place is the answer",
-            "dataset_name": "bAbI QA v1.2, task 1 (en-valid-10k)",
-            "data": "bAbI QA v1.2, task 1, official en-valid-10k split: trained on its 9,000 training questions, of which "
-            "contexts are thinned at random to fewer statements, the supporting one kept; asked the 1,000 test questions, "
-            "15 of which occur in the training file with the same context, as published",
-            "license": "cc-by-3.0",
-            "tokenizer_license": "that of the data set, CC BY 3.0",
-            "example_source": "Mary went to the kitchen. John moved to the garden. Where is Mary? Answer: <mask>",
-        },
     ),
     "sst2": Task(
         hub_name="stanfordnlp/sst2",
@@ -149,14 +137,6 @@ TASKS = {
         max_source_length=48,
         max_new_tokens=8,
         train_file="train_phrases",
-        card={
-            "task": "sentiment classification: a movie review's sentence in, '0 negative' or '1 positive' out",
-            "dataset_name": "Stanford Sentiment Treebank, two classes",
-            "data": "SST-2: trained on the 67,334 phrases and sentences of GLUE's training set; asked the 1,821 sentences of "
-            "the original test set",
-            "tokenizer_license": "that of the data set, which states none: research use",
-            "example_source": "<mask> a gripping , funny film .",
-        },
     ),
     "ag_news": Task(
         hub_name="fancyzhx/ag_news",
@@ -164,14 +144,6 @@ TASKS = {
         vocab_size=2_000,
         max_source_length=48,
         max_new_tokens=8,
-        card={
-            "task": "topic classification: a news description in, such as '1 Sports' out",
-            "dataset_name": "AG News",
-            "data": "AG News, lower case: trained on 35,810 of the 120,000 training rows (those that were at hand), without "
-            "titles; asked the official 7,600 test rows. Not comparable with models of all rows",
-            "tokenizer_license": "that of the data set: non-commercial research",
-            "example_source": "<mask> the home team won the cup final after extra time.",
-        },
     ),
     "last_word": Task(
         hub_name="roneneldan/TinyStories",
@@ -181,15 +153,6 @@ TASKS = {
         max_new_tokens=8,
         reading_steps=2_000,
         writing_steps=1_000,
-        card={
-            "task": "last word: a sentence, with the one before it, whose last word is masked; the word",
-            "dataset_name": "TinyStories (a sample)",
-            "data": "sentences of 4 to 20 words from 4,109 stories; asked those of 300 other stories (a random split, not the "
-            "publisher's)",
-            "license": "cdla-sharing-1.0",
-            "tokenizer_license": "that of the data set, CDLA-Sharing-1.0",
-            "example_source": "Tim had a red ball. He threw the <mask>.",
-        },
     ),
     "infilling": Task(
         hub_name="roneneldan/TinyStories",
@@ -201,15 +164,6 @@ TASKS = {
         writing_steps=1_500,
         metrics=("exact_match", "f1", "rouge"),
         view=as_masked_text,
-        card={
-            "task": "span infilling: a sentence with 1 to 3 words masked in, the whole sentence out",
-            "dataset_name": "TinyStories (a sample)",
-            "data": "sentences of 6 to 16 words from 4,109 stories; asked those of 300 other stories (a random split, not the "
-            "publisher's)",
-            "license": "cdla-sharing-1.0",
-            "tokenizer_license": "that of the data set, CDLA-Sharing-1.0",
-            "example_source": "Tim went to the<mask> to play with his friends.",
-        },
     ),
     "squad": Task(
         hub_name="rajpurkar/squad",
@@ -220,16 +174,6 @@ TASKS = {
         reading_steps=2_000,
         writing_steps=1_000,
         metrics=("exact_match", "f1"),
-        card={
-            "task": "question answering: the sentence that holds the answer and a question in, the answer out",
-            "dataset_name": "SQuAD v1.1 (about a quarter), answer sentences",
-            "data": "questions of part of SQuAD's training set whose answer has at most 8 words and whose answer's sentence at "
-            "most 40; asked such questions of part of the official dev set. The sentence is given: not comparable with "
-            "SQuAD",
-            "license": "cc-by-sa-4.0",
-            "tokenizer_license": "that of the data set, CC BY-SA 4.0",
-            "example_source": "The team was founded in 1895. When was the team founded? Answer: <mask>",
-        },
     ),
 }
 
