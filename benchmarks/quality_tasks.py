@@ -20,6 +20,11 @@ TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 SENTIMENTS = ("negative", "positive")
 
 
+# Free text: words matter more than places. On SST-2, after 1,000 steps of reading 85 % of the training rows were right
+# with this scale, 82 % with the default of 1 (which is better for bAbI, where places matter).
+TEXT_CONFIG = {"embedding_scale": 0.2, "detach_length_head": False}
+
+
 @dataclass(frozen=True)
 class Task:
     """A data set as source and target texts, and the sizes that suit it."""
@@ -137,6 +142,7 @@ TASKS = {
         max_source_length=48,
         max_new_tokens=8,
         train_file="train_phrases",
+        config=TEXT_CONFIG,
     ),
     "ag_news": Task(
         hub_name="fancyzhx/ag_news",
@@ -144,6 +150,7 @@ TASKS = {
         vocab_size=2_000,
         max_source_length=48,
         max_new_tokens=8,
+        config=TEXT_CONFIG,
     ),
     "last_word": Task(
         hub_name="roneneldan/TinyStories",
@@ -153,6 +160,7 @@ TASKS = {
         max_new_tokens=8,
         reading_steps=2_000,
         writing_steps=1_000,
+        config=TEXT_CONFIG,
     ),
     "infilling": Task(
         hub_name="roneneldan/TinyStories",
@@ -164,6 +172,7 @@ TASKS = {
         writing_steps=1_500,
         metrics=("exact_match", "f1", "rouge"),
         view=as_masked_text,
+        config=TEXT_CONFIG,
     ),
     "squad": Task(
         hub_name="rajpurkar/squad",
@@ -174,6 +183,7 @@ TASKS = {
         reading_steps=2_000,
         writing_steps=1_000,
         metrics=("exact_match", "f1"),
+        config=TEXT_CONFIG,
     ),
 }
 
