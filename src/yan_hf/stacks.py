@@ -31,7 +31,7 @@ from .configuration_yan import YanConfig
 from .experts import YanExperts, YanRoutedExperts
 from .mamba import YanMambaMixer, YanTimeStepProjection
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
-from .routing import YanGate, gate_log_probs
+from .routing import RoutingOptions, YanGate, gate_log_probs, restrict_to_core
 
 
 # Tensor parallelism: attention by heads, feed-forward networks by inner units. Experts, gate and norms are replicated.
@@ -343,6 +343,9 @@ class YanFlow(YanPreTrainedModel):
             log_probs = gate_log_probs(gate_logits, context.attention_mask)
             if experts is None:
                 fields = self.experts(hidden_states.flatten(0, 1)).unflatten(0, shape[:2])  # (B, Ly, K, d)
+                log_probs, _ = restrict_to_core(
+                    log_probs, context.attention_mask, RoutingOptions.from_config(self.config)
+                )
                 velocity = (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
                 return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
             experts = experts(log_probs)
