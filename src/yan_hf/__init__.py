@@ -23,6 +23,7 @@ _EXPORTS = {
     "generation_yan": ("YanGenerateOutput",),
     "metrics": ("compute_metrics", "exact_match"),
     "modeling_yan": ("YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanPreTrainedModel"),
+    "offload": ("ExpertOffload", "OffloadStats"),
     "outputs": ("YanAutoEncodingOutput", "YanModelOutput", "YanOutput"),
     "task_data": ("TaskEncoder",),
     "tokenization": ("prepare_tokenizer", "train_tokenizer"),
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .generation_yan import YanGenerateOutput
     from .metrics import compute_metrics, exact_match
     from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
+    from .offload import ExpertOffload, OffloadStats
     from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
     from .task_data import TaskEncoder
     from .tokenization import prepare_tokenizer, train_tokenizer
@@ -62,7 +64,9 @@ def __dir__() -> list[str]:
 __all__ = [
     "EmaCallback",
     "EpochCallback",
+    "ExpertOffload",
     "LossTermsCallback",
+    "OffloadStats",
     "TaskEncoder",
     "YanAutoEncodingOutput",
     "YanConfig",

@@ -138,8 +138,8 @@ class YanGenerationConfig(GenerationConfig):
         expert_temperature (`float`, defaults to 1.0): Divides the gate's log-probabilities; below 1 sharpens it.
         init_noise (`float`, *optional*): Scale of the initial state, by default the model configuration's. 0 is the
             deterministic start.
-        routing (`str`, *optional*): `"token"` or `"block"`, by default the model configuration's, as the next four: see
-            [`YanConfig`].
+        routing (`str`, *optional*): `"token"` or `"block"`; this and the next four are explained in [`YanConfig`] and
+            by default the model configuration's.
         routing_block_size (`int`, *optional*): Real target tokens of a block; the position table's size is the whole
             target, whatever the model configuration says.
         routing_top_k (`int`, *optional*): Experts that a token votes for; `num_experts` is all of them.
@@ -339,7 +339,6 @@ class YanGenerationConfig(GenerationConfig):
                 and (value > 0 or (value == 0 and not positive))
             ):
                 raise ValueError(f"`{name}` must be {'positive' if positive else 'at least 0'}, but is {value!r}.")
-
         share = self.core_threshold
         if share is not None and not (
             isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1

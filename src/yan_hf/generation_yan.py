@@ -183,6 +183,11 @@ class YanGenerationMixin:
         compiled = None
         if config.compile and takes_drafts:
             logger.warning_once("`compile=True` is left aside for a streamer that shows drafts after every step.")
+        elif config.compile and self.expert_offload is not None:
+            raise ValueError(
+                "`compile=True` is not possible with offloaded experts, whose copies no static program can hold. "
+                "Leave it out, or call `disable_expert_offload()` first."
+            )
         elif config.compile:
             compiled = CompiledSampler(self, config.compile_config)
         source = None

@@ -111,12 +111,9 @@ def write(
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
         return torch.where(canvas.bool(), experts, experts[:, :1])
 
-    def select(log_probs: torch.Tensor, is_available: torch.Tensor | None = None) -> torch.Tensor:
+    def select(log_probs: torch.Tensor) -> torch.Tensor:
         nonlocal is_finite, core
         is_finite = torch.isfinite(log_probs).all()
-        if is_available is not None:
-            # Before the votes: a core set without an available expert would leave nothing to choose from.
-            log_probs = log_probs.masked_fill(~is_available, -torch.inf).log_softmax(dim=-1)
         log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
         return held(choose_experts(log_probs, uniform, options.expert_temperature))
 
