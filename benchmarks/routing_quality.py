@@ -5,7 +5,7 @@ What block routing costs in quality: a token-routed model of many small experts,
     python benchmarks/routing_quality.py --data tinystories --output benchmarks/results/routing_quality.json
 
 The task is span infilling on stories: the source is a passage of up to `--length` tokens with random spans collapsed
-to one mask token each, the target the whole passage. `--data` is a folder with `train.jsonl.gz` and `test.jsonl.gz`;
+to one mask token each (of one token by default), the target the whole passage. `--data` is a folder with `train.jsonl.gz` and `test.jsonl.gz`;
 without it the set is loaded from the Hub. Four trainings, the last two from the second's end and equally long:
 
 1. `reader`: encoder and decoder, as an auto-encoder;
@@ -53,9 +53,15 @@ def passages(tokenizer, texts: list[str], length: int) -> list[dict[str, list[in
     return found
 
 
+def make_collator(options, tokenizer, objective: str, seed: int) -> YanDataCollator:
+    return YanDataCollator(
+        tokenizer, objective=objective, mask_rate=options.mask_rate, max_span=options.max_span, seed=seed
+    )
+
+
 def fit(options, model, tokenizer, rows, objective: str, steps: int, rate: float) -> float:
     """Trains in place; the seconds that it took."""
-    collator = YanDataCollator(tokenizer, objective=objective, mask_rate=options.mask_rate, seed=options.seed)
+    collator = make_collator(options, tokenizer, objective, options.seed)
     arguments = TrainingArguments(
         output_dir=str(options.work),
         max_steps=steps,
@@ -187,6 +193,7 @@ def main():
     parser.add_argument("--length", type=int, default=64, help="longest target, in tokens")
     parser.add_argument("--vocab-size", type=int, default=1000)
     parser.add_argument("--mask-rate", type=float, default=0.08)
+    parser.add_argument("--max-span", type=int, default=1, help="longest masked span, in tokens")
     parser.add_argument("--reading-steps", type=int, default=1500)
     parser.add_argument("--writing-steps", type=int, default=1000)
     parser.add_argument("--tuning-steps", type=int, default=400)
@@ -214,7 +221,7 @@ def main():
     test_rows = passages(tokenizer, read_texts(options.data, "test"), options.length)
     order = np.random.default_rng(options.seed).permutation(len(test_rows))[: options.test_rows]
     test_rows = [test_rows[index] for index in order]
-    collator = YanDataCollator(tokenizer, objective="span_infilling", mask_rate=options.mask_rate, seed=1)
+    collator = make_collator(options, tokenizer, "span_infilling", seed=1)
     batches = [collator(test_rows[start : start + 64]) for start in range(0, len(test_rows), 64)]
     print(f"{len(train_rows)} passages to train on, {len(test_rows)} to ask", flush=True)
 

@@ -148,21 +148,24 @@ def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options:
         Whether each expert is in the block's core set, `(B, N, K)`, bool, for the `N` blocks of a canvas without
         padding. A block without a real token has an empty set.
     """
-    num_experts, mask = log_probs.shape[-1], attention_mask.bool()
-    num_blocks = options.num_blocks(mask.shape[1])
-    blocks = block_of_token(mask, options.block_size)
-    members = (blocks[..., None] == torch.arange(num_blocks, device=mask.device)) & mask[..., None]  # (B, Ly, N)
-    is_empty = ~members.any(dim=1)[..., None]
+    (batch_size, length, num_experts), mask = log_probs.shape, attention_mask.bool()
+    num_blocks = options.num_blocks(length)
+    starts = torch.arange(num_blocks, device=mask.device) * (options.block_size or length)
+    is_empty = (starts >= mask.sum(dim=-1, keepdim=True))[..., None]  # (B, N, 1)
     if options.core_threshold >= 1 or options.min_experts >= num_experts:
         return ~is_empty.expand(-1, -1, num_experts)
-    # In double precision, so that the order in which a block's votes are added does not decide who is in.
+    # In double precision, so that the order in which a block's votes are added hardly decides who is in.
     dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
     votes = log_probs.to(dtype).exp()
     if options.top_k is not None and options.top_k < num_experts:
         # A stable sort rather than `topk`, which does not say which of equals it takes.
         chosen = votes.argsort(dim=-1, descending=True, stable=True)[..., : options.top_k]
         votes = torch.zeros_like(votes).scatter(-1, chosen, votes.gather(-1, chosen))
-    votes = members.to(dtype).mT @ votes  # (B, N, K)
+    rows = torch.arange(batch_size, device=mask.device)[:, None] * num_blocks
+    rows = (rows + block_of_token(mask, options.block_size)).masked_fill(~mask, batch_size * num_blocks)
+    # One row more, for what does not vote.
+    total = votes.new_zeros(batch_size * num_blocks + 1, num_experts)
+    votes = total.index_add(0, rows.flatten(), votes.flatten(0, 1))[:-1].view(batch_size, num_blocks, num_experts)
     mass = votes / votes.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
     mass, order = mass.sort(dim=-1, descending=True, stable=True)
     before = nn.functional.pad(mass.cumsum(dim=-1)[..., :-1], (1, 0))
