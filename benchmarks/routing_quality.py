@@ -5,8 +5,9 @@ What block routing costs in quality: a token-routed model of many small experts,
     python benchmarks/routing_quality.py --data tinystories --output benchmarks/results/routing_quality.json
 
 The task is span infilling on stories: the source is a passage of up to `--length` tokens with random spans collapsed
-to one mask token each (of one token by default), the target the whole passage. `--data` is a folder with `train.jsonl.gz` and `test.jsonl.gz`;
-without it the set is loaded from the Hub. Four trainings, the last two from the second's end and equally long:
+to one mask token each (of one token by default), the target the whole passage. `--data` is a folder with
+`train.jsonl.gz` and `test.jsonl.gz`; without it the set is loaded from the Hub. Four trainings, the last two from the
+second's end and equally long:
 
 1. `reader`: encoder and decoder, as an auto-encoder;
 2. `token`: the flow, with token routing;
