@@ -203,6 +203,12 @@ def test_gradients_reach_the_gate_and_only_experts_of_core_sets():
     used = (gradient > 0).sum()
     assert 0 < used <= 6  # one for each row in the flow term, one in the solver
     assert torch.isfinite(output.loss)
+    model.zero_grad()
+    model.config.loss_weights.update(flow=0.0)
+    model(**labels_batch()).loss.backward()
+    gradient = model.model.flow.experts.up_proj.grad.flatten(1).abs().amax(1)
+    # One for each row in the solver; positions behind a row's target draw from the whole gate, and do not count.
+    assert 0 < (gradient > 0).sum() <= 3
     model = small_model(num_experts=8, **BLOCK, loss_weights={"load_balance": 0.0, "token": 0.0, "latent": 0.0})
     model.train()(**labels_batch()).loss.backward()
     for parameter in model.model.flow.gate.parameters():

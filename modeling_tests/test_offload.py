@@ -135,6 +135,13 @@ def test_a_trunk_that_changes_nothing_more_is_predicted_perfectly():
     assert stats.recall == 1 and stats.misses == 0 and stats.waits == 0 and stats.prefetched > 3
 
 
+def test_of_too_many_predictions_those_of_most_tokens_are_copied():
+    offload = many_experts().enable_expert_offload(2)
+    assert offload.prefetch(torch.tensor([[3, 9, 9, 5, 5, 5]])) == [5, 9]
+    assert offload.prefetch(torch.tensor([[7, 7, 7, 7]])) == [7]
+    assert offload.resident_experts == [9, 7] and offload.stats.prefetched == 3
+
+
 def test_given_experts_are_prefetched_exactly():
     model = many_experts()
     experts = torch.tensor([[0, 3, 3, 7, 7, 0, 0, 0, 0, 0, 0, 0]] * 3)

@@ -192,8 +192,6 @@ def restrict_to_core(
     if options.routing == "token":
         return log_probs, None
     core = core_experts(log_probs, attention_mask, options)
-    if options.core_threshold >= 1:
-        return log_probs, core
     blocks = block_of_token(attention_mask, options.block_size)
     is_allowed = core.gather(1, blocks[..., None].expand(log_probs.shape)) | ~attention_mask.bool()[..., None]
     restricted = log_probs.masked_fill(~is_allowed, -torch.inf)
