@@ -25,6 +25,7 @@ _EXPORTS = {
     "metrics": ("compute_metrics", "exact_match"),
     "model_card": ("CardFacts", "ModelCardCallback", "create_model_card"),
     "modeling_yan": ("YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanPreTrainedModel"),
+    "offload": ("ExpertOffload", "OffloadStats"),
     "outputs": ("YanAutoEncodingOutput", "YanModelOutput", "YanOutput"),
     "task_data": ("TaskEncoder",),
     "tokenization": ("prepare_tokenizer", "train_tokenizer"),
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .metrics import compute_metrics, exact_match
     from .model_card import CardFacts, ModelCardCallback, create_model_card
     from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
+    from .offload import ExpertOffload, OffloadStats
     from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
     from .task_data import TaskEncoder
     from .tokenization import prepare_tokenizer, train_tokenizer
@@ -67,8 +69,10 @@ __all__ = [
     "CardFacts",
     "EmaCallback",
     "EpochCallback",
+    "ExpertOffload",
     "LossTermsCallback",
     "ModelCardCallback",
+    "OffloadStats",
     "TaskEncoder",
     "YanAutoEncodingOutput",
     "YanConfig",

@@ -214,6 +214,7 @@ class CompiledSampler:
             states=None if written.states is None else written.states[:, :num_rows, :width].clone(),
             tokens=tokens,
             is_finite=written.is_finite.clone(),
+            core=None if written.core is None else written.core[:num_rows].clone(),
         )
 
 

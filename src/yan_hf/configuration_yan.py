@@ -26,6 +26,7 @@ BACKBONES = ("transformer", "mamba")
 MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
 MAMBA_PADDING = ("exact", "research")
 LOSS_REDUCTIONS = ("global", "local")
+ROUTINGS = ("token", "block")
 
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
@@ -111,6 +112,15 @@ class YanConfig(PreTrainedConfig):
         gate_temperature (`float`): The gate's logits are divided by it.
         gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
         expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
+        routing (`str`): `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first
+            agree on a core set of experts, and each then chooses inside it ([`~yan_hf.routing.core_experts`]; dMoE,
+            arXiv 2605.30876). It holds in training, where the mixture's weights are restricted too, and in
+            `generate`, which can override this field and the next four.
+        routing_block_size (`int`, *optional*): Real target tokens of a block; `None` is the whole target.
+        routing_top_k (`int`, *optional*): A token votes for its so many likeliest experts; `None`: for all of them.
+        core_threshold (`float`): The core set is the smallest set of most voted-for experts whose share of the votes
+            exceeds it. 1 keeps every expert, which is token routing; 0 keeps the first alone.
+        min_experts (`int`): The core set has at least so many experts.
         init_noise (`float`): Scale of the initial state `z0`.
         latent_noise (`float`): Upper end of the noise scale added to the encoder's output in training.
         time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
@@ -199,6 +209,11 @@ class YanConfig(PreTrainedConfig):
     gate_temperature: int | float = 1.0
     gate_dim_multiplier: int = 1
     expert_sigma: int | float = 1.0
+    routing: str = "token"
+    routing_block_size: int | None = None
+    routing_top_k: int | None = None
+    core_threshold: int | float = 0.8
+    min_experts: int = 1
     init_noise: int | float = 1.0
     latent_noise: int | float = 0.0
     time_beta: list[int | float] | tuple[int | float, int | float] = (1.0, 1.0)
@@ -240,6 +255,7 @@ class YanConfig(PreTrainedConfig):
         self._check_sizes()
         self._check_ranges()
         self._check_names()
+        self._check_routing()
         self._check_special_tokens()
 
     def _check_sizes(self):
@@ -311,6 +327,7 @@ class YanConfig(PreTrainedConfig):
             ("mamba_implementation", MAMBA_IMPLEMENTATIONS),
             ("mamba_padding", MAMBA_PADDING),
             ("loss_reduction", LOSS_REDUCTIONS),
+            ("routing", ROUTINGS),
         ):
             if (value := getattr(self, name)) not in accepted:
                 raise ValueError(f"`{name}` must be one of {', '.join(accepted)}, but is {value!r}.")
@@ -319,6 +336,25 @@ class YanConfig(PreTrainedConfig):
         for part in self.frozen_parts:
             if part not in PARTS:
                 raise ValueError(f"`frozen_parts` may contain {', '.join(PARTS)}, but contains {part!r}.")
+
+    def _check_routing(self):
+        if self.routing_block_size is not None and self.routing_block_size < 1:
+            raise ValueError(
+                f"`routing_block_size` must be at least 1, or `None` for the whole target, but is "
+                f"{self.routing_block_size}."
+            )
+        if self.routing_top_k is not None and not 1 <= self.routing_top_k <= self.num_experts:
+            raise ValueError(
+                f"`routing_top_k` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, or `None` "
+                f"for all, but is {self.routing_top_k}."
+            )
+        if not 0 <= self.core_threshold <= 1:
+            raise ValueError(f"`core_threshold` must be in [0, 1], but is {self.core_threshold}.")
+        if not 1 <= self.min_experts <= self.num_experts:
+            raise ValueError(
+                f"`min_experts` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, but is "
+                f"{self.min_experts}."
+            )
 
     def _check_special_tokens(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
@@ -370,4 +406,4 @@ class YanConfig(PreTrainedConfig):
         return self.feed_forward_multiplier * self.hidden_size
 
 
-__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "YanConfig"]
+__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "ROUTINGS", "YanConfig"]

@@ -1,6 +1,8 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The expert vector fields, as stacked weights behind Transformers' experts interface."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -55,6 +57,9 @@ _EAGER_FORWARD = YanRoutedExperts.forward.__wrapped__
 class YanExperts(YanRoutedExperts):
     """The expert vector fields: one chosen expert per token, or all of them where the mixture's density is needed."""
 
+    # Computes in the experts' place while their weights are in CPU memory ([`~yan_hf.offload.ExpertOffload`]).
+    offload: Any = None
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -62,21 +67,33 @@ class YanExperts(YanRoutedExperts):
         top_k_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`(T, d)` with indices and weights `(T, k)` → `(T, d)`; without them, every expert's field, `(T, K, d)`."""
-        # Gradient checks run in float64, and no grouped kernel does.
-        eager = self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64
+        if self.offload is not None:
+            return self.offload.compute(hidden_states, top_k_index, top_k_weights)
+        if top_k_index is None:
+            return self.all_fields(hidden_states)
+        routed = _EAGER_FORWARD if self._is_eager(hidden_states) else YanRoutedExperts.forward
+        return routed(self, hidden_states, top_k_index, top_k_weights)
+
+    def _is_eager(self, hidden_states: torch.Tensor) -> bool:
         if self.config._experts_implementation == "grouped_mm" and OneDnnLinear.is_active():
-            eager = True  # the grouped product on the CPU is the same loop, over slower kernels
-        if top_k_index is not None:
-            routed = _EAGER_FORWARD if eager else YanRoutedExperts.forward
-            return routed(self, hidden_states, top_k_index, top_k_weights)
-        if eager:
-            states = hidden_states.expand(self.num_experts, *hidden_states.shape)  # (K, T, d), no copy
-            inner = torch.bmm(states, self.up_proj.transpose(1, 2)) + self.up_proj_bias[:, None]
-            fields = torch.bmm(self.act_fn(inner), self.down_proj.transpose(1, 2)) + self.down_proj_bias[:, None]
+            return True  # the grouped product on the CPU is the same loop, over slower kernels
+        # Gradient checks run in float64, and no grouped kernel does.
+        return self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64
+
+    def all_fields(self, hidden_states: torch.Tensor, only: int | None = None) -> torch.Tensor:
+        """The fields of every expert, `(T, d)` → `(T, K, d)`, or of `only` one, `(T, 1, d)`."""
+        num_experts = self.config.num_experts if only is None else 1
+        if self._is_eager(hidden_states):
+            part = slice(None) if only is None else slice(only, only + 1)
+            up_proj, down_proj = self.up_proj[part].transpose(1, 2), self.down_proj[part].transpose(1, 2)
+            states = hidden_states.expand(len(up_proj), *hidden_states.shape)  # (K, T, d), no copy
+            inner = torch.bmm(states, up_proj) + self.up_proj_bias[part, None]
+            fields = torch.bmm(self.act_fn(inner), down_proj) + self.down_proj_bias[part, None]
             return fields.transpose(0, 1)
         # Each token once for each expert: the same kernels, already sorted by expert.
-        num_tokens, num_experts = hidden_states.shape[0], self.config.num_experts
-        index = torch.arange(num_experts, device=hidden_states.device).repeat_interleave(num_tokens)[:, None]
+        num_tokens = hidden_states.shape[0]
+        experts = torch.arange(num_experts, device=hidden_states.device) + (only or 0)
+        index = experts.repeat_interleave(num_tokens)[:, None]
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
         fields = YanRoutedExperts.forward(self, hidden_states.repeat(num_experts, 1), index, weights)
         return fields.view(num_experts, num_tokens, -1).transpose(0, 1)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
 
-from .configuration_yan import YanConfig
+from .configuration_yan import ROUTINGS, YanConfig
 from .decoding import make_processors
 from .reranking import RERANKERS
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
@@ -47,11 +47,17 @@ _READ = {
     "expert_selection",
     "expert_temperature",
     "init_noise",
+    "routing",
+    "routing_block_size",
+    "routing_top_k",
+    "core_threshold",
+    "min_experts",
     "num_return_sequences",
     "return_dict_in_generate",
     "output_scores",
     "output_trajectory",
     "output_expert_indices",
+    "output_routing",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
@@ -132,11 +138,20 @@ class YanGenerationConfig(GenerationConfig):
         expert_temperature (`float`, defaults to 1.0): Divides the gate's log-probabilities; below 1 sharpens it.
         init_noise (`float`, *optional*): Scale of the initial state, by default the model configuration's. 0 is the
             deterministic start.
+        routing (`str`, *optional*): `"token"` or `"block"`; this and the next four are explained in [`YanConfig`] and
+            by default the model configuration's.
+        routing_block_size (`int`, *optional*): Real target tokens of a block; the position table's size is the whole
+            target, whatever the model configuration says.
+        routing_top_k (`int`, *optional*): Experts that a token votes for; `num_experts` is all of them.
+        core_threshold (`float`, *optional*): Share of a block's votes that its core set has to exceed.
+        min_experts (`int`, *optional*): Least size of a core set.
         num_return_sequences (`int`, defaults to 1): Samples per source; rows are repeated in order.
         return_dict_in_generate (`bool`, defaults to `False`): Whether to return a [`YanGenerateOutput`].
         output_scores (`bool`, defaults to `False`): Whether that holds the logits.
         output_trajectory (`bool`, defaults to `False`): Whether it holds the state after every step.
         output_expert_indices (`bool`, defaults to `False`): Whether it holds the chosen experts.
+        output_routing (`bool`, defaults to `False`): Whether it holds each block's core set and its number of distinct
+            experts.
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): By default the model configuration's.
 
     Raises:
@@ -157,8 +172,14 @@ class YanGenerationConfig(GenerationConfig):
         self.expert_selection: str | None = kwargs.pop("expert_selection", None)
         self.expert_temperature: float | None = kwargs.pop("expert_temperature", None)
         self.init_noise: float | None = kwargs.pop("init_noise", None)
+        self.routing: str | None = kwargs.pop("routing", None)
+        self.routing_block_size: int | None = kwargs.pop("routing_block_size", None)
+        self.routing_top_k: int | None = kwargs.pop("routing_top_k", None)
+        self.core_threshold: float | None = kwargs.pop("core_threshold", None)
+        self.min_experts: int | None = kwargs.pop("min_experts", None)
         self.output_trajectory: bool | None = kwargs.pop("output_trajectory", None)
         self.output_expert_indices: bool | None = kwargs.pop("output_expert_indices", None)
+        self.output_routing: bool | None = kwargs.pop("output_routing", None)
         known = {*vars(GenerationConfig()), "_commit_hash", "_original_object_hash"}
         if unknown := sorted(set(kwargs) - known):
             raise ValueError(
@@ -210,6 +231,11 @@ class YanGenerationConfig(GenerationConfig):
             "expert_selection": "sample",
             "expert_temperature": 1.0,
             "init_noise": model_config.init_noise,
+            "routing": model_config.routing,
+            "routing_block_size": model_config.routing_block_size,
+            "routing_top_k": model_config.routing_top_k,
+            "core_threshold": model_config.core_threshold,
+            "min_experts": model_config.min_experts,
             "num_return_sequences": 1,
             "min_new_tokens": 1,
             "pad_token_id": model_config.pad_token_id,
@@ -219,6 +245,12 @@ class YanGenerationConfig(GenerationConfig):
                 setattr(self, name, value)
         if self.do_sample and self.top_k is None:
             self.top_k = GenerationConfig._get_default_generation_params().get("top_k")
+        for name in ("routing_top_k", "min_experts"):
+            if (getattr(self, name) or 1) > model_config.num_experts:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)}` is more than the model's `num_experts="
+                    f"{model_config.num_experts}`. Ask for at most that many."
+                )
         table_size = model_config.max_position_embeddings
         if self.max_new_tokens is None:
             # The default is the one length that shrinks to fit; see `_get_default_generation_params`.
@@ -266,6 +298,7 @@ class YanGenerationConfig(GenerationConfig):
             "output_scores",
             "output_trajectory",
             "output_expert_indices",
+            "output_routing",
             "compile",
             "do_sample",
         ):
@@ -284,6 +317,7 @@ class YanGenerationConfig(GenerationConfig):
     def _validate_numbers(self):
         at_least_one = ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps")
         at_least_one += ("num_return_sequences", "num_length_candidates", "num_candidates")
+        at_least_one += ("routing_block_size", "routing_top_k", "min_experts")
         for name in (*at_least_one, "length_slack", "top_k"):
             value, lowest = getattr(self, name), int(name in at_least_one)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
@@ -305,12 +339,18 @@ class YanGenerationConfig(GenerationConfig):
                 and (value > 0 or (value == 0 and not positive))
             ):
                 raise ValueError(f"`{name}` must be {'positive' if positive else 'at least 0'}, but is {value!r}.")
+        share = self.core_threshold
+        if share is not None and not (
+            isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
+        ):
+            raise ValueError(f"`core_threshold` must be in [0, 1], but is {share!r}.")
 
     def _validate_choices(self):
         for name, choices in (
             ("expert_selection", ("sample", "greedy")),
             ("solver", tuple(SOLVERS)),
             ("rerank", RERANKERS),
+            ("routing", ROUTINGS),
         ):
             value = getattr(self, name)
             if value is not None and value not in choices:

@@ -18,6 +18,7 @@ from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
 from .lengths import given_lengths, predicted_lengths
 from .noise import NoiseSource
 from .reranking import best_candidates, consensus, cycle_distance
+from .routing import RoutingOptions, experts_of_blocks
 from .sampling import SamplingOptions, Written, encode, write
 from .solver import evaluation_times
 from .validation import check_finite, check_source
@@ -43,6 +44,12 @@ class YanGenerateOutput(ModelOutput):
         trajectory (`torch.FloatTensor` of shape `(S + 1, B, L, d)`, *optional*): With `output_trajectory`: the initial
             state and the state after every solver step.
         expert_indices (`torch.LongTensor` of shape `(B, L)`, *optional*): With `output_expert_indices`.
+        distinct_experts (`torch.LongTensor` of shape `(B, N)`, *optional*): With `output_routing`: how many experts
+            the tokens of each of a canvas's `N` blocks of `routing_block_size` tokens chose; 0 behind a shorter
+            canvas. With token routing too.
+        core_experts (`torch.BoolTensor` of shape `(B, N, K)`, *optional*): With `output_routing`: which experts each
+            block could choose from; all with token routing, none behind a shorter canvas. Absent where
+            `expert_indices` were given, since no gate was asked.
         num_field_evaluations (`int`): Passes of the flow trunk.
     """
 
@@ -54,6 +61,8 @@ class YanGenerateOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     trajectory: torch.FloatTensor | None = None
     expert_indices: torch.LongTensor | None = None
+    distinct_experts: torch.LongTensor | None = None
+    core_experts: torch.BoolTensor | None = None
     num_field_evaluations: int | None = None
 
 
@@ -174,6 +183,11 @@ class YanGenerationMixin:
         compiled = None
         if config.compile and takes_drafts:
             logger.warning_once("`compile=True` is left aside for a streamer that shows drafts after every step.")
+        elif config.compile and self.expert_offload is not None:
+            raise ValueError(
+                "`compile=True` is not possible with offloaded experts, whose copies no static program can hold. "
+                "Leave it out, or call `disable_expert_offload()` first."
+            )
         elif config.compile:
             compiled = CompiledSampler(self, config.compile_config)
         source = None
@@ -248,6 +262,8 @@ class YanGenerationMixin:
             keep_states=bool(config.output_trajectory),
             read_argmax=is_plain and not (end_token_ids and config.min_new_tokens > 1),
             with_scores=with_scores,
+            routing=RoutingOptions.from_config(config),
+            keep_core=bool(config.output_routing),
         )
         if getattr(streamer, "skip_prompt", False) and input_ids is not None:
             streamer.put(input_ids.cpu())  # it skips what is put first
@@ -287,6 +303,7 @@ class YanGenerationMixin:
             )
         check_finite("gate_logits", written.is_finite)
         check_finite("logits", read.is_finite)
+        canvas_lengths = lengths
         tokens, lengths, kept = cut_after_end(read.tokens, lengths, end_token_ids, config.pad_token_id or 0)
         scores = None
         if with_scores:
@@ -299,9 +316,13 @@ class YanGenerationMixin:
             written = self._rows(written, chosen)
             read = ReadTokens(tokens, None, None if read.logits is None else read.logits[chosen], read.is_finite)
             tokens, lengths, scores = tokens[chosen], lengths[chosen], scores[chosen]
+            canvas_lengths = canvas_lengths[chosen]
         if streamer is not None:
             streamer.put(tokens.cpu())
             streamer.end()
+        distinct, core = None, None
+        if config.output_routing:
+            distinct, core = self._routing(config, written, canvas_lengths, given.expert_indices is None)
         return YanGenerateOutput(
             sequences=tokens,
             sequence_scores=scores,
@@ -311,6 +332,8 @@ class YanGenerationMixin:
             logits=read.logits,
             trajectory=written.states,
             expert_indices=written.experts if config.output_expert_indices else None,
+            distinct_experts=distinct,
+            core_experts=core,
             num_field_evaluations=len(evaluation_times(list(options.times), options.solver)),
         )
 
@@ -402,6 +425,20 @@ class YanGenerationMixin:
             utility = torch.tensor([consensus(group) for group in groups], device=scores.device)
         return best_candidates(utility.view(-1, num_choices), scores.view(-1, num_choices))
 
+    def _routing(
+        self, config: YanGenerationConfig, written: Written, lengths: torch.Tensor, is_routed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """How many experts each block chose, `(B, N)`, and its core set, `(B, N, K)`, if the gate was asked."""
+        canvas = torch.arange(written.experts.shape[1], device=lengths.device) < lengths[:, None]
+        num_experts, block_size = self.config.num_experts, config.routing_block_size
+        used = experts_of_blocks(written.experts, canvas, num_experts, block_size)
+        core = written.core
+        if core is not None:
+            core = core[:, : used.shape[1]]  # a compiled canvas may have more blocks
+        elif is_routed:
+            core = used.any(dim=-1, keepdim=True).expand_as(used)
+        return used.sum(dim=-1), core
+
     @staticmethod
     def _rows(written: Written, rows: torch.Tensor) -> Written:
         return Written(
@@ -411,6 +448,7 @@ class YanGenerationMixin:
             states=None if written.states is None else written.states[:, rows],
             tokens=None,
             is_finite=written.is_finite,
+            core=None if written.core is None else written.core[rows],
         )
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def create_model_card(
         eval_results=evaluations or None,
     )
     slack = getattr(generation, "length_slack", 0)
-    routing = getattr(config, "routing", "token")
+    routing = config.routing
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),

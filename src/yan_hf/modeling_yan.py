@@ -5,8 +5,6 @@ YAN: encoder, mixture-of-experts flow and position-wise decoder (arXiv 2604.1500
 Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabulary, `K` experts.
 """
 
-from functools import partial
-
 import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
@@ -31,7 +29,7 @@ from .objective import (
     token_mean,
 )
 from .outputs import YanAutoEncodingOutput, YanFlowContext, YanFlowOutput, YanModelOutput, YanOutput
-from .routing import choose_experts, gate_log_probs
+from .routing import RoutingOptions, choose_experts, gate_log_probs, restrict_to_core
 from .solver import solve_flow, time_grid
 from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
 from .validation import check_labels, check_mask, check_source, check_state
@@ -344,15 +342,20 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         state = (1 - weight) * initial_state + weight * regression_target
         context = self.model.prepare_context(source_latents, attention_mask, canvas)
         flow = self.model.flow(state, times, context, **kwargs)
-        log_probs = gate_log_probs(flow.gate_logits, canvas)
+        log_probs, routing = gate_log_probs(flow.gate_logits, canvas), RoutingOptions.from_config(config)
+        mixture, _ = restrict_to_core(log_probs, canvas, routing)
         velocity = regression_target - initial_state
-        nll = flow_matching_nll(flow.expert_fields, log_probs, velocity, config.expert_sigma)
+        nll = flow_matching_nll(flow.expert_fields, mixture, velocity, config.expert_sigma)
         terms = {"flow": token_mean(nll, token_mask, group)}
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
         solved = weights["latent"] > 0 or weights["token"] > 0
         if solved:
-            select = partial(choose_experts, uniform=torch.rand(log_probs.shape, **rand))
+            uniform = torch.rand(log_probs.shape, **rand)
+
+            def select(first_log_probs: torch.Tensor) -> torch.Tensor:
+                return choose_experts(restrict_to_core(first_log_probs, canvas, routing)[0], uniform)
+
             latents, _ = solve_flow(self.model.flow, initial_state, context, time_grid(config.solver_steps), select)
         else:
             latents = state + (1 - weight) * flow.velocity
@@ -361,7 +364,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             terms["latent"] = latent_loss(latents, regression_target, token_mask, group)
             terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing, group)
 
-        # 4. The gate, the latents' distribution and the length.
+        # 4. The gate (the whole one: an expert outside every core set must be able to come back), the latents'
+        # distribution and the length.
         terms["gate_entropy"] = gate_entropy_loss(log_probs, mask, group)
         terms["load_balance"] = load_balance_loss(log_probs, mask, group)
         if weights["mmd"] > 0:

@@ -1,5 +1,11 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The router: the gate over the expert vector fields, and the choice of one expert per target token."""
+"""
+The router: the gate over the expert vector fields, the core set that a block of tokens agrees on, and the choice of
+one expert per target token.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,4 +83,154 @@ def choose_experts(
     return (log_probs / temperature - exponential.log()).argmax(dim=-1)
 
 
-__all__ = ["YanGate", "choose_experts", "gate_log_probs"]
+@dataclass(frozen=True)
+class RoutingOptions:
+    """
+    How experts are routed; hashable, so that a compiled program can be one for each.
+
+    Args:
+        routing: `"token"` or `"block"`.
+        block_size: Real target tokens of a block; `None` is the whole target.
+        top_k: Experts that a token votes for; `None` is all of them.
+        core_threshold: Share of the votes that a core set has to exceed.
+        min_experts: Least size of a core set.
+    """
+
+    routing: str = "token"
+    block_size: int | None = None
+    top_k: int | None = None
+    core_threshold: float = 1.0
+    min_experts: int = 1
+
+    @classmethod
+    def from_config(cls, config: Any) -> "RoutingOptions":
+        """Those of a [`YanConfig`], or of a resolved [`YanGenerationConfig`]: the fields have the same names."""
+        return cls(
+            config.routing,
+            config.routing_block_size,
+            config.routing_top_k,
+            float(config.core_threshold),
+            config.min_experts,
+        )
+
+    def num_blocks(self, length: int) -> int:
+        """Blocks of a canvas of `length` positions, if all of them are real."""
+        return 1 if self.block_size is None else -(-length // self.block_size)
+
+
+def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+    """
+    The block of each token, `(B, Ly)`, int64. Real tokens are counted, so that padding on either side shifts no block;
+    what stands at padding means nothing.
+    """
+    if block_size is None:
+        return torch.zeros_like(attention_mask, dtype=torch.long)
+    places = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+    return places // block_size
+
+
+@torch.no_grad()
+def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions) -> torch.Tensor:
+    """
+    The core set of experts that each block of target tokens agrees on (dMoE, arXiv 2605.30876).
+
+    Each real token votes with its probabilities of its `top_k` likeliest experts; the votes of a block are summed and
+    normalised; the core set is the smallest prefix of the experts in descending order whose cumulative mass exceeds
+    `core_threshold`, the expert that crosses it included, and has at least `min_experts`. Of equals the lower index
+    comes first. A threshold of 1 cannot be exceeded and keeps every expert, those without votes too.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; padding does not vote.
+        options: How to route; its `routing` is not looked at.
+
+    Returns:
+        Whether each expert is in the block's core set, `(B, N, K)`, bool, for the `N` blocks of a canvas without
+        padding. A block without a real token has an empty set.
+    """
+    (batch_size, length, num_experts), mask = log_probs.shape, attention_mask.bool()
+    num_blocks = options.num_blocks(length)
+    starts = torch.arange(num_blocks, device=mask.device) * (options.block_size or length)
+    is_empty = (starts >= mask.sum(dim=-1, keepdim=True))[..., None]  # (B, N, 1)
+    if options.core_threshold >= 1 or options.min_experts >= num_experts:
+        return ~is_empty.expand(-1, -1, num_experts)
+    # In double precision, so that the order in which a block's votes are added hardly decides who is in.
+    dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
+    votes = log_probs.to(dtype).exp()
+    if options.top_k is not None and options.top_k < num_experts:
+        # A stable sort rather than `topk`, which does not say which of equals it takes.
+        chosen = votes.argsort(dim=-1, descending=True, stable=True)[..., : options.top_k]
+        votes = torch.zeros_like(votes).scatter(-1, chosen, votes.gather(-1, chosen))
+    rows = torch.arange(batch_size, device=mask.device)[:, None] * num_blocks
+    rows = (rows + block_of_token(mask, options.block_size)).masked_fill(~mask, batch_size * num_blocks)
+    # One row more, for what does not vote.
+    total = votes.new_zeros(batch_size * num_blocks + 1, num_experts)
+    votes = total.index_add(0, rows.flatten(), votes.flatten(0, 1))[:-1].view(batch_size, num_blocks, num_experts)
+    mass = votes / votes.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    mass, order = mass.sort(dim=-1, descending=True, stable=True)
+    before = nn.functional.pad(mass.cumsum(dim=-1)[..., :-1], (1, 0))
+    is_kept = before <= options.core_threshold
+    is_kept[..., : options.min_experts] = True
+    return torch.zeros_like(is_kept).scatter(-1, order, is_kept) & ~is_empty
+
+
+def restrict_to_core(
+    log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The gate inside the core sets: minus infinity outside, renormalised within; token routing leaves it as it is.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; padding keeps its distribution.
+        options: How to route.
+
+    Returns:
+        Log-probabilities `(B, Ly, K)`, through which gradients reach the gate (the choice of the sets has none), and
+        the core sets `(B, N, K)`, or `None` with token routing.
+    """
+    if options.routing == "token":
+        return log_probs, None
+    core = core_experts(log_probs, attention_mask, options)
+    blocks = block_of_token(attention_mask, options.block_size)
+    is_allowed = core.gather(1, blocks[..., None].expand(log_probs.shape)) | ~attention_mask.bool()[..., None]
+    restricted = log_probs.masked_fill(~is_allowed, -torch.inf)
+    restricted = restricted - restricted.logsumexp(dim=-1, keepdim=True)
+    # Where nothing was taken away, the very numbers of token routing.
+    return torch.where(is_allowed.all(dim=-1, keepdim=True), log_probs, restricted), core
+
+
+def experts_of_blocks(
+    experts: torch.Tensor, attention_mask: torch.Tensor, num_experts: int, block_size: int | None
+) -> torch.Tensor:
+    """
+    Which experts the tokens of each block chose.
+
+    Args:
+        experts: Chosen experts, `(B, Ly)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; the others do not count.
+        num_experts: `K`.
+        block_size: Real target tokens of a block; `None` is the whole target.
+
+    Returns:
+        `(B, N, K)`, bool; its sum over the last dimension is the number of distinct experts of each block.
+    """
+    batch_size, length = experts.shape
+    num_blocks = RoutingOptions(block_size=block_size).num_blocks(length)
+    mask = attention_mask.bool()
+    # One place more, for what does not count.
+    places = (block_of_token(mask, block_size) * num_experts + experts).masked_fill(~mask, num_blocks * num_experts)
+    used = torch.zeros(batch_size, num_blocks * num_experts + 1, dtype=torch.bool, device=experts.device)
+    return used.scatter(1, places, True)[:, :-1].view(batch_size, num_blocks, num_experts)
+
+
+__all__ = [
+    "RoutingOptions",
+    "YanGate",
+    "block_of_token",
+    "choose_experts",
+    "core_experts",
+    "experts_of_blocks",
+    "gate_log_probs",
+    "restrict_to_core",
+]

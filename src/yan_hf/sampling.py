@@ -5,13 +5,13 @@ then solve and decode. Nothing in them waits for a value on the host, so that ea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from .decoding import ReadTokens, read_tokens
-from .routing import choose_experts
+from .routing import RoutingOptions, choose_experts, restrict_to_core
 from .solver import evaluation_times, solve_flow
 
 
@@ -28,6 +28,8 @@ class SamplingOptions:
         keep_states: Whether to keep the state after every step.
         read_argmax: Whether to read the tokens too, as the argmax.
         with_scores: Whether to give their log-probabilities.
+        routing: How experts are routed.
+        keep_core: Whether to keep the core sets.
     """
 
     times: tuple[float, ...]
@@ -37,6 +39,8 @@ class SamplingOptions:
     keep_states: bool = False
     read_argmax: bool = True
     with_scores: bool = False
+    routing: RoutingOptions = field(default_factory=RoutingOptions)
+    keep_core: bool = False
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Written:
         states: The initial state and that after every step, `(S + 1, R, L, d)`, if asked for.
         tokens: With `read_argmax`.
         is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
+        core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
     """
 
     latents: torch.Tensor
@@ -59,6 +64,7 @@ class Written:
     states: torch.Tensor | None
     tokens: ReadTokens | None
     is_finite: torch.Tensor
+    core: torch.Tensor | None = None
 
 
 def encode(
@@ -99,12 +105,17 @@ def write(
     state = initial_state.to(source.dtype)
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
     is_finite = torch.ones((), dtype=torch.bool, device=source.device)
-    states = [state]
+    states, core = [state], None
+
+    def held(experts: torch.Tensor) -> torch.Tensor:
+        # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
+        return torch.where(canvas.bool(), experts, experts[:, :1])
 
     def select(log_probs: torch.Tensor) -> torch.Tensor:
-        nonlocal is_finite
+        nonlocal is_finite, core
         is_finite = torch.isfinite(log_probs).all()
-        return choose_experts(log_probs, uniform, options.expert_temperature)
+        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
+        return held(choose_experts(log_probs, uniform, options.expert_temperature))
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
@@ -121,7 +132,7 @@ def write(
         state,
         context,
         times,
-        select if experts is None else experts,
+        select if experts is None else held(experts),
         options.solver,
         after_step if options.keep_states or on_step is not None else None,
     )
@@ -133,6 +144,7 @@ def write(
         states=torch.stack(states) if options.keep_states else None,
         tokens=read_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.read_argmax else None,
         is_finite=is_finite,
+        core=core if options.keep_core else None,
     )
 
 

@@ -30,8 +30,9 @@ from .checkpoint_files import check_weights, finish_save, update_config, whole_f
 from .configuration_yan import AUTO_MAP, YanConfig
 from .experts import YanExperts, YanRoutedExperts
 from .mamba import YanMambaMixer, YanTimeStepProjection
+from .offload_mixin import ExpertOffloadMixin
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
-from .routing import YanGate, gate_log_probs
+from .routing import RoutingOptions, YanGate, gate_log_probs, restrict_to_core
 
 
 # Tensor parallelism: attention by heads, feed-forward networks by inner units. Experts, gate and norms are replicated.
@@ -39,7 +40,7 @@ _ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise"
 _FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
 
 
-class YanPreTrainedModel(PreTrainedModel):
+class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
     """Initialisation, freezing by name and the features that Transformers asks a model for."""
 
     config: YanConfig
@@ -325,7 +326,8 @@ class YanFlow(YanPreTrainedModel):
             timesteps: `t`, `(B,)`, or `(1,)` where the batch shares it.
             context: From [`YanModel.prepare_context`].
             experts: Indices `(B, Ly)` of the experts to compute, or a function from the gate's log-probabilities
-                `(B, Ly, K)` to such indices; `None` computes every expert.
+                `(B, Ly, K)` to such indices; `None` computes every expert. Offloaded experts are predicted by calling
+                the function for an earlier state first.
             conditioning: The time's part, from [`~YanFlow.condition`], instead of `timesteps`.
         """
         if conditioning is None:
@@ -335,7 +337,16 @@ class YanFlow(YanPreTrainedModel):
         hidden_states = latents + context.positions
         # The scan takes the canvas itself: the mask of self-attention is quadratic in the length.
         mask = context.attention_mask if self.config.flow_backbone == "mamba" else context.target_mask
-        for layer, source, scales in zip(self.layers, context.source, conditioning.adaptive_norms):
+        # An adapter around the experts has no such attribute; they themselves refuse it then.
+        offload = getattr(self.experts, "offload", None)
+        speculates = offload is not None and offload.mode == "speculative"
+        predicted = None
+        if speculates and isinstance(experts, torch.Tensor):
+            offload.prefetch_known(experts)
+        for index, (layer, source, scales) in enumerate(zip(self.layers, context.source, conditioning.adaptive_norms)):
+            if speculates and callable(experts) and index == offload.prediction_layer:
+                early_gate = self.gate(self.norm(hidden_states), context.pooled_source, time_embedding)
+                predicted = offload.prefetch(experts(gate_log_probs(early_gate, context.attention_mask)))
             hidden_states = layer(hidden_states, time_embedding, source, mask, context.source_mask, scales, **kwargs)
         hidden_states = self.norm(hidden_states)
         shape = hidden_states.shape
@@ -346,9 +357,16 @@ class YanFlow(YanPreTrainedModel):
             log_probs = gate_log_probs(gate_logits, context.attention_mask)
             if experts is None:
                 fields = self.experts(hidden_states.flatten(0, 1)).unflatten(0, shape[:2])  # (B, Ly, K, d)
+                log_probs, _ = restrict_to_core(
+                    log_probs, context.attention_mask, RoutingOptions.from_config(self.config)
+                )
                 velocity = (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
                 return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
+            if predicted is not None and offload.speculation == "execute":
+                log_probs = offload.only(log_probs, predicted)
             experts = experts(log_probs)
+            if predicted is not None:
+                offload.note_recall(predicted, experts)
         index = experts.reshape(-1, 1)
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
         velocity = self.experts(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
