@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         "-c",
         os.devnull,
     ]
-    suites = [str(HERE / "transformers_suite.py")]
+    suites = [str(HERE / "model_suite.py")]
     return subprocess.call([sys.executable, "-m", "pytest", *options, *suites, *arguments], env=environment, cwd=HERE)
 
 

@@ -1,8 +1,12 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The expert vector fields, as stacked weights behind Transformers' experts interface."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
@@ -66,20 +70,42 @@ class YanExperts(YanRoutedExperts):
         eager = self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64
         if self.config._experts_implementation == "grouped_mm" and OneDnnLinear.is_active():
             eager = True  # the grouped product on the CPU is the same loop, over slower kernels
-        if top_k_index is not None:
-            routed = _EAGER_FORWARD if eager else YanRoutedExperts.forward
-            return routed(self, hidden_states, top_k_index, top_k_weights)
-        if eager:
+        if top_k_index is None:
+            if not eager:
+                return _all_by_index(partial(YanRoutedExperts.forward, self), hidden_states, self.num_experts)
             states = hidden_states.expand(self.num_experts, *hidden_states.shape)  # (K, T, d), no copy
             inner = torch.bmm(states, self.up_proj.transpose(1, 2)) + self.up_proj_bias[:, None]
             fields = torch.bmm(self.act_fn(inner), self.down_proj.transpose(1, 2)) + self.down_proj_bias[:, None]
             return fields.transpose(0, 1)
-        # Each token once for each expert: the same kernels, already sorted by expert.
-        num_tokens, num_experts = hidden_states.shape[0], self.config.num_experts
-        index = torch.arange(num_experts, device=hidden_states.device).repeat_interleave(num_tokens)[:, None]
-        weights = torch.ones_like(index, dtype=hidden_states.dtype)
-        fields = YanRoutedExperts.forward(self, hidden_states.repeat(num_experts, 1), index, weights)
-        return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
+        routed = _EAGER_FORWARD if eager else YanRoutedExperts.forward
+        output = routed(self, hidden_states, top_k_index, top_k_weights)
+        share = self.down_proj.shape[-1] / self.intermediate_dim
+        if share < 1:
+            # Tensor parallelism: the ranks' outputs are summed, each with the whole bias. All but this rank's share is
+            # taken off the value; the bias's gradient is whole on each rank, as that of every replicated weight.
+            biases = (top_k_weights[..., None] * self.down_proj_bias[top_k_index]).sum(dim=1)
+            output = output - ((1 - share) * biases).detach()
+        return output
 
 
-__all__ = ["YanExperts", "YanRoutedExperts"]
+def _all_by_index(routed: Callable, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
+    # Each token once for each expert: the kernels of routed tokens, already sorted by expert.
+    num_tokens = hidden_states.shape[0]
+    index = torch.arange(num_experts, device=hidden_states.device).repeat_interleave(num_tokens)[:, None]
+    weights = torch.ones_like(index, dtype=hidden_states.dtype)
+    fields = routed(hidden_states.repeat(num_experts, 1), index, weights)
+    return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
+
+
+def expert_fields(experts: nn.Module, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """
+    Every expert's field, `(T, d)` → `(T, K, d)`, by a call of the module, where adapters and parallelism hook in.
+
+    Modules whose weights are spread over ranks are called with indices, which is all that those hooks know.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in experts.parameters()):
+        return _all_by_index(experts, hidden_states, num_experts)
+    return experts(hidden_states)
+
+
+__all__ = ["YanExperts", "YanRoutedExperts", "expert_fields"]

@@ -43,6 +43,8 @@ logger = logging.get_logger(__name__)
 class YanModel(YanPreTrainedModel):
     """Encoder, flow and decoder body, without a vocabulary head."""
 
+    _tp_plan = {"embed_tokens": "embedding_rowwise"}
+
     def __init__(self, config: YanConfig, add_flow: bool = True):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -198,6 +200,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     """YAN with a vocabulary head and a length head: trains on source-target pairs, and generates."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
     generation_config_class = YanGenerationConfig
 
     def __init__(self, config: YanConfig):
@@ -394,6 +398,8 @@ class YanForAutoEncoding(YanPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
     # A full model's checkpoint loads too; its flow is not wanted here.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
 

@@ -28,15 +28,24 @@ from .blocks import (
 )
 from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
 from .configuration_yan import YanConfig
-from .experts import YanExperts, YanRoutedExperts
+from .experts import YanExperts, YanRoutedExperts, expert_fields
 from .mamba import YanMambaMixer, YanTimeStepProjection
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
 from .routing import YanGate, gate_log_probs
 
 
-# Tensor parallelism: attention by heads, feed-forward networks by inner units. Experts, gate and norms are replicated.
+# Tensor parallelism: attention by heads, feed-forward networks and experts by inner units; the rest is replicated.
 _ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
 _FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
+_EXPERTS_PLAN = {
+    "experts.up_proj": "colwise",
+    "experts.up_proj_bias": "rowwise",  # (K, units): as of any weight but a layer's bias, the last dimension is split
+    "experts.down_proj": "rowwise",
+    "experts": "moe_tp_experts",
+}
+# Expert parallelism: whole experts, some on each rank.
+_EXPERT_WEIGHTS = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
+_EP_PLAN = {f"experts.{name}": "grouped_gemm" for name in _EXPERT_WEIGHTS} | {"experts": "ep_dispatch_experts"}
 
 
 class YanPreTrainedModel(PreTrainedModel):
@@ -229,6 +238,7 @@ class YanEncoder(YanPreTrainedModel):
         **{f"layers.*.self_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
         **{f"layers.*.feed_forward.{name}": style for name, style in _FEED_FORWARD_PLAN.items()},
     }
+    _fsdp_plan = {"layers.*": "free_full_weight"}
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
@@ -277,7 +287,10 @@ class YanFlow(YanPreTrainedModel):
     _tp_plan = {
         **YanEncoder._tp_plan,
         **{f"layers.*.cross_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
+        **_EXPERTS_PLAN,
     }
+    _ep_plan = _EP_PLAN
+    _fsdp_plan = {"layers.*": "free_full_weight"}
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
@@ -342,7 +355,8 @@ class YanFlow(YanPreTrainedModel):
             gate_logits = self.gate(hidden_states, context.pooled_source, time_embedding)
             log_probs = gate_log_probs(gate_logits, context.attention_mask)
             if experts is None:
-                fields = self.experts(hidden_states.flatten(0, 1)).unflatten(0, shape[:2])  # (B, Ly, K, d)
+                fields = expert_fields(self.experts, hidden_states.flatten(0, 1), self.config.num_experts)
+                fields = fields.unflatten(0, shape[:2])  # (B, Ly, K, d)
                 velocity = (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
                 return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
             experts = experts(log_probs)

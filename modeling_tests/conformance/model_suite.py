@@ -21,6 +21,7 @@ class YanModelTester:
     """A small model and inputs for it. Source and target have the same length, as the shape checks assume."""
 
     num_hidden_states_types = 2  # of the encoder and of the flow
+    loss_reduction = "global"
 
     def __init__(self, parent: unittest.TestCase):
         self.parent = parent
@@ -46,6 +47,7 @@ class YanModelTester:
             mask_token_id=3,
             # At 0.02 a wrong eager path passes.
             initializer_range=0.1,
+            loss_reduction=self.loss_reduction,
         )
 
     def prepare_config_and_inputs_for_common(self):

@@ -1,0 +1,50 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The model classes that the training and parallelism tests run, importable by the processes that they start.
+
+Those tests compare two runs of one loss, so the loss has to draw the same numbers in both.
+"""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration
+
+
+class SeededYan(YanForConditionalGeneration):
+    """Draws times, noise and experts of its training loss from a fixed seed, and generates from one."""
+
+    def forward(self, *args: Any, **kwargs: Any):
+        if self.training:
+            kwargs.setdefault("generator", torch.Generator(self.device).manual_seed(0))
+        return super().forward(*args, **kwargs)
+
+    def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **kwargs: Any):
+        """The length is given; every position's logits take the place of every step's scores."""
+        kwargs.pop("use_cache")
+        output = super().generate(input_ids, target_lengths=max_new_tokens, seeds=range(len(input_ids)), **kwargs)
+        output["scores"] = tuple(output.logits.unbind(dim=1))
+        return output
+
+
+class TrainableYan(SeededYan):
+    """Without `generate`, which the overfitting test would ask to continue a prompt."""
+
+    generate = property()
+
+
+class RankConfig:
+    """Makes the configuration in a rank; unpickling it imports this module, and so registers the classes there."""
+
+    model_class = SeededYan
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> YanConfig:
+        AutoModelForCausalLM.register(YanConfig, cls.model_class, exist_ok=True)
+        return YanConfig.from_dict(fields)
+
+
+class AutoEncodingRankConfig(RankConfig):
+    model_class = YanForAutoEncoding
