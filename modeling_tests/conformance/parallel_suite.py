@@ -1,15 +1,16 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Transformers' tensor-, expert- and FSDP-parallel tests, on two ranks on the CPU."""
 
+import functools
+import multiprocessing
 import unittest
 
+import torch
 from model_suite import YanAutoEncodingTester, YanMambaModelTester, YanModelTester
-from seeded import AutoEncodingRankConfig, RankConfig, SeededYan
+from seeded import AutoEncodingRankConfig, RankConfig, SeededAutoEncoding, SeededYan
 from tests import test_fsdp_mixin, test_tensor_parallel_mixin
 from tests.test_fsdp_mixin import FSDPTesterMixin
 from tests.test_tensor_parallel_mixin import TensorParallelTesterMixin
-
-from yan_hf import YanForAutoEncoding
 
 
 try:
@@ -27,7 +28,11 @@ test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
 
-# A loss that is a mean over rows and draws nothing: the rows of one process are compared with slices of them on several.
+# Ranks are forked from a server that has imported what they need, which costs a process of its own many seconds.
+multiprocessing.set_forkserver_preload(["seeded", "tests.test_tensor_parallel_mixin", "tests.test_fsdp_mixin"])
+torch.multiprocessing.spawn = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+
+# A loss that is a mean over rows and draws nothing: the rows of one process are compared with their slices on several.
 DRAWS_NOTHING = {
     "init_noise": 0.0,
     "gate_temperature": 1e-6,
@@ -65,5 +70,9 @@ class YanMambaParallelTest(ParallelTestCase, ExpertParallelTesterMixin, unittest
 
 class YanAutoEncodingParallelTest(ParallelTestCase, unittest.TestCase):
     yan_tester_class = YanAutoEncodingTester
-    parallel_class = YanForAutoEncoding
+    parallel_class = SeededAutoEncoding
     rank_config = AutoEncodingRankConfig
+
+    @unittest.skip("an auto-encoder does not generate")
+    def test_tp_generation(self):
+        """Its parts are those of the full model, whose generation is tested."""

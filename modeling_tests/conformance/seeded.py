@@ -13,20 +13,26 @@ from transformers import AutoModelForCausalLM
 from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration
 
 
-class SeededYan(YanForConditionalGeneration):
-    """Draws times, noise and experts of its training loss from a fixed seed, and generates from one."""
+class Seeded:
+    """Draws what a training loss draws (times, noise, experts, the MMD's points) from a fixed seed."""
 
     def forward(self, *args: Any, **kwargs: Any):
         if self.training:
             kwargs.setdefault("generator", torch.Generator(self.device).manual_seed(0))
         return super().forward(*args, **kwargs)
 
+
+class SeededYan(Seeded, YanForConditionalGeneration):
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **kwargs: Any):
         """The length is given; every position's logits take the place of every step's scores."""
         kwargs.pop("use_cache")
         output = super().generate(input_ids, target_lengths=max_new_tokens, seeds=range(len(input_ids)), **kwargs)
         output["scores"] = tuple(output.logits.unbind(dim=1))
         return output
+
+
+class SeededAutoEncoding(Seeded, YanForAutoEncoding):
+    pass
 
 
 class TrainableYan(SeededYan):
@@ -47,4 +53,4 @@ class RankConfig:
 
 
 class AutoEncodingRankConfig(RankConfig):
-    model_class = YanForAutoEncoding
+    model_class = SeededAutoEncoding

@@ -97,14 +97,15 @@ def _all_by_index(routed: Callable, hidden_states: torch.Tensor, num_experts: in
     return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
 
 
-def expert_fields(experts: nn.Module, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
+def expert_fields(experts: nn.Module, routed: Callable, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
     """
     Every expert's field, `(T, d)` → `(T, K, d)`, by a call of the module, where adapters and parallelism hook in.
 
-    Modules whose weights are spread over ranks are called with indices, which is all that those hooks know.
+    Where weights are spread over ranks, `routed` is called instead: it takes indices, which is all that those hooks
+    know.
     """
     if any(isinstance(parameter, DTensor) for parameter in experts.parameters()):
-        return _all_by_index(experts, hidden_states, num_experts)
+        return _all_by_index(routed, hidden_states, num_experts)
     return experts(hidden_states)
 
 

@@ -34,7 +34,7 @@ from .outputs import YanAutoEncodingOutput, YanFlowContext, YanFlowOutput, YanMo
 from .routing import choose_experts, gate_log_probs
 from .solver import solve_flow, time_grid
 from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
-from .validation import check_labels, check_mask, check_source, check_state
+from .validation import check_labels, check_mask, check_no_cache, check_source, check_state
 
 
 logger = logging.get_logger(__name__)
@@ -260,8 +260,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
         Raises:
             ValueError: for token ids outside the vocabulary, empty rows, masks of another shape, sources or labels
-                longer than the position table, and state together with labels.
+                longer than the position table, state together with labels, and a key-value cache.
         """
+        check_no_cache(kwargs)
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
             encoder_outputs = self.model.encode(

@@ -2,6 +2,7 @@
 """The base class of all YAN models, and the stacks: encoder, flow and decoder."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -31,7 +33,7 @@ from .configuration_yan import YanConfig
 from .experts import YanExperts, YanRoutedExperts, expert_fields
 from .mamba import YanMambaMixer, YanTimeStepProjection
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
-from .routing import YanGate, gate_log_probs
+from .routing import YanExpertRoutes, YanGate, gate_log_probs
 
 
 # Tensor parallelism: attention by heads, feed-forward networks and experts by inner units; the rest is replicated.
@@ -45,7 +47,14 @@ _EXPERTS_PLAN = {
 }
 # Expert parallelism: whole experts, some on each rank.
 _EXPERT_WEIGHTS = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
-_EP_PLAN = {f"experts.{name}": "grouped_gemm" for name in _EXPERT_WEIGHTS} | {"experts": "ep_dispatch_experts"}
+_EP_PLAN = {
+    **{f"experts.{name}": "grouped_gemm" for name in _EXPERT_WEIGHTS},
+    **(
+        {"experts": "ep_dispatch_experts"}
+        if "ep_dispatch_experts" in ALL_PARALLEL_STYLES
+        else {"routes": "ep_router", "experts": "moe_tp_experts"}  # Transformers before 5.21
+    ),
+}
 
 
 class YanPreTrainedModel(PreTrainedModel):
@@ -144,6 +153,13 @@ class YanPreTrainedModel(PreTrainedModel):
             for pattern, style in self._tp_plan.items()
             if ".self_attn." not in pattern or pattern.replace("*", "0") in names
         }
+        if self.dtype in (torch.float16, torch.bfloat16):
+            # FSDP shards weights of one dtype together: beside a mixer's float32 parameters, its layers stand alone.
+            for name, module in self.named_modules():
+                if isinstance(module, YanMambaMixer):
+                    pattern = re.sub(r"\.\d+\.", ".*.", name)
+                    layers = [f"{pattern}.{layer}" for layer, _ in module.named_children()]
+                    self._fsdp_plan |= dict.fromkeys([pattern, *layers], "free_full_weight")
 
     def _apply_frozen(self):
         for part in self.config.frozen_parts:
@@ -298,6 +314,7 @@ class YanFlow(YanPreTrainedModel):
         self.layers = nn.ModuleList(YanFlowLayer(config, index) for index in range(config.flow_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gate = YanGate(config)
+        self.routes = YanExpertRoutes(config)
         self.experts = YanExperts(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -315,6 +332,10 @@ class YanFlow(YanPreTrainedModel):
             )
             for index, time in enumerate(times)
         }
+
+    def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        _, weights, index = self.routes(index, weights)
+        return self.experts(states, index, weights)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -355,14 +376,15 @@ class YanFlow(YanPreTrainedModel):
             gate_logits = self.gate(hidden_states, context.pooled_source, time_embedding)
             log_probs = gate_log_probs(gate_logits, context.attention_mask)
             if experts is None:
-                fields = expert_fields(self.experts, hidden_states.flatten(0, 1), self.config.num_experts)
+                states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
+                fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
                 fields = fields.unflatten(0, shape[:2])  # (B, Ly, K, d)
                 velocity = (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
                 return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
             experts = experts(log_probs)
         index = experts.reshape(-1, 1)
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
-        velocity = self.experts(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
+        velocity = self._routed_fields(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
         return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=experts)
 
 

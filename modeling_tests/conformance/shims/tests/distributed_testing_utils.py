@@ -2,15 +2,10 @@
 """Stands in for a file that Transformers' source distribution leaves out: ranks as processes on the CPU, over gloo."""
 
 import functools
-import multiprocessing
 import os
 
 import torch
 import torch.distributed as dist
-
-
-# Ranks are forked from a server that has imported what they need, which takes a process of its own many seconds.
-multiprocessing.set_forkserver_preload(["seeded", "tests.test_tensor_parallel_mixin", "tests.test_fsdp_mixin"])
 
 
 def _get_distributed_device_type() -> str:
