@@ -1,5 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Saves small models and tokenizers into the working folder, where PEFT's and the tokenizer tests load them by name."""
+"""Saves small models and tokenizers into the working folder, where PEFT's and the tokenizer tests load them."""
 
 import sys
 from pathlib import Path

@@ -58,14 +58,20 @@ def pytest_runtest_call(item):
     item.user_properties.append(("checks", _checks["count"]))
 
 
+def _is_ours(value) -> bool:
+    """Whether it is not one of the library's functions, which its mixins copy into every class that inherits them."""
+    code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
+    return code is None or os.path.dirname(code.co_filename) == os.path.dirname(__file__)
+
+
 def pytest_collection_modifyitems(items):
     for suite_class in {item.cls for item in items}:
         bases = suite_class.__mro__
         ours = [base for base in bases if base.__module__.endswith("_suite")]
         theirs = [base for base in bases if base.__module__.startswith(tuple(f"{name}." for name in LIBRARIES))]
         for owner in ours:
-            for name in vars(owner):
-                if any(name in vars(base) for base in theirs) and not name.startswith("__"):
+            for name, value in vars(owner).items():
+                if any(name in vars(base) for base in theirs) and not name.startswith("__") and _is_ours(value):
                     _overrides.add(f"{owner.__module__}::{owner.__name__}::{name}")
     # The slow ones first, so that no worker waits for the last of them.
     items.sort(key=lambda item: "training" not in item.nodeid and "vs_" not in item.nodeid)

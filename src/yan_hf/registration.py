@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any
 
 
-# What PEFT's methods adapt where nothing is said: the layers that they adapt in BART, by their names here. Where those
-# are the attention's queries and values, the Mamba mixers' projections stand in; a backbone has the ones or the others.
+# What PEFT's methods adapt where nothing is said: the layers that they adapt in BART, by their names here; beside the
+# attention's queries and values also the Mamba mixers' projections. A backbone has the ones or the others.
 PEFT_TARGET_MODULES = ["q_proj", "v_proj", "in_proj", "out_proj"]
 _BART_LAYERS = {
     "q_proj": ["q_proj"],
