@@ -157,6 +157,7 @@ def main() -> int:
         problems.append("no test ran")
     for owner in ("model_suite::YanModelTest", "model_suite::YanMambaModelTest"):
         passed = sum(counts.get(owner, {}).get(outcome, 0) for outcome in ("passed", "empty"))
+        passed -= 1  # the configuration's
         if "model" in options.suites and not options.arguments and passed < FEWEST_MODEL_TESTS:
             problems.append(f"{owner}: only {passed} tests pass, {FEWEST_MODEL_TESTS} must")
     versions = {name: version(name) for name in ("transformers", "peft", "torch")}
