@@ -4,6 +4,9 @@ What Transformers' and PEFT's own tests let through: kernels that are really cal
 exported programs, refused caches. `conformance/mutations.py` shows each of them failing.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -291,3 +294,16 @@ def test_plans_name_what_the_models_have():
         names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
         for plan in (model._tp_plan, model._ep_plan, model._fsdp_plan):
             assert plan and not [pattern for pattern in plan if pattern.replace("*", "0") not in names]
+
+
+# Imports
+
+
+def test_the_package_imports_nothing_beyond_transformers_and_torch():
+    """What an import costs is what it imports; `benchmarks/import_time.py` measures the time."""
+    code = (
+        "import sys, transformers, torch; there = set(sys.modules); import yan_hf;"
+        "print(sorted(set(sys.modules) - there))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "['yan_hf', 'yan_hf.registration']"

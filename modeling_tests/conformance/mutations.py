@@ -214,7 +214,6 @@ def failing_tests(mutation: Mutation, folder: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     caught = []
     for test in mutation.tests:
-        # `pyproject.toml` stays out of it; the folder that the tests read their sources from does not.
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / test)]
         finished = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if finished.returncode not in (0, 1):  # neither passed nor failed: no such test, or it did not even start
