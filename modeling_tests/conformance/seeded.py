@@ -24,11 +24,9 @@ class Seeded:
 
 class SeededYan(Seeded, YanForConditionalGeneration):
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **kwargs: Any):
-        """The length is given; every position's logits take the place of every step's scores."""
+        """The length is given, the draws are seeded, and there is no cache to be used."""
         kwargs.pop("use_cache")
-        output = super().generate(input_ids, target_lengths=max_new_tokens, seeds=range(len(input_ids)), **kwargs)
-        output["scores"] = tuple(output.logits.unbind(dim=1))
-        return output
+        return super().generate(input_ids, target_lengths=max_new_tokens, seeds=range(len(input_ids)), **kwargs)
 
 
 class SeededAutoEncoding(Seeded, YanForAutoEncoding):

@@ -36,13 +36,14 @@ class Row:
         return fnmatchcase(name, self.tests) and fnmatchcase(message, self.message)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """Of a version, to be compared."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _applies(condition: str, version: str) -> bool:
     sign, _, bound = re.match(r"(>=|<)(\s*)(.+)", condition).groups()
-    return _COMPARISONS[sign](_numbers(version), _numbers(bound))
+    return _COMPARISONS[sign](numbers(version), numbers(bound))
 
 
 def read_table(path: Path, transformers_version: str) -> list[Row]:

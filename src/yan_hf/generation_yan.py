@@ -56,6 +56,11 @@ class YanGenerateOutput(ModelOutput):
     expert_indices: torch.LongTensor | None = None
     num_field_evaluations: int | None = None
 
+    @property
+    def scores(self) -> tuple[torch.FloatTensor, ...] | None:
+        """`logits` as autoregressive models return them: `(B, V)` for each position."""
+        return None if self.logits is None else self.logits.unbind(dim=1)
+
 
 @dataclass
 class _Given:

@@ -24,8 +24,8 @@ _BART_LAYERS = {
     "k_proj": ["k_proj"],
     "v_proj": ["v_proj"],
     "out_proj": ["o_proj"],
-    "fc1": ["up_proj"],
-    "fc2": ["down_proj"],
+    "fc1": ["feed_forward.up_proj"],
+    "fc2": ["feed_forward.down_proj"],
     "self_attn_layer_norm": ["self_attn_norm", "mixer_norm"],
     "final_layer_norm": ["feed_forward_norm"],
 }
@@ -104,9 +104,9 @@ def _register_peft(constants: ModuleType):
     from .configuration_yan import YanConfig
 
     for name, mapping in vars(constants).items():
-        layers = mapping.get("bart") if name.endswith("_MODULES_MAPPING") and isinstance(mapping, dict) else None
-        if not isinstance(layers, list):
+        if not (name.endswith("_MODULES_MAPPING") and isinstance(mapping, dict)):
             continue
+        layers = mapping.get("bart", ["q_proj", "v_proj"])
         targets = [target for layer in layers for target in _BART_LAYERS.get(layer, ())]
         if set(PEFT_TARGET_MODULES[:2]) <= set(targets):
             targets += PEFT_TARGET_MODULES[2:]
