@@ -402,8 +402,16 @@ class YanConfig(PreTrainedConfig):
 
     @property
     def intermediate_size(self) -> int:
-        """Inner width of the feed-forward networks and of the experts."""
+        """Inner width of the feed-forward networks and of the experts; setting it sets `feed_forward_multiplier`."""
         return self.feed_forward_multiplier * self.hidden_size
+
+    @intermediate_size.setter
+    def intermediate_size(self, size: int):
+        if size % self.hidden_size:
+            raise ValueError(
+                f"`intermediate_size` must be a multiple of `hidden_size={self.hidden_size}`, but is {size}."
+            )
+        self.feed_forward_multiplier = size // self.hidden_size
 
 
 __all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "ROUTINGS", "YanConfig"]

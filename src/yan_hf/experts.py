@@ -1,10 +1,13 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The expert vector fields, as stacked weights behind Transformers' experts interface."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
@@ -72,7 +75,14 @@ class YanExperts(YanRoutedExperts):
         if top_k_index is None:
             return self.all_fields(hidden_states)
         routed = _EAGER_FORWARD if self._is_eager(hidden_states) else YanRoutedExperts.forward
-        return routed(self, hidden_states, top_k_index, top_k_weights)
+        output = routed(self, hidden_states, top_k_index, top_k_weights)
+        share = self.down_proj.shape[-1] / self.intermediate_dim
+        if share < 1:
+            # Tensor parallelism: the ranks' outputs are summed, each with the whole bias. All but this rank's share is
+            # taken off the value; the bias's gradient is whole on each rank, as that of every replicated weight.
+            biases = (top_k_weights[..., None] * self.down_proj_bias[top_k_index]).sum(dim=1)
+            output = output - ((1 - share) * biases).detach()
+        return output
 
     def _is_eager(self, hidden_states: torch.Tensor) -> bool:
         if self.config._experts_implementation == "grouped_mm" and OneDnnLinear.is_active():
@@ -82,21 +92,37 @@ class YanExperts(YanRoutedExperts):
 
     def all_fields(self, hidden_states: torch.Tensor, only: int | None = None) -> torch.Tensor:
         """The fields of every expert, `(T, d)` → `(T, K, d)`, or of `only` one, `(T, 1, d)`."""
-        num_experts = self.config.num_experts if only is None else 1
-        if self._is_eager(hidden_states):
-            part = slice(None) if only is None else slice(only, only + 1)
-            up_proj, down_proj = self.up_proj[part].transpose(1, 2), self.down_proj[part].transpose(1, 2)
-            states = hidden_states.expand(len(up_proj), *hidden_states.shape)  # (K, T, d), no copy
-            inner = torch.bmm(states, up_proj) + self.up_proj_bias[part, None]
-            fields = torch.bmm(self.act_fn(inner), down_proj) + self.down_proj_bias[part, None]
-            return fields.transpose(0, 1)
-        # Each token once for each expert: the same kernels, already sorted by expert.
-        num_tokens = hidden_states.shape[0]
-        experts = torch.arange(num_experts, device=hidden_states.device) + (only or 0)
-        index = experts.repeat_interleave(num_tokens)[:, None]
-        weights = torch.ones_like(index, dtype=hidden_states.dtype)
-        fields = YanRoutedExperts.forward(self, hidden_states.repeat(num_experts, 1), index, weights)
-        return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
+        num_experts = self.num_experts if only is None else 1
+        if not self._is_eager(hidden_states):
+            return _all_by_index(partial(YanRoutedExperts.forward, self), hidden_states, num_experts, only or 0)
+        part = slice(None) if only is None else slice(only, only + 1)
+        up_proj, down_proj = self.up_proj[part].transpose(1, 2), self.down_proj[part].transpose(1, 2)
+        states = hidden_states.expand(len(up_proj), *hidden_states.shape)  # (K, T, d), no copy
+        inner = torch.bmm(states, up_proj) + self.up_proj_bias[part, None]
+        fields = torch.bmm(self.act_fn(inner), down_proj) + self.down_proj_bias[part, None]
+        return fields.transpose(0, 1)
 
 
-__all__ = ["YanExperts", "YanRoutedExperts"]
+def _all_by_index(routed: Callable, hidden_states: torch.Tensor, num_experts: int, first: int = 0) -> torch.Tensor:
+    # Each token once for each expert: the kernels of routed tokens, already sorted by expert.
+    num_tokens = hidden_states.shape[0]
+    experts = torch.arange(first, first + num_experts, device=hidden_states.device)
+    index = experts.repeat_interleave(num_tokens)[:, None]
+    weights = torch.ones_like(index, dtype=hidden_states.dtype)
+    fields = routed(hidden_states.repeat(num_experts, 1), index, weights)
+    return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
+
+
+def expert_fields(experts: nn.Module, routed: Callable, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """
+    Every expert's field, `(T, d)` → `(T, K, d)`, by a call of the module, where adapters and parallelism hook in.
+
+    Where weights are spread over ranks, `routed` is called instead: it takes indices, which is all that those hooks
+    know.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in experts.parameters()):
+        return _all_by_index(routed, hidden_states, num_experts)
+    return experts(hidden_states)
+
+
+__all__ = ["YanExperts", "YanRoutedExperts", "expert_fields"]

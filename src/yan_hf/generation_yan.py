@@ -65,6 +65,11 @@ class YanGenerateOutput(ModelOutput):
     core_experts: torch.BoolTensor | None = None
     num_field_evaluations: int | None = None
 
+    @property
+    def scores(self) -> tuple[torch.FloatTensor, ...] | None:
+        """`logits` as autoregressive models return them: `(B, V)` for each position."""
+        return None if self.logits is None else self.logits.unbind(dim=1)
+
 
 @dataclass
 class _Given:

@@ -30,11 +30,27 @@ class YanTimeStepProjection(nn.Linear):
         init.copy_(self.bias, steps + torch.log(-torch.expm1(-steps)))  # the softplus's inverse
 
 
+class YanCausalConv(nn.Conv1d):
+    """
+    The depthwise convolution with its SiLU, `(B, D, L)` → `(B, D, L)`.
+
+    A class of its own, with a `forward` of its own, so that what hooks into a layer's call (as FSDP, which gathers its
+    weights then) finds this one too.
+    """
+
+    def __init__(self, size: int, kernel_size: int, implementation: str):
+        super().__init__(size, size, kernel_size, groups=size)
+        self.implementation = implementation
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return causal_conv(states, self.weight, self.bias, self.implementation)
+
+
 class YanMambaMixer(nn.Module):
     """
     A Mamba-1 layer from left to right: `(B, L, d)` → `(B, L, d)`. Parameters have mamba-ssm's names and shapes.
 
-    Every linear layer is called as a module, never by its weight, so that adapters in its place are used.
+    Every layer is called as a module, never by its weight, so that adapters in its place are used.
 
     Raises:
         ImportError: where `config.mamba_implementation` demands CUDA kernels that are not installed.
@@ -47,7 +63,7 @@ class YanMambaMixer(nn.Module):
         self.step_rank = math.ceil(size / 16)
         self.implementation = resolve_implementation(config.mamba_implementation, "mamba_implementation")
         self.in_proj = nn.Linear(size, 2 * inner_size, bias=False)
-        self.conv1d = nn.Conv1d(inner_size, inner_size, config.mamba_conv_kernel, groups=inner_size)
+        self.conv1d = YanCausalConv(inner_size, config.mamba_conv_kernel, self.implementation)
         self.x_proj = nn.Linear(inner_size, self.step_rank + 2 * self.state_size, bias=False)
         self.dt_proj = YanTimeStepProjection(self.step_rank, inner_size)
         self.A_log = nn.Parameter(torch.empty(inner_size, self.state_size))
@@ -69,7 +85,7 @@ class YanMambaMixer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         states, gate = self.in_proj(hidden_states).mT.chunk(2, dim=1)  # (B, D, L) each
-        states = causal_conv(states, self.conv1d.weight, self.conv1d.bias, self.implementation)
+        states = self.conv1d(states)
         steps, b, c = self.x_proj(states.mT).split([self.step_rank, self.state_size, self.state_size], dim=-1)
         output = selective_scan(
             states,

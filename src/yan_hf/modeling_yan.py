@@ -32,7 +32,7 @@ from .outputs import YanAutoEncodingOutput, YanFlowContext, YanFlowOutput, YanMo
 from .routing import RoutingOptions, choose_experts, gate_log_probs, restrict_to_core
 from .solver import solve_flow, time_grid
 from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
-from .validation import check_labels, check_mask, check_source, check_state
+from .validation import check_labels, check_mask, check_no_cache, check_source, check_state
 
 
 logger = logging.get_logger(__name__)
@@ -40,6 +40,8 @@ logger = logging.get_logger(__name__)
 
 class YanModel(YanPreTrainedModel):
     """Encoder, flow and decoder body, without a vocabulary head."""
+
+    _tp_plan = {"embed_tokens": "embedding_rowwise"}
 
     def __init__(self, config: YanConfig, add_flow: bool = True):
         super().__init__(config)
@@ -196,6 +198,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     """YAN with a vocabulary head and a length head: trains on source-target pairs, and generates."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
     generation_config_class = YanGenerationConfig
 
     def __init__(self, config: YanConfig):
@@ -254,8 +258,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
         Raises:
             ValueError: for token ids outside the vocabulary, empty rows, masks of another shape, sources or labels
-                longer than the position table, and state together with labels.
+                longer than the position table, state together with labels, and a key-value cache.
         """
+        check_no_cache(kwargs)
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
             encoder_outputs = self.model.encode(
@@ -398,6 +403,8 @@ class YanForAutoEncoding(YanPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
     # A full model's checkpoint loads too; its flow is not wanted here.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
 

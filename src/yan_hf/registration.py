@@ -16,9 +16,19 @@ from types import ModuleType
 from typing import Any
 
 
-# What LoRA and its relatives adapt where nothing is said: the attention's queries and values, or the Mamba mixers'
-# projections; a backbone has the ones or the others.
+# What PEFT's methods adapt where nothing is said: the layers that they adapt in BART, by their names here; beside the
+# attention's queries and values also the Mamba mixers' projections. A backbone has the ones or the others.
 PEFT_TARGET_MODULES = ["q_proj", "v_proj", "in_proj", "out_proj"]
+_BART_LAYERS = {
+    "q_proj": ["q_proj"],
+    "k_proj": ["k_proj"],
+    "v_proj": ["v_proj"],
+    "out_proj": ["o_proj"],
+    "fc1": ["feed_forward.up_proj"],
+    "fc2": ["feed_forward.down_proj"],
+    "self_attn_layer_norm": ["self_attn_norm", "mixer_norm"],
+    "final_layer_norm": ["feed_forward_norm"],
+}
 
 
 class _Loader(Loader):
@@ -94,12 +104,14 @@ def _register_peft(constants: ModuleType):
     from .configuration_yan import YanConfig
 
     for name, mapping in vars(constants).items():
-        if not (name.endswith("_TARGET_MODULES_MAPPING") and isinstance(mapping, dict)):
+        if not (name.endswith("_MODULES_MAPPING") and isinstance(mapping, dict)):
             continue
-        # The tables for LoRA and those methods that adapt the same layers.
-        targets = mapping.get("bart")
-        if isinstance(targets, list) and {"q_proj", "v_proj"} <= set(targets):
-            mapping.setdefault(YanConfig.model_type, list(PEFT_TARGET_MODULES))
+        layers = mapping.get("bart", ["q_proj", "v_proj"])
+        targets = [target for layer in layers for target in _BART_LAYERS.get(layer, ())]
+        if set(PEFT_TARGET_MODULES[:2]) <= set(targets):
+            targets += PEFT_TARGET_MODULES[2:]
+        if targets:
+            mapping.setdefault(YanConfig.model_type, targets)
 
 
 def register():

@@ -48,6 +48,22 @@ class YanGate(nn.Module):
         return self.down_proj(nn.functional.gelu(apply_linear(self.up_proj, features))) / self.temperature
 
 
+class YanExpertRoutes(nn.Module):
+    """
+    Hands on each token's experts `(T, k)` and their weights, as `(logits, weights, experts)`.
+
+    A module, without parameters, so that the expert parallelism of Transformers before 5.21 can hook into it and leave
+    each rank its own experts; later versions hook into the experts.
+    """
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.num_experts = config.num_experts
+
+    def forward(self, experts: torch.Tensor, weights: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor]:
+        return None, weights, experts
+
+
 def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """
     Log-probabilities of the experts, at least float32.
@@ -226,6 +242,7 @@ def experts_of_blocks(
 
 __all__ = [
     "RoutingOptions",
+    "YanExpertRoutes",
     "YanGate",
     "block_of_token",
     "choose_experts",

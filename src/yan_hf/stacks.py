@@ -2,6 +2,7 @@
 """The base class of all YAN models, and the stacks: encoder, flow and decoder."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -28,16 +30,32 @@ from .blocks import (
 )
 from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
 from .configuration_yan import AUTO_MAP, YanConfig
-from .experts import YanExperts, YanRoutedExperts
+from .experts import YanExperts, YanRoutedExperts, expert_fields
 from .mamba import YanMambaMixer, YanTimeStepProjection
 from .offload_mixin import ExpertOffloadMixin
 from .outputs import YanFlowConditioning, YanFlowContext, YanFlowOutput
-from .routing import RoutingOptions, YanGate, gate_log_probs, restrict_to_core
+from .routing import RoutingOptions, YanExpertRoutes, YanGate, gate_log_probs, restrict_to_core
 
 
-# Tensor parallelism: attention by heads, feed-forward networks by inner units. Experts, gate and norms are replicated.
+# Tensor parallelism: attention by heads, feed-forward networks and experts by inner units; the rest is replicated.
 _ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
 _FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
+_EXPERTS_PLAN = {
+    "experts.up_proj": "colwise",
+    "experts.up_proj_bias": "rowwise",  # (K, units): as of any weight but a layer's bias, the last dimension is split
+    "experts.down_proj": "rowwise",
+    "experts": "moe_tp_experts",
+}
+# Expert parallelism: whole experts, some on each rank.
+_EXPERT_WEIGHTS = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
+_EP_PLAN = {
+    **{f"experts.{name}": "grouped_gemm" for name in _EXPERT_WEIGHTS},
+    **(
+        {"experts": "ep_dispatch_experts"}
+        if "ep_dispatch_experts" in ALL_PARALLEL_STYLES
+        else {"routes": "ep_router", "experts": "moe_tp_experts"}  # Transformers before 5.21
+    ),
+}
 
 
 class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
@@ -139,6 +157,13 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
             for pattern, style in self._tp_plan.items()
             if ".self_attn." not in pattern or pattern.replace("*", "0") in names
         }
+        if self.dtype in (torch.float16, torch.bfloat16):
+            # FSDP shards weights of one dtype together: beside a mixer's float32 parameters, its layers stand alone.
+            for name, module in self.named_modules():
+                if isinstance(module, YanMambaMixer):
+                    pattern = re.sub(r"\.\d+\.", ".*.", name)
+                    layers = [f"{pattern}.{layer}" for layer, _ in module.named_children()]
+                    self._fsdp_plan |= dict.fromkeys([pattern, *layers], "free_full_weight")
 
     def _apply_frozen(self):
         for part in self.config.frozen_parts:
@@ -233,6 +258,7 @@ class YanEncoder(YanPreTrainedModel):
         **{f"layers.*.self_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
         **{f"layers.*.feed_forward.{name}": style for name, style in _FEED_FORWARD_PLAN.items()},
     }
+    _fsdp_plan = {"layers.*": "free_full_weight"}
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
@@ -281,7 +307,10 @@ class YanFlow(YanPreTrainedModel):
     _tp_plan = {
         **YanEncoder._tp_plan,
         **{f"layers.*.cross_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
+        **_EXPERTS_PLAN,
     }
+    _ep_plan = _EP_PLAN
+    _fsdp_plan = {"layers.*": "free_full_weight"}
 
     def __init__(self, config: YanConfig):
         super().__init__(config)
@@ -289,6 +318,7 @@ class YanFlow(YanPreTrainedModel):
         self.layers = nn.ModuleList(YanFlowLayer(config, index) for index in range(config.flow_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gate = YanGate(config)
+        self.routes = YanExpertRoutes(config)
         self.experts = YanExperts(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -306,6 +336,10 @@ class YanFlow(YanPreTrainedModel):
             )
             for index, time in enumerate(times)
         }
+
+    def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        _, weights, index = self.routes(index, weights)
+        return self.experts(states, index, weights)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -356,7 +390,9 @@ class YanFlow(YanPreTrainedModel):
             gate_logits = self.gate(hidden_states, context.pooled_source, time_embedding)
             log_probs = gate_log_probs(gate_logits, context.attention_mask)
             if experts is None:
-                fields = self.experts(hidden_states.flatten(0, 1)).unflatten(0, shape[:2])  # (B, Ly, K, d)
+                states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
+                fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
+                fields = fields.unflatten(0, shape[:2])  # (B, Ly, K, d)
                 log_probs, _ = restrict_to_core(
                     log_probs, context.attention_mask, RoutingOptions.from_config(self.config)
                 )
@@ -369,7 +405,7 @@ class YanFlow(YanPreTrainedModel):
                 offload.note_recall(predicted, experts)
         index = experts.reshape(-1, 1)
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
-        velocity = self.experts(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
+        velocity = self._routed_fields(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
         return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=experts)
 
 

@@ -19,6 +19,15 @@ def check_mask(name: str, mask: torch.Tensor | None, shape: torch.Size, like: st
         )
 
 
+def check_no_cache(arguments: dict) -> None:
+    """Raises `ValueError` for a key-value cache, which would be ignored: as of PEFT's prefix tuning."""
+    if arguments.get("past_key_values") is not None:
+        raise ValueError(
+            "`past_key_values` was given, but YAN has no key-value cache: all positions are written at once. Prefix "
+            "tuning needs one; use LoRA or prompt tuning instead."
+        )
+
+
 def check_source(
     config: PreTrainedConfig,
     input_ids: torch.Tensor | None,
@@ -151,4 +160,13 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         )
 
 
-__all__ = ["check_finite", "check_ids", "check_labels", "check_length", "check_mask", "check_source", "check_state"]
+__all__ = [
+    "check_finite",
+    "check_ids",
+    "check_labels",
+    "check_length",
+    "check_mask",
+    "check_no_cache",
+    "check_source",
+    "check_state",
+]

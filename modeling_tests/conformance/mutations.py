@@ -1,0 +1,245 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Seeds one bug after another into a copy of the package and reports which of the named tests catch it.
+
+Each is a bug that Transformers' and PEFT's own tests let through. None may survive: exit status 1 if one does.
+
+    python modeling_tests/conformance/mutations.py [name ...]
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+TESTS = Path(__file__).resolve().parents[1]
+SOURCE = TESTS.parent / "src" / "yan_hf"
+
+
+@dataclass
+class Mutation:
+    """
+    A seeded bug.
+
+    Args:
+        name: What is broken.
+        file: The module.
+        old: The text that is replaced, wherever it stands.
+        new: What replaces it.
+        tests: What should fail: `file::test`, with every parametrization.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+E = "test_ecosystem.py::"
+MUTATIONS = [
+    Mutation(
+        "encoder padding mask ignored",
+        "stacks.py",
+        "mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)",
+        "mask = None",
+        (f"{E}test_the_encoder_keeps_to_its_padding_mask", "test_modeling.py::test_padding_changes_no_real_position"),
+    ),
+    Mutation(
+        "cross-attention padding mask ignored",
+        "modeling_yan.py",
+        "self.config, positions, source_mask, encoder_hidden_states=source_latents",
+        "self.config, positions, None, encoder_hidden_states=source_latents",
+        (f"{E}test_cross_attention_keeps_to_the_source_s_padding_mask",),
+    ),
+    Mutation(
+        "padding reaches the Mamba scan",
+        "mamba.py",
+        "if padding_mask is None or not self.exact_padding:",
+        "if True:",
+        ("test_mamba.py::test_batched_equals_single",),
+    ),
+    Mutation(
+        "tied keys not declared",
+        "modeling_yan.py",
+        '_tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}',
+        "_tied_weights_keys = {}",
+        (
+            "test_modeling.py::test_tied_head_shares_the_token_table_and_survives_saving",
+            f"{E}test_sharded_saves_hold_every_weight_once",
+        ),
+    ),
+    Mutation(
+        "adaptive norms initialised by their layer, which owns no weight",
+        "stacks.py",
+        "        elif isinstance(module, YanAdaptiveNorm):\n",
+        "        elif isinstance(module, YanFlowLayer) and (module := module.adaptive_norm) is not None:\n",
+        ("test_modeling.py::test_model_from_a_config_is_initialised",),
+    ),
+    Mutation(
+        "experts left uninitialised",
+        "stacks.py",
+        "if isinstance(module, YanRoutedExperts):",
+        "if False:",
+        ("test_modeling.py::test_missing_keys_are_initialised_on_load",),
+    ),
+    Mutation(
+        "choice of the experts' kernel ignored",
+        "experts.py",
+        'eager = self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64',
+        "eager = True",
+        (f"{E}test_the_chosen_kernel_of_the_experts_is_called",),
+    ),
+    Mutation(
+        "experts without the decorator",
+        "experts.py",
+        "routed = _EAGER_FORWARD if eager else YanRoutedExperts.forward",
+        "routed = _EAGER_FORWARD",
+        (f"{E}test_a_flow_step_is_exported",),
+    ),
+    Mutation(
+        "keys and values projected by the weight itself",
+        "attention.py",
+        "self._split_heads(apply_linear(self.k_proj, states))",
+        "self._split_heads(nn.functional.linear(states, self.k_proj.weight, self.k_proj.bias))",
+        (f"{E}test_offloaded_layers_are_loaded_when_they_are_called",),
+    ),
+    Mutation(
+        "the convolution called by its weight",
+        "mamba.py",
+        "states = self.conv1d(states)",
+        "states = causal_conv(states, self.conv1d.weight, self.conv1d.bias, self.implementation)",
+        (f"{E}test_offloaded_layers_are_loaded_when_they_are_called",),
+    ),
+    Mutation(
+        "adaptive scales computed by the weight itself",
+        "stacks.py",
+        "[layer.adaptive_norm(activated) for layer in self.layers]",
+        "[activated @ layer.adaptive_norm.weight.T + layer.adaptive_norm.bias for layer in self.layers]",
+        (f"{E}test_disk_offload_by_device_map",),
+    ),
+    Mutation(
+        "flow layers may be split over devices",
+        "stacks.py",
+        '_no_split_modules = ["YanEncoderLayer", "YanFlowLayer", ',
+        '_no_split_modules = ["YanEncoderLayer", ',
+        (f"{E}test_no_block_is_split_over_devices",),
+    ),
+    Mutation(
+        "only the first shard is checked in",
+        "checkpoint_files.py",
+        'folder.glob("model*.safetensors")',
+        'folder.glob("model-00001*.safetensors")',
+        ("test_robust_files.py::test_one_flipped_bit_is_named",),
+    ),
+    Mutation(
+        "a graph break in every flow layer",
+        "blocks.py",
+        "        if conditioning is None:\n            conditioning = self.adaptive_norm(",
+        "        if time_embedding.sum().item() is None or conditioning is None:\n"
+        "            conditioning = self.adaptive_norm(",
+        (
+            f"{E}test_forward_is_one_graph",
+            f"{E}test_training_step_is_one_graph",
+        ),
+    ),
+    Mutation(
+        "the encoder looks at its values",
+        "stacks.py",
+        "        hidden_states = inputs_embeds\n        for layer in self.layers:",
+        "        hidden_states = inputs_embeds if inputs_embeds.sum().item() == inputs_embeds.sum().item() else None\n"
+        "        for layer in self.layers:",
+        (f"{E}test_the_encoder_is_exported", f"{E}test_generate_is_one_graph"),
+    ),
+    Mutation(
+        "the decoder looks at its values",
+        "stacks.py",
+        "            latents = layer(latents)\n",
+        "            latents = layer(latents) if latents.abs().max().item() >= 0 else latents\n",
+        (f"{E}test_the_decoder_is_exported",),
+    ),
+    Mutation(
+        "a key-value cache is ignored",
+        "validation.py",
+        'if arguments.get("past_key_values") is not None:',
+        "if False:",
+        (f"{E}test_a_key_value_cache_is_refused",),
+    ),
+    Mutation(
+        "a parallel plan names a layer that is not there",
+        "stacks.py",
+        '"experts.up_proj": "colwise",',
+        '"experts.gate_up_proj": "colwise",',
+        (f"{E}test_plans_name_what_the_models_have",),
+    ),
+    Mutation(
+        "the inner width is set beside its multiplier",
+        "configuration_yan.py",
+        "self.feed_forward_multiplier = size // self.hidden_size",
+        "pass",
+        (f"{E}test_intermediate_size_sets_the_multiplier",),
+    ),
+    Mutation(
+        "PEFT is imported with the package",
+        "registration.py",
+        '    when_imported("peft.utils.constants", _register_peft)',
+        '    import peft  # noqa: F401\n\n    when_imported("peft.utils.constants", _register_peft)',
+        ("test_peft.py::test_default_targets_are_registered_and_peft_is_never_imported",),
+    ),
+    Mutation(
+        "PEFT's defaults not registered",
+        "registration.py",
+        '    when_imported("peft.utils.constants", _register_peft)',
+        "    pass",
+        ("test_peft.py::test_default_targets_are_registered_and_peft_is_never_imported",),
+    ),
+]
+
+
+def failing_tests(mutation: Mutation, folder: Path) -> list[str]:
+    """The named tests that fail with the bug in place."""
+    package = folder / "yan_hf"
+    shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    module = package / mutation.file
+    text = module.read_text()
+    if mutation.old not in text:
+        raise RuntimeError(
+            f"{mutation.name}: its text is no longer in {mutation.file}; bring the mutation up to date."
+        )
+    module.write_text(text.replace(mutation.old, mutation.new))
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    caught = []
+    for test in mutation.tests:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / test)]
+        finished = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        if finished.returncode not in (0, 1):  # neither passed nor failed: no such test, or it did not even start
+            raise RuntimeError(f"{mutation.name}: pytest could not run {test}:\n{finished.stdout[-2000:]}")
+        if finished.returncode == 1:
+            caught.append(test)
+    return caught
+
+
+def main(names: list[str]) -> int:
+    survived = 0
+    for mutation in MUTATIONS:
+        if names and mutation.name not in names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            caught = failing_tests(mutation, Path(folder))
+        missed = [test for test in mutation.tests if test not in caught]
+        survived += not caught
+        print(f"{'caught' if caught else 'SURVIVED'}: {mutation.name}", flush=True)
+        for test in caught:
+            print(f"    by {test}")
+        for test in missed:
+            print(f"    not by {test}")
+    print(f"{survived} survived")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
