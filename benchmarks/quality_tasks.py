@@ -81,13 +81,14 @@ def _labelled(names: tuple[str, ...]) -> Callable[[Iterable[dict[str, Any]]], li
 
 
 def _last_words(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
-    """The last word of every sentence of 4 to 20 words, with the sentence before it."""
+    """The last word of every sentence of 4 to 20 words, with the sentence before it where that has at most 16."""
     pairs = []
     for row in rows:
         sentences = split_sentences(row["text"].replace("\n", " "))
         for before, sentence in zip(["", *sentences], sentences):
             if 4 <= len(sentence.split()) <= 20:
                 masked, target = last_word(sentence, MASK)
+                before = before if len(before.split()) <= 16 else ""
                 pairs.append(TextPair(f"{before} {masked}".strip(), target))
     return pairs
 
@@ -156,7 +157,7 @@ TASKS = {
         hub_name="roneneldan/TinyStories",
         pairs=_last_words,
         vocab_size=2_000,
-        max_source_length=48,
+        max_source_length=64,
         max_new_tokens=8,
         reading_steps=2_000,
         writing_steps=1_000,
