@@ -68,7 +68,7 @@ def test_a_card_states_what_the_issue_of_a_model_is(tmp_path):
     counts = parameter_counts(model)
     text = card.text
     for fact in (
-        f"{counts['total']:,}", f"{counts['embedding']:,}", f"{counts['core']:,}", "transformer, 3 blocks", "K = 3",
+        f"{counts['total']:,}", f"{counts['embedding']:,}", f"{counts['core']:,}", "transformer, blocks: 3", "K = 3",
         "5 steps", "predicted by the length head", "0.7500 ± 0.0100", "0.8000 ± 0.0200", "| 3 |", "1,234",
         "a processor", "batches of 8", "licence: Apache-2.0", "no zero-shot", "No exact likelihood",
         "It knows five words.", "Intended use", "Ten steps.", r'"say \"hi\""',
