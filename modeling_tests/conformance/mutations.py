@@ -140,7 +140,7 @@ MUTATIONS = [
         "a graph break in every flow layer",
         "blocks.py",
         "        if conditioning is None:\n            conditioning = self.adaptive_norm(",
-        "        if conditioning is None or hidden_states.sum() > 9:\n            conditioning = self.adaptive_norm(",
+        "        if hidden_states.sum() > 9 or conditioning is None:\n            conditioning = self.adaptive_norm(",
         (
             f"{E}test_forward_is_one_graph",
             f"{E}test_training_step_is_one_graph",

@@ -71,7 +71,11 @@ def pytest_collection_modifyitems(items):
         theirs = [base for base in bases if base.__module__.startswith(tuple(f"{name}." for name in LIBRARIES))]
         for owner in ours:
             for name, value in vars(owner).items():
-                if any(name in vars(base) for base in theirs) and not name.startswith("__") and _is_ours(value):
+                if (
+                    any(name in vars(base) for base in theirs)
+                    and not name.startswith(("__", "_abc"))
+                    and _is_ours(value)
+                ):
                     _overrides.add(f"{owner.__module__}::{owner.__name__}::{name}")
     # The slow ones first, so that no worker waits for the last of them.
     items.sort(key=lambda item: "training" not in item.nodeid and "vs_" not in item.nodeid)
