@@ -289,9 +289,10 @@ def test_parts_in_training_mode_generate_in_eval_mode_and_stay_in_training_mode(
 
 def test_scores_are_the_logits_of_each_position(model):
     _, ids, mask = batch_of_rows([4, 6])
-    output = generate(model, ids, mask, target_lengths=5, output_scores=True)
+    options = {"target_lengths": 5, "return_dict_in_generate": True}
+    output = model.generate(ids, mask, **options, output_scores=True)
     assert len(output.scores) == 5 and torch.equal(output.scores[2], output.logits[:, 2])
-    assert generate(model, ids, mask, target_lengths=5).scores is None
+    assert model.generate(ids, mask, **options).scores is None
 
 
 def test_bfloat16_generates_finite_values_close_to_float32(model):
