@@ -276,6 +276,25 @@ def test_model_in_training_mode_generates_as_in_eval_mode():
     assert model.training and model.model.flow.training
 
 
+def test_parts_in_training_mode_generate_in_eval_mode_and_stay_in_training_mode():
+    """As an adapter that has just been added to a model in eval mode."""
+    model = small_model(hidden_dropout=0.5)
+    _, ids, mask = batch_of_rows([4, 6])
+    expected = generate(model, ids, mask, seeds=[0, 1])
+    model.model.flow.train()
+    assert torch.equal(generate(model, ids, mask, seeds=[0, 1]).latents, expected.latents)
+    assert not model.training and not model.model.encoder.training
+    assert all(module.training for module in model.model.flow.modules())
+
+
+def test_scores_are_the_logits_of_each_position(model):
+    _, ids, mask = batch_of_rows([4, 6])
+    options = {"target_lengths": 5, "return_dict_in_generate": True}
+    output = model.generate(ids, mask, **options, output_scores=True)
+    assert len(output.scores) == 5 and torch.equal(output.scores[2], output.logits[:, 2])
+    assert model.generate(ids, mask, **options).scores is None
+
+
 def test_bfloat16_generates_finite_values_close_to_float32(model):
     _, ids, mask = batch_of_rows([4, 6])
     expected = generate(model, ids, mask, seeds=[0, 1], target_lengths=6, expert_selection="greedy")

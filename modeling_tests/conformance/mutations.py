@@ -169,6 +169,13 @@ MUTATIONS = [
         (f"{E}test_a_key_value_cache_is_refused",),
     ),
     Mutation(
+        "generate leaves new adapters in training mode",
+        "generation_yan.py",
+        "        if in_training:",
+        "        if self.training:",
+        ("test_generation.py::test_parts_in_training_mode_generate_in_eval_mode_and_stay_in_training_mode",),
+    ),
+    Mutation(
         "a parallel plan names a layer that is not there",
         "stacks.py",
         '"experts.up_proj": "colwise",',

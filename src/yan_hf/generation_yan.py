@@ -157,8 +157,9 @@ class YanGenerationMixin:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
         given = _Given(target_lengths, generator, seeds, initial_latents, expert_indices)
-        was_training = self.training
-        if was_training:
+        # Also a part alone may be in training mode, as an adapter that has just been added is.
+        in_training = [module for module in self.modules() if module.training]
+        if in_training:
             self.eval()
         fast = not config.compile and self.device.type == "cpu" and OneDnnLinear.is_available()
         try:
@@ -167,7 +168,8 @@ class YanGenerationMixin:
                     config, input_ids, attention_mask, inputs_embeds, streamer, logits_processor, given
                 )
         finally:
-            self.train(was_training)
+            for module in in_training:
+                module.training = True
         return output if config.return_dict_in_generate else output.sequences
 
     def _generate(
