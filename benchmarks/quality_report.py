@@ -65,7 +65,7 @@ def plot_steps(runs: list[dict], path: Path):
         for run in runs:
             if run["options"]["task"] != task:
                 continue
-            rows = [row for row in run["rows"] if not row["true_lengths"]]
+            rows = [row for row in run["rows"] if not row.get("true_lengths")]
             steps = [row["num_inference_steps"] for row in rows]
             spread = [row["exact_match_by_sampling_seed"] for row in rows]
             middle = [row["exact_match"] for row in rows]
