@@ -12,6 +12,7 @@ from conftest import batch_of_rows, small_config, small_model
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration, YanModel
+from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
 
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -101,6 +102,14 @@ def test_auto_classes_give_the_three_classes(tmp_path):
     full, info = YanForConditionalGeneration.from_pretrained(tmp_path / "base", output_loading_info=True)
     assert {key.split(".")[0] for key in info["missing_keys"]} == {"lm_head", "length_head"}
     assert torch.equal(full.model.flow.norm.weight, model.model.flow.norm.weight)
+
+
+def test_some_loss_weights_can_be_overridden_on_loading(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    model = YanForConditionalGeneration.from_pretrained(tmp_path, loss_weights={"flow": 0.5})
+    assert model.config.loss_weights == {**DEFAULT_LOSS_WEIGHTS, "flow": 0.5}
+    _, ids, mask = batch_of_rows([4, 9])
+    assert model(ids, mask, labels=ids[:, :3]).loss.isfinite()
 
 
 def test_auto_encoder_round_trip(tmp_path):

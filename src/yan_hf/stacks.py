@@ -29,7 +29,7 @@ from .blocks import (
     YanTimeEmbedding,
 )
 from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
-from .configuration_yan import AUTO_MAP, YanConfig
+from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
 from .experts import YanExperts, YanRoutedExperts, expert_fields
 from .mamba import YanMambaMixer, YanTimeStepProjection
 from .offload_mixin import ExpertOffloadMixin
@@ -76,6 +76,7 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
 
     def __init__(self, config: YanConfig, *args, **kwargs):
         # A field may have been assigned, or overridden on loading, since the configuration was made.
+        config.loss_weights = {**DEFAULT_LOSS_WEIGHTS, **config.loss_weights}
         config.validate_architecture()
         super().__init__(config, *args, **kwargs)
 
