@@ -3,6 +3,7 @@
 
 import operator
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -112,8 +113,31 @@ def counts_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write_counts(path: Path, results: dict):
-    """Puts the counts between their marks in README.md."""
+def summary_table(results: dict) -> str:
+    """The counts of all versions by suite: passed, of these without checking anything, skipped, failed."""
+    totals: dict[tuple[str, str], Counter] = {}
+    for version, result in results.items():
+        for owner, count in result["counts"].items():
+            name = "Mamba" if "Mamba" in owner else "auto-encoder" if "AutoEncoding" in owner else ""
+            suite = owner.split("_suite")[0]
+            key = f"{suite}, {name}" if name else suite
+            totals.setdefault((key, version), Counter()).update(count)
+    versions = list(results)
+    header = [f"Transformers {version}, PEFT {results[version]['versions']['peft']}" for version in versions]
+    lines = ["| tests (pass / of these check nothing / skip / fail) | " + " | ".join(header) + " |"]
+    lines.append("| --- |" + " --- |" * len(versions))
+    for suite in dict.fromkeys(suite for suite, _ in totals):
+        cells = []
+        for version in versions:
+            count = totals.get((suite, version), Counter())
+            passed = count["passed"] + count["empty"]
+            cells.append(f"{passed} / {count['empty']} / {count['skipped']} / {count['failed']}")
+        lines.append(f"| {suite} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_counts(path: Path, table: str):
+    """Puts a table between its marks in a README."""
     text = path.read_text()
     start, end = (text.index(mark) for mark in _COUNTS)
-    path.write_text(f"{text[:start]}{_COUNTS[0]}\n{counts_table(results)}{text[end:]}")
+    path.write_text(f"{text[:start]}{_COUNTS[0]}\n{table}{text[end:]}")
