@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from unittest.mock import patch
 
@@ -16,7 +17,9 @@ import pytest
 import torch
 from conftest import small_model
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM
+from transformers.utils.logging import disable_progress_bar
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.checkpoint_files import CHECKSUMS_FILE, finish_save
@@ -41,6 +44,9 @@ def set_version(model, version: int):
 
 def save_for_ever(folder: str, first: int, sharded: bool):
     """Saves version after version, in one file and in shards, until killed."""
+    # A lock of tqdm's is shared with the process that forks: killed with it, this one would take it along for ever.
+    disable_progress_bar()
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)
     model = small_model()
     for version in range(first, 10**6):

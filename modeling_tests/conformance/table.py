@@ -55,7 +55,8 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
         ValueError: for a row without a known kind, a pattern or a reason.
     """
     rows = []
-    for line in path.read_text().splitlines():
+    # The counts above it are a table too.
+    for line in path.read_text().rpartition("<!-- /counts -->")[2].splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != 5 or cells[0] in ("kind", "---"):
             continue
