@@ -230,6 +230,8 @@ def failing_tests(mutation: Mutation, folder: Path) -> list[str]:
 
 
 def main(names: list[str]) -> int:
+    if unknown := set(names) - {mutation.name for mutation in MUTATIONS}:
+        raise SystemExit(f"mutations: there is no mutation {', '.join(sorted(unknown))}.")
     survived = 0
     for mutation in MUTATIONS:
         if names and mutation.name not in names:
