@@ -12,6 +12,7 @@ import pytest
 FOLDER = Path(__file__).parent / "conformance"
 sys.path.insert(0, str(FOLDER))
 
+from mutations import MUTATIONS, SOURCE  # noqa: E402
 from run import fetch_sources  # noqa: E402
 from table import Row, check, counts_table, read_table, summary_table  # noqa: E402
 
@@ -97,3 +98,8 @@ def test_an_archive_in_the_cache_is_unpacked_without_pip(tmp_path, monkeypatch):
         check=True,
     )
     assert (fetch_sources("thing") / "tests" / "test_thing.py").is_file()
+
+
+def test_every_seeded_bug_still_finds_its_place():
+    for mutation in MUTATIONS:
+        assert mutation.old in (SOURCE / mutation.file).read_text(), mutation.name
