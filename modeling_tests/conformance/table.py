@@ -55,7 +55,10 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
         ValueError: for a row without a known kind, a pattern or a reason.
     """
     rows = []
-    for line in path.read_text().splitlines():
+    text = path.read_text()
+    if _COUNTS[0] in text:  # another table, as wide
+        text = text[: text.index(_COUNTS[0])] + text[text.index(_COUNTS[1]) :]
+    for line in text.splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != 5 or cells[0] in ("kind", "---"):
             continue
