@@ -37,7 +37,7 @@ demo: setup
 	$(RUN) examples/demo.py
 
 test: setup
-	@echo "Runs the tests, then Transformers' and PEFT's own: about ten minutes on two cores."
+	@echo "Runs the tests, then Transformers' and PEFT's own: about fifteen minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 	$(MAKE) conformance
 
