@@ -179,7 +179,7 @@ def write_card(path: Path, options, task, model, rows: list[dict]):
         **yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task],
     )
     reading, writing = options.reading_steps or task.reading_steps, options.writing_steps or task.writing_steps
-    recipe = f"""`{conditions()["command"]}`
+    recipe = f"""`{conditions()["command"].replace(" --again", "")}`
 
 Stage 1, {reading:,} steps at {options.learning_rate:g}: the auto-encoder reads off what is masked. Stage 2,
 {writing:,} steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98),

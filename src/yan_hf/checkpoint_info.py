@@ -17,6 +17,11 @@ from .generation_config_yan import YanGenerationConfig
 _TABLES = ("embed_tokens", "embed_positions", "lm_head")
 
 
+def is_table(name: str) -> bool:
+    """Whether a parameter belongs to the token or position table or the vocabulary head, by its name."""
+    return any(part in _TABLES for part in name.split("."))
+
+
 def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     """
     Sizes, configuration, solver steps, routing, dtype and licence of a local checkpoint. No weight is read.
@@ -45,7 +50,7 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         )
     config = YanConfig.from_pretrained(folder)
     weights = _weights(folder)
-    core = sum(size for name, size in weights["sizes"].items() if not any(table in name for table in _TABLES))
+    core = sum(size for name, size in weights["sizes"].items() if not is_table(name))
     total = sum(weights["sizes"].values())
     generation = _generation_config(folder, config)
     return {
@@ -128,4 +133,4 @@ def _license(folder: Path) -> str | None:
     return ModelCard.load(path, ignore_metadata_errors=True).data.license
 
 
-__all__ = ["checkpoint_info"]
+__all__ = ["checkpoint_info", "is_table"]

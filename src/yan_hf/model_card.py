@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from .checkpoint_info import is_table
 from .evaluation import evaluate_model
 
 
@@ -29,7 +30,6 @@ _METRIC_NAMES = {
     "rouge2": ("ROUGE-2", "rouge"),
     "rougeL": ("ROUGE-L", "rouge"),
 }
-_TABLES = ("embed_tokens.", "embed_positions.", "lm_head.")
 
 
 @dataclass
@@ -82,7 +82,7 @@ def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
     # A tied table is one parameter, and counts once.
     for name, parameter in model.named_parameters():
         total += parameter.numel()
-        if any(table in f"{name}." for table in _TABLES):
+        if is_table(name):
             tables += parameter.numel()
     return {"total": total, "embedding": tables, "core": total - tables}
 
