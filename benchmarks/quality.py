@@ -5,19 +5,23 @@ Trains YAN or an autoregressive model of its size on a task from scratch, and as
     python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output quality/babi_yan.json
     python benchmarks/quality.py --task babi --system ar-bart --data babi_qa1 --output ...
 
-All systems of a task get the same rows in the same order, tokenizer, width, depth, parameters (within 5 %), batch size
-and number of optimiser steps; the learning rate is each one's best of `--learning-rates` after a tenth of the steps.
-YAN spends its steps in two stages, reading (the auto-encoder with the answer masked) and writing (the flow); the
-others train on source and target throughout. Without `--data`, a folder of `.jsonl.gz` files, rows come from the Hub.
+All systems of a task get the same rows, tokenizer, width, depth, parameters (within 5 %) and batch size. YAN trains in
+two stages, reading (the auto-encoder with the answer masked) and writing (the flow); the others on source and target
+throughout, for as many optimiser steps as both stages together. Where several values of `--learning-rate` are given,
+each trains for a tenth of the steps first, and the one with the lowest loss at the end of it is taken. Without
+`--data`, a folder of `.jsonl.gz` files, rows come from the Hub.
 
-YAN is asked with predicted lengths and every number of solver steps in `--sweep`, and with the true lengths and three.
+YAN is asked with predicted lengths and every number of solver steps in `--sweep`; and in three steps with the best of
+three predicted lengths, and with the true lengths.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 import yaml
@@ -26,6 +30,7 @@ from quality_systems import (
     SYSTEMS,
     AutoregressiveCollator,
     CausalCurriculumTrainer,
+    ReadingTrainer,
     ask,
     matching_autoregressive,
 )
@@ -50,10 +55,21 @@ from yan_hf.model_card import describe_hardware
 
 _NOT_RECORDED = ("work", "progress", "card", "again")
 
+# What `generate` is asked for besides the sweep of solver steps with predicted lengths.
+THREE_LENGTHS = {"num_length_candidates": 3, "rerank": "joint"}
 
-def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[torch.nn.Module, float]:
-    """A trained model and the minutes that it took."""
-    began = time.monotonic()
+
+def best_rate(rates: list[float], pilot: Callable[[float], float]) -> tuple[float, dict[str, float]]:
+    """The rate whose `pilot` run ends with the lowest loss, and all losses; a single rate is taken as it is."""
+    if len(rates) == 1:
+        return rates[0], {}
+    losses = {f"{rate:g}": pilot(rate) for rate in rates}
+    print("pilot losses by learning rate:", {rate: round(loss, 4) for rate, loss in losses.items()}, flush=True)
+    return min(rates, key=lambda rate: losses[f"{rate:g}"]), losses
+
+
+def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A trained model; and the minutes that its training took, the learning rate, and the pilot's losses."""
     set_seed(options.seed)
     backbone = "mamba" if system == "yan-mamba" else "transformer"
     config = YanConfig(
@@ -61,7 +77,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         hidden_size=task.hidden_size,
         num_attention_heads=4,
         encoder_layers=task.encoder_layers,
-        flow_layers=2,
+        flow_layers=task.flow_layers,
         decoder_layers=1,
         num_experts=options.experts,
         encoder_backbone=backbone,
@@ -75,48 +91,58 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
     reading_steps = options.reading_steps or task.reading_steps
     writing_steps = options.writing_steps or task.writing_steps
 
-    def fit(model, steps: int, rate: float, reading: bool, trainer=CurriculumTrainer, collator=None, level: int = 1):
+    def fit(model, steps: int, rate: float, reading: bool, trainer_class, collator=None, level: int = 1) -> float:
+        """Trains, and gives the mean loss of the last steps."""
         # No goal: everybody uses all steps.
         curriculum = Curriculum(task.num_levels, goal=2.0, threshold=0.94, level=level)
         stream = CurriculumStream(
             draw, tokenizer, curriculum, reading, options.batch_size, options.seed, task.max_source_length, task.view
         )
-        train_by_curriculum(
+        trainer = train_by_curriculum(
             model,
             stream,
             folder / "trainer",
             None,
             rate,
-            trainer_class=trainer,
+            trainer_class=trainer_class,
             data_collator=collator,
             max_steps=steps,
-            logging_steps=250,
+            logging_steps=min(250, max(1, steps // 4)),
             disable_tqdm=not options.progress,
         )
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
 
     if system in AR_SYSTEMS:
         parameters = YanForConditionalGeneration(config).num_parameters()
         length = task.max_source_length + task.max_new_tokens + 8
-        set_seed(options.seed)
-        model = matching_autoregressive(system, config, parameters, length)
-        trainer = CausalCurriculumTrainer if system == "ar-gpt2" else CurriculumTrainer
-        fit(
-            model,
-            reading_steps + writing_steps,
-            options.learning_rate,
-            False,
-            trainer,
-            AutoregressiveCollator(tokenizer, system),
-        )
-        return model.eval(), round((time.monotonic() - began) / 60, 1)
-    reader = YanForAutoEncoding(config)
-    fit(reader, reading_steps, options.learning_rate, True)
-    reader.save_pretrained(folder / "reader")
-    logging.set_verbosity_error()  # the flow's keys are missing, as they should
-    model = YanForConditionalGeneration.from_pretrained(folder / "reader", experts_implementation="eager")
-    logging.set_verbosity_warning()
-    fit(model, writing_steps, options.writing_rate, False, level=max(1, task.num_levels // 2))
-    return model.eval(), round((time.monotonic() - began) / 60, 1)
+        trainer_class = CausalCurriculumTrainer if system == "ar-gpt2" else CurriculumTrainer
+        collator, steps = AutoregressiveCollator(tokenizer, system), reading_steps + writing_steps
+
+        def autoregressive(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
+            set_seed(options.seed)
+            model = matching_autoregressive(system, config, parameters, length)
+            return model, fit(model, steps, rate, False, trainer_class, collator)
+
+        rate, losses = best_rate(options.learning_rate, lambda rate: autoregressive(rate, steps // 10)[1])
+        began = time.monotonic()
+        model, _ = autoregressive(rate, steps)
+    else:
+
+        def reader(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
+            set_seed(options.seed)
+            model = YanForAutoEncoding(config)
+            return model, fit(model, steps, rate, True, ReadingTrainer)
+
+        rate, losses = best_rate(options.learning_rate, lambda rate: reader(rate, reading_steps // 10)[1])
+        began = time.monotonic()
+        reader(rate, reading_steps)[0].save_pretrained(folder / "reader")
+        logging.set_verbosity_error()  # the flow's keys are missing, as they should
+        model = YanForConditionalGeneration.from_pretrained(folder / "reader", experts_implementation="eager")
+        logging.set_verbosity_warning()
+        level = max(1, task.num_levels // 2)
+        fit(model, writing_steps, options.writing_rate, False, CurriculumTrainer, level=level)
+    minutes = round((time.monotonic() - began) / 60, 1)
+    return model.eval(), {"training_minutes": minutes, "learning_rate": rate, "pilot_losses": losses}
 
 
 def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
@@ -128,6 +154,7 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
     if system not in AR_SYSTEMS:
         # True lengths with the default number of steps alone: what they change does not hang on the steps.
         modes = [{"num_inference_steps": steps, "true_lengths": False} for steps in options.sweep]
+        modes.append({"num_inference_steps": 3, "true_lengths": False, **THREE_LENGTHS})
         modes.append({"num_inference_steps": 3, "true_lengths": True})
     rows = []
     for mode in modes:
@@ -153,11 +180,11 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
     return rows
 
 
-def write_card(path: Path, options, task, model, rows: list[dict]):
+def write_card(path: Path, options, task, model, rate: float, rows: list[dict]):
     """A model card with the run's own figures, at three steps."""
     results = []
     for row in rows:
-        if row.get("num_inference_steps") != 3:
+        if row["num_inference_steps"] != 3 or "num_length_candidates" in row:
             continue
         result = {"lengths": "true" if row["true_lengths"] else "predicted", "steps": 3}
         for name, values in row.items():
@@ -181,7 +208,7 @@ def write_card(path: Path, options, task, model, rows: list[dict]):
     reading, writing = options.reading_steps or task.reading_steps, options.writing_steps or task.writing_steps
     recipe = f"""`{conditions()["command"].replace(" --again", "")}`
 
-Stage 1, {reading:,} steps at {options.learning_rate:g}: the auto-encoder reads off what is masked. Stage 2,
+Stage 1, {reading:,} steps at {rate:g}: the auto-encoder reads off what is masked. Stage 2,
 {writing:,} steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98),
 50 warm-up steps, the rate falling to zero over the last third of each stage, batches of {options.batch_size},
 training seed {options.seed}. The spread is over sampling seeds of this one training run."""
@@ -198,7 +225,9 @@ def main():
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--reading-steps", type=int, help="optimiser steps of the first stage (default: the task's)")
     parser.add_argument("--writing-steps", type=int, help="optimiser steps of the second stage (default: the task's)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of reading, and of the other systems")
+    parser.add_argument(
+        "--learning-rate", type=float, nargs="+", default=[2e-3], help="of reading, and of the other systems"
+    )
     parser.add_argument("--writing-rate", type=float, default=1e-3)
     parser.add_argument("--config", default="{}", help="fields of YanConfig that replace the task's, as JSON")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -216,33 +245,32 @@ def main():
 
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")
-    texts = [f"{pair.source.replace(MASK, '')} {pair.target}" for pair in task.pairs(rows)]
+    texts = [f"{pair.source.replace(MASK, '')} {pair.target.strip()}" for pair in task.pairs(rows)]
     tokenizer = train_tokenizer(texts, vocab_size=task.vocab_size, model_type="bpe")
     folder = options.work / f"{options.task}_{options.system}"
     if options.again:
+        trained = json.loads((folder / "trained.json").read_text())
         kind = AutoModelForCausalLM if options.system == "ar-gpt2" else AutoModelForSeq2SeqLM
         model = kind.from_pretrained(folder / "checkpoint").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
     else:
-        model, minutes = train(options, task, options.system, tokenizer, examples_of(task, rows), folder)
+        model, trained = train(options, task, options.system, tokenizer, examples_of(task, rows), folder)
         model.save_pretrained(folder / "checkpoint")
         tokenizer.save_pretrained(folder / "checkpoint")
-        (folder / "minutes.json").write_text(json.dumps(minutes))
+        (folder / "trained.json").write_text(json.dumps(trained))
     pairs = task.pairs(read_rows(task, options.data, options.split))[: options.max_rows]
     results = evaluate(options, task, options.system, model, tokenizer, pairs)
     if options.card and options.system not in AR_SYSTEMS:
-        write_card(options.card, options, task, model, results)
+        write_card(options.card, options, task, model, trained["learning_rate"], results)
     if options.output:
         named = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {
-            "options": {
-                key: value for key, value in named.items() if key not in ("work", "progress", "card", "again")
-            },
+            "options": {key: value for key, value in named.items() if key not in _NOT_RECORDED},
             "steps": (options.reading_steps or task.reading_steps) + (options.writing_steps or task.writing_steps),
             "parameters": model.num_parameters(),
             "train_rows": len(rows),
             "asked_rows": len(pairs),
-            "training_minutes": json.loads((folder / "minutes.json").read_text()),
+            **trained,
             "rows": results,
         }
         save(options.output, result)

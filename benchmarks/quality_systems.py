@@ -46,7 +46,7 @@ def matching_autoregressive(system: str, config: YanConfig, parameters: int, len
                 n_positions=length,
                 initializer_range=config.initializer_range,
                 resid_pdrop=0.0,
-                embd_pdrop=0.0,
+                embd_pdrop=config.embedding_dropout,
                 attn_pdrop=0.0,
                 tie_word_embeddings=False,
                 **common,
@@ -54,7 +54,7 @@ def matching_autoregressive(system: str, config: YanConfig, parameters: int, len
         )
 
     def bart(width: int) -> PreTrainedModel:
-        return BartForConditionalGeneration(
+        model = BartForConditionalGeneration(
             BartConfig(
                 d_model=config.hidden_size,
                 encoder_layers=config.encoder_layers,
@@ -71,6 +71,9 @@ def matching_autoregressive(system: str, config: YanConfig, parameters: int, len
                 **common,
             )
         )
+        # The stacks' own dropout is that of their embeddings; `BartConfig` has one value for everything.
+        model.model.encoder.dropout = model.model.decoder.dropout = config.embedding_dropout
+        return model
 
     build: Callable[[int], PreTrainedModel] = {"ar-gpt2": gpt2, "ar-bart": bart}[system]
     with torch.device("meta"):
@@ -91,6 +94,23 @@ class CausalCurriculumTrainer(CurriculumTrainer):
         self.curriculum.update(self.share_right(logits, labels))
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return (loss, output) if return_outputs else loss
+
+
+class ReadingTrainer(CurriculumTrainer):
+    """Decodes the auto-encoder's positions that count, and no others: most of a source is not asked for."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs["labels"]
+        counted = labels != -100
+        latents = model.model.encode(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
+        logits = model.lm_head(model.model.decoder(latents[counted]))
+        right = torch.ones_like(counted)
+        right[counted] = logits.argmax(-1) == labels[counted]
+        self.curriculum.update(right.all(dim=-1).float().mean().item())
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[counted])
+        weights = model.config.loss_weights
+        loss = weights["token"] * loss + weights["l2"] * latents[counted].float().square().mean()
+        return (loss, {"logits": logits}) if return_outputs else loss
 
 
 class AutoregressiveCollator:

@@ -12,7 +12,14 @@ import numpy as np
 from datasets import load_dataset
 
 from yan_hf.curriculum import as_masked_text, as_reading
-from yan_hf.tasks import TextPair, classification, last_word, question_answering, split_sentences
+from yan_hf.tasks import (
+    TextPair,
+    classification,
+    last_word,
+    question_answering,
+    space_with_answer,
+    split_sentences,
+)
 
 
 MASK = "<mask>"
@@ -35,7 +42,8 @@ class Task:
     max_source_length: int
     max_new_tokens: int
     hidden_size: int = 64
-    encoder_layers: int = 2
+    encoder_layers: int = 3
+    flow_layers: int = 1
     reading_steps: int = 1500
     writing_steps: int = 800
     train_file: str = "train"
@@ -89,7 +97,7 @@ def _last_words(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
             if 4 <= len(sentence.split()) <= 20:
                 masked, target = last_word(sentence, MASK)
                 before = before if len(before.split()) <= 16 else ""
-                pairs.append(TextPair(f"{before} {masked}".strip(), target))
+                pairs.append(space_with_answer(TextPair(f"{before} {masked}".strip(), target), MASK))
     return pairs
 
 
@@ -104,8 +112,8 @@ def _masked_spans(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
                 width = int(rng.integers(1, 4))
                 start = int(rng.integers(0, len(words) - width + 1))
                 masked = " ".join([*words[:start], MASK, *words[start + width :]])
-                # The space before a word is part of its token, and so of what is masked.
-                pairs.append(TextPair(masked.replace(f" {MASK}", MASK), sentence))
+                # The whole sentence is the target: only the source's space goes.
+                pairs.append(TextPair(space_with_answer(TextPair(masked, ""), MASK).source, sentence))
     return pairs
 
 
@@ -117,7 +125,8 @@ def _answer_sentences(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
         for item in row.get("qas") or [{**row, "answer": row["answers"]["text"][0]}]:
             context = next((sentence for sentence in sentences if item["answer"] in sentence), None)
             if context is not None and len(context.split()) <= 40 and len(item["answer"].split()) <= 8:
-                pairs.append(question_answering(context, item["question"], item["answer"], MASK))
+                pair = question_answering(context, item["question"], item["answer"], MASK)
+                pairs.append(space_with_answer(pair, MASK))
     return pairs
 
 
@@ -130,7 +139,7 @@ TASKS = {
         max_source_length=128,
         max_new_tokens=8,
         hidden_size=64,
-        encoder_layers=3,
+        flow_layers=2,
         reading_steps=9_000,
         writing_steps=3_000,
         draw=_thinned,
@@ -139,7 +148,7 @@ TASKS = {
     "sst2": Task(
         hub_name="stanfordnlp/sst2",
         pairs=_labelled(SENTIMENTS),
-        vocab_size=2_000,
+        vocab_size=8_000,
         max_source_length=48,
         max_new_tokens=8,
         train_file="train_phrases",
@@ -148,7 +157,7 @@ TASKS = {
     "ag_news": Task(
         hub_name="fancyzhx/ag_news",
         pairs=_labelled(TOPICS),
-        vocab_size=2_000,
+        vocab_size=8_000,
         max_source_length=48,
         max_new_tokens=8,
         config=TEXT_CONFIG,
@@ -156,7 +165,7 @@ TASKS = {
     "last_word": Task(
         hub_name="roneneldan/TinyStories",
         pairs=_last_words,
-        vocab_size=2_000,
+        vocab_size=8_000,
         max_source_length=64,
         max_new_tokens=8,
         reading_steps=2_000,
@@ -166,7 +175,7 @@ TASKS = {
     "infilling": Task(
         hub_name="roneneldan/TinyStories",
         pairs=_masked_spans,
-        vocab_size=2_000,
+        vocab_size=8_000,
         max_source_length=48,
         max_new_tokens=40,
         reading_steps=2_000,
@@ -178,7 +187,7 @@ TASKS = {
     "squad": Task(
         hub_name="rajpurkar/squad",
         pairs=_answer_sentences,
-        vocab_size=4_000,
+        vocab_size=8_000,
         max_source_length=128,
         max_new_tokens=24,
         reading_steps=2_000,

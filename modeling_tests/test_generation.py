@@ -98,7 +98,7 @@ def test_scores_are_mean_log_probabilities():
 def test_predicted_length_is_the_head_s_mode_within_the_limits(model):
     _, ids, mask = batch_of_rows([4, 6])
     source = model.model.encode(ids, mask).last_hidden_state
-    logits = model.predict_lengths(model.model.pool(source, mask))
+    logits = model.predict_lengths(source, mask)
     output = generate(model, ids, mask, eos_token_id=[59], max_new_tokens=24)
     assert output.length_mode == "predicted"
     assert output.latents.shape[1] == int(logits.argmax(-1).max()) + 1

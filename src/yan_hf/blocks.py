@@ -216,17 +216,35 @@ class YanDecoderLayer(GradientCheckpointingLayer):
 
 
 class YanLengthHead(nn.Module):
-    """Distribution over target lengths from the pooled source: `(B, d)` → logits `(B, max_position_embeddings)`.
+    """
+    Distribution over target lengths from the source, pooled by attention with one learned query.
 
-    Entry `i` stands for a length of `i + 1` tokens, the end token included.
+    The query starts at zero, where it takes the mean. It learns to look where the answer belongs, which a mean over
+    a long source drowns.
     """
 
     def __init__(self, config: YanConfig):
         super().__init__()
+        self.query = nn.Parameter(torch.zeros(config.hidden_size))
         self.up_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.down_proj = nn.Linear(config.hidden_size, config.max_position_embeddings)
 
-    def forward(self, pooled_source: torch.Tensor) -> torch.Tensor:
+    def forward(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            source_latents: `h`, `(B, Lx, d)`.
+            source_mask: `(B, Lx)`, 1 on real tokens. A row without any is pooled to zeros.
+
+        Returns:
+            Logits, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens, the end token included.
+        """
+        scores = source_latents @ self.query.to(source_latents.dtype)
+        if source_mask is not None:
+            scores = scores.masked_fill(source_mask == 0, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(source_latents.dtype)
+        if source_mask is not None:
+            weights = weights * source_mask.to(weights.dtype)
+        pooled_source = (weights[..., None] * source_latents).sum(dim=1)
         return self.down_proj(nn.functional.gelu(self.up_proj(pooled_source)))
 
 

@@ -141,6 +141,7 @@ class YanConfig(PreTrainedConfig):
         hidden_act (`str`): Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
         hidden_dropout (`float`): Dropout after the attention and feed-forward sub-layers.
         attention_dropout (`float`): Dropout on the attention weights.
+        embedding_dropout (`float`): Dropout on the source's embeddings, tokens and positions together.
         layer_norm_eps (`float`): Epsilon of every layer normalisation.
         initializer_range (`float`): Standard deviation of the initial weights.
         embedding_scale (`float`): Amplitude of the sinusoids that the position table starts with; the token table
@@ -228,6 +229,7 @@ class YanConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     hidden_dropout: int | float = 0.0
     attention_dropout: int | float = 0.0
+    embedding_dropout: int | float = 0.0
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     embedding_scale: int | float = 1.0
@@ -309,7 +311,7 @@ class YanConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be finite and not negative, but is {value}.")
-        for name in ("label_smoothing", "hidden_dropout", "attention_dropout"):
+        for name in ("label_smoothing", "hidden_dropout", "attention_dropout", "embedding_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), but is {value}.")
         if len(self.time_beta) != 2 or not all(value > 0 and math.isfinite(value) for value in self.time_beta):

@@ -88,7 +88,7 @@ def convert_research_checkpoint(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for name, weight in model.length_head.named_parameters():
-                torch.nn.init.zeros_(weight) if "bias" in name else torch.nn.init.normal_(weight, std=0.02)
+                torch.nn.init.normal_(weight, std=0.02) if name.endswith("weight") else torch.nn.init.zeros_(weight)
         converted.update({f"length_head.{name}": value for name, value in model.length_head.state_dict().items()})
         logger.warning(
             f"{path} has no length head. Pass `target_lengths` to `generate`, or train the model before lengths are "

@@ -179,7 +179,7 @@ def train_by_curriculum(
     data_collator: Callable | None = None,
     max_steps: int | None = None,
     **arguments: Any,
-):
+) -> CurriculumTrainer:
     """
     Trains until the stream's curriculum is solved, or the time or the steps are over.
 
@@ -196,6 +196,9 @@ def train_by_curriculum(
         data_collator: By default a [`YanDataCollator`].
         max_steps: Optimiser steps.
         arguments: More `TrainingArguments`.
+
+    Returns:
+        The trainer, with its log.
     """
     if seconds is None and max_steps is None:
         raise ValueError("Give `seconds` or `max_steps`, or training would never end.")
@@ -211,7 +214,7 @@ def train_by_curriculum(
                 "decay_type": "linear",
             },
         }
-    trainer_class(
+    trainer = trainer_class(
         model=model,
         args=TrainingArguments(
             **{
@@ -234,7 +237,9 @@ def train_by_curriculum(
         data_collator=data_collator or YanDataCollator(stream.tokenizer),
         callbacks=[StopWhenSolved(stream.curriculum, seconds), *callbacks],
         curriculum=stream.curriculum,
-    ).train()
+    )
+    trainer.train()
+    return trainer
 
 
 __all__ = [

@@ -58,13 +58,22 @@ class YanModel(YanPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        is_target: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position."""
+        """
+        Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position.
+
+        The latents of a target (`is_target`) are what the flow regresses: `config.embedding_dropout` is for sources.
+        """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         positions = self._positions(inputs_embeds.shape[:2], attention_mask, inputs_embeds.device)
-        return self.encoder(inputs_embeds + positions, attention_mask, **kwargs)
+        states = inputs_embeds + positions
+        if not is_target:
+            # As the encoder's own dropout: off where it is frozen.
+            states = nn.functional.dropout(states, self.config.embedding_dropout, self.encoder.training)
+        return self.encoder(states, attention_mask, **kwargs)
 
     def _positions(self, shape: torch.Size, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         if mask is None:
@@ -218,9 +227,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """Latents `(B, Ly, d)` → vocabulary logits `(B, Ly, V)`."""
         return self.lm_head(self.model.decoder(latents))
 
-    def predict_lengths(self, pooled_source: torch.Tensor) -> torch.Tensor:
-        """Logits of the target's length, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens."""
-        return self.length_head(pooled_source.detach() if self.config.detach_length_head else pooled_source)
+    def predict_lengths(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Logits of the target's length, `(B, max_position_embeddings)`, from the source's latents `(B, Lx, d)` and mask
+        `(B, Lx)`; entry `i` stands for `i + 1` tokens.
+        """
+        source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
+        return self.length_head(source_latents, source_mask)
 
     @can_return_tuple
     def forward(
@@ -284,8 +297,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 **kwargs,
             )
             logits, terms = self.lm_head(output.last_hidden_state), {}
-            pooled = self.model.pool(output.encoder_last_hidden_state, attention_mask)
-            extra = {"length_logits": self.predict_lengths(pooled)}
+            extra = {"length_logits": self.predict_lengths(output.encoder_last_hidden_state, attention_mask)}
         else:
             if latents is not None or timesteps is not None:
                 raise ValueError("`latents` and `timesteps` are drawn by the loss: pass them without `labels`.")
@@ -335,7 +347,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         mask = (counted & canvas).to(torch.float32)
         token_mask = mask if token_weights is None else mask * token_weights
         target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
-        target_latents = self.model.encode(target_ids, canvas, generator=generator).last_hidden_state
+        target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
         group = loss_group(self)
         regression_target = target_latents.detach() if config.detach_target_latents else target_latents
 
@@ -376,7 +388,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         if weights["mmd"] > 0:
             terms["mmd"] = mmd_loss(target_latents, mask, generator, group=group)
         terms["l2"] = l2_loss(target_latents, mask, group)
-        length_logits = self.predict_lengths(context.pooled_source)
+        length_logits = self.predict_lengths(source_latents, attention_mask)
         if self.training and weights["length"] > 0:
             config.length_head_trained = True
         terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas), group)

@@ -75,7 +75,7 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The source's latents, `(B, Lx, d)`, and the logits of the target's length, `(B, max_position_embeddings)`."""
     source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-    return source, model.predict_lengths(model.model.pool(source, attention_mask))
+    return source, model.predict_lengths(source, attention_mask)
 
 
 def write(

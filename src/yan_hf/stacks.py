@@ -25,6 +25,7 @@ from .blocks import (
     YanDecoderLayer,
     YanEncoderLayer,
     YanFlowLayer,
+    YanLengthHead,
     YanPositionEmbedding,
     YanTimeEmbedding,
 )
@@ -192,6 +193,8 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
             init.copy_(module.bias, bias.flatten())
         elif isinstance(module, (YanMambaMixer, YanTimeStepProjection)):
             module.reset()
+        elif isinstance(module, YanLengthHead):
+            init.zeros_(module.query)
         elif isinstance(module, nn.Conv1d):
             # mamba-ssm leaves it to PyTorch: uniform, within one over the root of the kernel's width.
             bound = module.kernel_size[0] ** -0.5

@@ -73,6 +73,19 @@ def question_answering(
     return TextPair(prompt + mask_token, prompt + answer if whole_text else answer)
 
 
+def space_with_answer(pair: TextPair, mask_token: str) -> TextPair:
+    """
+    Moves the space before the mask to the target: `"on the <mask>."`, `"mat"` → `"on the<mask>."`, `" mat"`.
+
+    In subword vocabularies the space before a word is part of the word's token. Without it a target such as "mat" is
+    other tokens, and more of them, than the same word anywhere else. Sources without a space before the mask stay.
+    """
+    spaced = f" {mask_token}"
+    if spaced not in pair.source:
+        return pair
+    return TextPair(pair.source.replace(spaced, mask_token), f" {pair.target}")
+
+
 def summarization(document: str, summary: str) -> TextPair:
     """Document → summary."""
     return TextPair(document, summary)
@@ -99,6 +112,7 @@ __all__ = [
     "last_word",
     "middle_sentence",
     "question_answering",
+    "space_with_answer",
     "split_sentences",
     "summarization",
 ]
