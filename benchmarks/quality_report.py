@@ -29,29 +29,39 @@ def label(run: dict) -> str:
     return system if system.startswith("ar-") else f"{system}, K = {experts}"
 
 
-def at(run: dict, steps: int, true_lengths: bool = False) -> float | None:
-    """Exact match with a number of steps; an autoregressive system has one row."""
+def at(run: dict, steps: int, true_lengths: bool = False, candidates: int = 1, metric: str = "exact_match"):
+    """A metric in a mode, or `None`; an autoregressive system has one mode, greedy decoding."""
+    if label(run).startswith("ar-"):
+        return run["rows"][0].get(metric) if (steps, true_lengths, candidates) == (3, False, 1) else None
     for row in run["rows"]:
-        if row.get("num_inference_steps", steps) == steps and row.get("true_lengths", False) == true_lengths:
-            return row["exact_match"]
+        mode = row["num_inference_steps"], row["true_lengths"], row.get("num_length_candidates", 1)
+        if mode == (steps, true_lengths, candidates):
+            return row.get(metric)
     return None
 
 
+# Heading → what stands below it.
+COLUMNS = {
+    "task": lambda run: run["options"]["task"],
+    "system": label,
+    "parameters": lambda run: f"{run['parameters']:,}",
+    "steps": lambda run: f"{run['steps']:,}",
+    "minutes": lambda run: f"{run['training_minutes']:.0f}",
+    "exact match": lambda run: at(run, 3),
+    "best of 3 lengths": lambda run: at(run, 3, candidates=3),
+    "true length": lambda run: at(run, 3, True),
+    "1 step": lambda run: at(run, 1),
+    "32 steps": lambda run: at(run, 32),
+    "F1": lambda run: at(run, 3, metric="f1"),
+    "F1, 32 steps": lambda run: at(run, 32, metric="f1"),
+}
+
+
 def table(runs: list[dict]) -> str:
-    head = ["task", "system", "parameters", "steps", "minutes", "exact match", "true length", "1 step", "32 steps"]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     for run in runs:
-        figures = [at(run, 3), at(run, 3, True), at(run, 1), at(run, 32)]
-        if label(run).startswith("ar-"):
-            figures[1:] = [None] * 3
-        cells = [
-            run["options"]["task"],
-            label(run),
-            f"{run['parameters']:,}",
-            f"{run['steps']:,}",
-            f"{run['training_minutes']:.0f}",
-            *("" if value is None else f"{value:.3f}" for value in figures),
-        ]
+        cells = [column(run) for column in COLUMNS.values()]
+        cells = ["" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else cell for cell in cells]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -65,7 +75,7 @@ def plot_steps(runs: list[dict], path: Path):
         for run in runs:
             if run["options"]["task"] != task:
                 continue
-            rows = [row for row in run["rows"] if not row.get("true_lengths")]
+            rows = [row for row in run["rows"] if not row["true_lengths"] and "num_length_candidates" not in row]
             steps = [row["num_inference_steps"] for row in rows]
             spread = [row["exact_match_by_sampling_seed"] for row in rows]
             middle = [row["exact_match"] for row in rows]

@@ -100,17 +100,12 @@ class ReadingTrainer(CurriculumTrainer):
     """Decodes the auto-encoder's positions that count, and no others: most of a source is not asked for."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        labels = inputs["labels"]
-        counted = labels != -100
-        latents = model.model.encode(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
-        logits = model.lm_head(model.model.decoder(latents[counted]))
+        counted = inputs["labels"] != -100
+        output = model(**inputs, sparse_prediction=True)
         right = torch.ones_like(counted)
-        right[counted] = logits.argmax(-1) == labels[counted]
+        right[counted] = output.logits.argmax(-1) == inputs["labels"][counted]
         self.curriculum.update(right.all(dim=-1).float().mean().item())
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[counted])
-        weights = model.config.loss_weights
-        loss = weights["token"] * loss + weights["l2"] * latents[counted].float().square().mean()
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return (output.loss, output) if return_outputs else output.loss
 
 
 class AutoregressiveCollator:

@@ -31,9 +31,9 @@ class DataArguments:
     test_file: str | None = field(default=None, metadata={"help": "the same for the test"})
     dataset: str | None = field(default=None, metadata={"help": "name for datasets.load_dataset, instead of files"})
     dataset_config: str | None = field(default=None, metadata={"help": "its configuration"})
-    train_split: str = field(default="train", metadata={"help": "its split to train on"})
+    train_split: str = field(default="train", metadata={"help": "its split to train on, or a slice: train[:-2000]"})
     validation_split: str = field(default="validation", metadata={"help": "its split to choose the checkpoint by"})
-    test_split: str = field(default="test", metadata={"help": "its split to report"})
+    test_split: str = field(default="test", metadata={"help": "its split to report, which chooses nothing"})
     columns: str | None = field(
         default=None, metadata={"help": 'the task\'s columns in the data, where they differ: {"text": "sentence"}'}
     )
@@ -42,6 +42,7 @@ class DataArguments:
     max_target_length: int = field(default=128, metadata={"help": "longest target, the end token included"})
     skip_bad_rows: bool = field(default=False, metadata={"help": "leave unusable rows out instead of stopping"})
     add_mask: bool = field(default=False, metadata={"help": "put a mask token behind sources that have none"})
+    space_in_target: bool = field(default=False, metadata={"help": "the space before a mask belongs to the target"})
     max_train_rows: int | None = field(default=None, metadata={"help": "use only the first rows"})
     max_eval_rows: int | None = field(default=None, metadata={"help": "evaluate only the first rows"})
     streaming: bool = field(default=False, metadata={"help": "read training rows as they are needed"})
@@ -101,11 +102,10 @@ def read_splits(data: DataArguments) -> dict[str, Any]:
     files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
     # Files on the command line stand in for the data set that a configuration file names.
     dataset = None if any(files.values()) else data.dataset
-    splits = load_splits(files, dataset, data.dataset_config, data.streaming)
-    names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    if dataset is None:
-        names = {name: name for name in names}
-    found = {name: splits[split] for name, split in names.items() if split in splits}
+    parts = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
+    found = dict(load_splits(files, dataset, data.dataset_config, data.streaming, parts if dataset else None))
+    if dataset and "train" not in found:
+        raise ValueError(f"{dataset} has no split {data.train_split!r} to train on: name one with `train_split`.")
     for name, limit in (
         ("train", data.max_train_rows),
         ("validation", data.max_eval_rows),
@@ -120,7 +120,14 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
     """The named tokenizer, the model's, or a new one trained on the training rows."""
     if model.tokenizer or model.model:
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
-    reader = TaskEncoder(data.task, _MaskOnly(), mapping(data.columns), data.class_names, skip_bad_rows=True)
+    reader = TaskEncoder(
+        data.task,
+        _MaskOnly(),
+        mapping(data.columns),
+        data.class_names,
+        skip_bad_rows=True,
+        space_in_target=data.space_in_target,
+    )
 
     def texts():
         for row in splits["train"]:
@@ -128,7 +135,7 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
                 pairs = reader.pairs(row)
             except ValueError:
                 continue  # reported when the rows are tokenized
-            yield from (f"{pair.source.replace(_MaskOnly.mask_token, '')} {pair.target}" for pair in pairs)
+            yield from (f"{pair.source.replace(_MaskOnly.mask_token, '')} {pair.target.strip()}" for pair in pairs)
 
     reader.check_columns(list(next(iter(splits["train"]))), "The training data")
     return train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
@@ -170,6 +177,7 @@ def encode_splits(
             data.max_target_length,
             data.skip_bad_rows,
             data.add_mask,
+            data.space_in_target,
         )
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:

@@ -40,12 +40,12 @@ def small_config(**changes) -> YanConfig:
 
 
 def small_model(seed: int = 0, **changes) -> YanForConditionalGeneration:
-    """A model in eval mode, the same for the same seed; no bias or norm is left at its neutral start."""
+    """A model in eval mode, the same for the same seed; no bias, norm or query is left at its neutral start."""
     torch.manual_seed(seed)
     model = YanForConditionalGeneration(small_config(**changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "bias" in name or "norm" in name:
+            if "bias" in name or "norm" in name or "query" in name:
                 parameter += 0.2 * torch.randn_like(parameter)
     return model
 

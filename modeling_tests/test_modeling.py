@@ -417,6 +417,53 @@ def test_length_head_leaves_the_encoder_alone_unless_asked():
         assert model.length_head.down_proj.weight.grad.any()
 
 
+def test_length_head_starts_as_a_mean_and_learns_where_to_look():
+    """One token of the source tells the length; a mean over the source does not show which."""
+    torch.manual_seed(0)
+    model = YanForConditionalGeneration(small_config(detach_length_head=False))
+    head = model.length_head
+    latents, mask = torch.randn(3, 6, 32), torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+    means = torch.stack([row[kept.bool()].mean(dim=0) for row, kept in zip(latents, mask)])
+    expected = head.down_proj(torch.nn.functional.gelu(head.up_proj(means)))
+    torch.testing.assert_close(head(latents, mask), expected)
+    assert not head(torch.full((1, 6, 32), 9.0), mask[:1] * 0).sub(head(torch.zeros(1, 1, 32))).abs().max() > 1e-6
+    # The marked position, the one whose first entry is high, holds the length in the others.
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    codes = torch.randn(8, 32)
+
+    def draw(count):
+        found = codes[torch.randint(8, (count, 12))] + 0.1 * torch.randn(count, 12, 32)
+        place, lengths = torch.randint(12, (count,)), torch.randint(8, (count,))
+        found[:, :, 0] = 0.0
+        found[torch.arange(count), place] = codes[lengths]
+        found[torch.arange(count), place, 0] = 3.0
+        return found, lengths
+
+    for _ in range(400):
+        found, lengths = draw(64)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(found), lengths).backward()
+        optimizer.step()
+    found, lengths = draw(500)
+    assert (head(found).argmax(-1) == lengths).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("frozen", (False, True))
+def test_embedding_dropout_is_for_the_source_in_training(frozen):
+    model = small_model(embedding_dropout=0.4, frozen_parts=["encoder"] if frozen else [])
+    _, ids, mask = batch_of_rows([5, 3])
+    inner = model.model
+    still = inner.encode(ids, mask).last_hidden_state
+    torch.testing.assert_close(still, inner.encode(ids, mask).last_hidden_state)
+    model.train()
+    assert torch.equal(inner.encode(ids, mask).last_hidden_state, still) == frozen
+    # What the flow regresses stays as it is.
+    target = inner.encode(ids, mask, is_target=True).last_hidden_state
+    torch.testing.assert_close(target, still)
+    with pytest.raises(ValueError, match="`embedding_dropout`.*1.5"):
+        small_config(embedding_dropout=1.5)
+
+
 def test_length_term_counts_to_the_first_end_token():
     """A canvas with slack is filled with end tokens; the length to predict is the target's own."""
     model = small_model(init_noise=0.0, num_experts=1)
@@ -453,6 +500,30 @@ def test_token_weights_move_the_loss(model):
     torch.testing.assert_close(base["token"], even["token"])
     skewed = model(**batch, token_weights=ones.index_fill(1, torch.tensor([0]), 10.0)).loss_terms
     assert skewed["token"] != base["token"] and skewed["flow"] != base["flow"] and skewed["mmd"] == base["mmd"]
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+def test_sparse_prediction_changes_neither_loss_nor_gradient(weighted):
+    model = YanForAutoEncoding(small_model(label_smoothing=0.1).config).eval()
+    _, ids, mask = batch_of_rows([6, 3, 5])
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, ::2] = -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if weighted:
+        batch["token_weights"] = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    found = {}
+    for sparse in (False, True):
+        model.zero_grad()
+        output = model(**batch, sparse_prediction=sparse)
+        output.loss.backward()
+        found[sparse] = output, {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    dense, sparse = found[False], found[True]
+    torch.testing.assert_close(sparse[0].loss, dense[0].loss)
+    torch.testing.assert_close(sparse[0].logits, dense[0].logits[labels != -100])
+    for name, gradient in dense[1].items():
+        torch.testing.assert_close(sparse[1][name], gradient, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="`sparse_prediction=True` needs `labels`"):
+        model(ids, mask, sparse_prediction=True)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

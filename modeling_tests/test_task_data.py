@@ -132,6 +132,23 @@ def test_long_sources_lose_neither_question_nor_mask(tokenizer):
         reader.encode(reader.pairs(long)[0])
 
 
+def test_space_before_the_mask_goes_to_the_target(tokenizer):
+    plain, spaced = encoder(tokenizer, "last_word"), encoder(tokenizer, "last_word", space_in_target=True)
+    row = {"text": "It saw a dog."}
+    for reader, source, target in (
+        (plain, "It saw a <mask>.", "dog"),
+        (spaced, "It saw a<mask>.", " dog"),
+    ):
+        (pair,) = reader.pairs(row)
+        assert pair == (source, target)
+    # The same tokens as in the text itself, which is the sense of it.
+    whole = tokenizer("It saw a dog", add_special_tokens=False)["input_ids"]
+    labels = spaced.encode(spaced.pairs(row)[0])["labels"][:-1]
+    assert whole[-len(labels) :] == labels
+    # Without a space before the mask nothing changes.
+    assert spaced.pairs({"text": "dog"}) == plain.pairs({"text": "dog"})
+
+
 def test_unknown_task_and_column(tokenizer):
     with pytest.raises(ValueError, match="`task`.*'poetry'"):
         TaskEncoder("poetry", tokenizer)
@@ -159,3 +176,19 @@ def test_files_are_found_or_named(tmp_path):
     for arguments in ({}, {"files": {"train": str(path)}, "dataset": "a/b"}):
         with pytest.raises(ValueError, match="one of the two"):
             load_splits(**arguments)
+
+
+def test_parts_are_splits_or_slices_of_a_data_set(tmp_path):
+    """The rows that choose a checkpoint need not be those that are reported."""
+    for split, rows in {"train": range(10), "test": range(10, 13)}.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"number": row}) + "\n" for row in rows))
+    parts = {"train": "train[:-3]", "validation": "train[-3:]", "test": "test", "extra": "dev"}
+    found = load_splits(dataset=str(tmp_path), parts=parts)
+    assert {name: rows["number"] for name, rows in found.items()} == {
+        "train": list(range(7)),
+        "validation": [7, 8, 9],
+        "test": [10, 11, 12],
+    }
+    assert list(load_splits(dataset=str(tmp_path))) == ["train", "test"]
+    with pytest.raises(ValueError, match="stream"):
+        load_splits(dataset=str(tmp_path), parts=parts, streaming=True)

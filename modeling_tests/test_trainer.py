@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_model
+from peft import LoraConfig, get_peft_model
 from resume_case import train
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback
@@ -105,6 +106,29 @@ def test_plain_trainer_and_auto_encoder_log_terms_through_the_callback(tmp_path)
     )
     found.train()
     assert {"loss_token", "loss_mmd", "loss_l2"} <= set(found.state.log_history[0])
+
+
+def test_auto_encoder_trains_sparsely_and_is_evaluated_densely(tmp_path):
+    rows = [{"input_ids": [5, 6, 4, 2], "labels": [-100, -100, 7, -100]}] * 4
+    for adapted in (False, True):
+        model, seen = YanForAutoEncoding(small_model().config), []
+        model.lm_head.register_forward_hook(lambda layer, inputs, output, seen=seen: seen.append(output.shape))
+        if adapted:
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        found = YanTrainer(
+            model=model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
+                per_device_train_batch_size=4, per_device_eval_batch_size=4,
+            ),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=YanDataCollator(_Tokenizer()),
+        )  # fmt: skip
+        found.train()
+        assert seen == [(1, 4, 60)]
+        found.evaluate()
+        assert seen[1:] == [(4, 4, 60)]
 
 
 def test_average_is_evaluated_saved_and_left_in_the_model(tmp_path):

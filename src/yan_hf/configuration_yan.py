@@ -27,6 +27,7 @@ MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
 MAMBA_PADDING = ("exact", "research")
 LOSS_REDUCTIONS = ("global", "local")
 ROUTINGS = ("token", "block")
+VELOCITY_FIELDS = ("expert", "mixture")
 
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
@@ -111,6 +112,10 @@ class YanConfig(PreTrainedConfig):
         num_experts (`int`): Number `K` of expert vector fields; 1 is plain flow matching.
         gate_temperature (`float`): The gate's logits are divided by it.
         gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
+        velocity_field (`str`): What the sampler follows, in `generate` and where training unrolls it. `"expert"`: one
+            expert for each target token, drawn from the gate at t = 0 and held, as published. `"mixture"`: at every
+            pass the mean of all experts under the gate, the mixture's expected velocity; every expert is computed, and
+            there is no choice to draw or to route.
         expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
         routing (`str`): `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first
             agree on a core set of experts, and each then chooses inside it ([`~yan_hf.routing.core_experts`]; dMoE,
@@ -209,6 +214,7 @@ class YanConfig(PreTrainedConfig):
     num_experts: int = 4
     gate_temperature: int | float = 1.0
     gate_dim_multiplier: int = 1
+    velocity_field: str = "expert"
     expert_sigma: int | float = 1.0
     routing: str = "token"
     routing_block_size: int | None = None
@@ -330,6 +336,7 @@ class YanConfig(PreTrainedConfig):
             ("mamba_padding", MAMBA_PADDING),
             ("loss_reduction", LOSS_REDUCTIONS),
             ("routing", ROUTINGS),
+            ("velocity_field", VELOCITY_FIELDS),
         ):
             if (value := getattr(self, name)) not in accepted:
                 raise ValueError(f"`{name}` must be one of {', '.join(accepted)}, but is {value!r}.")
@@ -349,6 +356,11 @@ class YanConfig(PreTrainedConfig):
             raise ValueError(
                 f"`routing_top_k` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, or `None` "
                 f"for all, but is {self.routing_top_k}."
+            )
+        if self.velocity_field == "mixture" and self.routing == "block":
+            raise ValueError(
+                '`routing="block"` narrows a choice of experts, but `velocity_field="mixture"` makes none. Take '
+                '`routing="token"`, or `velocity_field="expert"`.'
             )
         if not 0 <= self.core_threshold <= 1:
             raise ValueError(f"`core_threshold` must be in [0, 1], but is {self.core_threshold}.")

@@ -21,7 +21,7 @@ from .reranking import best_candidates, consensus, cycle_distance
 from .routing import RoutingOptions, experts_of_blocks
 from .sampling import SamplingOptions, Written, encode, write
 from .solver import evaluation_times
-from .validation import check_finite, check_source
+from .validation import check_finite, check_no_choice_of_experts, check_source
 
 
 logger = logging.get_logger(__name__)
@@ -156,6 +156,8 @@ class YanGenerationMixin:
         if generator is not None and seeds is not None:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
+        if self.config.velocity_field == "mixture":
+            check_no_choice_of_experts(config, expert_indices)
         given = _Given(target_lengths, generator, seeds, initial_latents, expert_indices)
         # Also a part alone may be in training mode, as an adapter that has just been added is.
         in_training = [module for module in self.modules() if module.training]
@@ -247,7 +249,7 @@ class YanGenerationMixin:
         if given.expert_indices is not None:
             experts = self._check_given("expert_indices", given.expert_indices, (num_returned, width), device)
             experts = self._check_experts(experts).repeat_interleave(num_choices, dim=0)
-        elif config.expert_selection == "sample":
+        elif config.expert_selection == "sample" and self.config.velocity_field == "expert":
             uniform = noise.draw(torch.rand, num_experts)
 
         # 4. Solve the ODE: the first pass of the trunk chooses one expert per token and gives the first velocity.
@@ -451,7 +453,7 @@ class YanGenerationMixin:
         return Written(
             latents=written.latents[rows],
             decoded=written.decoded[rows],
-            experts=written.experts[rows],
+            experts=None if written.experts is None else written.experts[rows],
             states=None if written.states is None else written.states[:, rows],
             tokens=None,
             is_finite=written.is_finite,

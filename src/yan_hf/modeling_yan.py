@@ -373,7 +373,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             def select(first_log_probs: torch.Tensor) -> torch.Tensor:
                 return choose_experts(restrict_to_core(first_log_probs, canvas, routing)[0], uniform)
 
-            latents, _ = solve_flow(self.model.flow, initial_state, context, time_grid(config.solver_steps), select)
+            chosen = select if config.velocity_field == "expert" else None
+            latents, _ = solve_flow(self.model.flow, initial_state, context, time_grid(config.solver_steps), chosen)
         else:
             latents = state + (1 - weight) * flow.velocity
         logits = self.decode(latents)
@@ -435,6 +436,7 @@ class YanForAutoEncoding(YanPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         token_weights: torch.FloatTensor | None = None,
         generator: torch.Generator | None = None,
+        sparse_prediction: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> YanAutoEncodingOutput:
         """
@@ -445,17 +447,21 @@ class YanForAutoEncoding(YanPreTrainedModel):
             inputs_embeds: Embeddings `(B, L, d)` instead of `input_ids`.
             token_weights: How much each token counts in the token term, `(B, L)`.
             generator: Source of the randomness, as in [`YanForConditionalGeneration`].
+            sparse_prediction: Whether to decode only the positions whose label counts, row after row, so that `logits`
+                are `(N, V)`. The loss is the same; where few positions count, the vocabulary head costs little.
 
         Raises:
-            ValueError: for token ids outside the vocabulary, masks or labels of another shape, and sequences longer
-                than the position table.
+            ValueError: for token ids outside the vocabulary, masks or labels of another shape, sequences longer than
+                the position table, and `sparse_prediction` without `labels`.
         """
         check_source(self.config, input_ids, inputs_embeds, attention_mask)
         encoded = self.model.encode(input_ids, attention_mask, inputs_embeds, generator=generator, **kwargs)
         latents = encoded.last_hidden_state
-        logits = self.lm_head(self.model.decoder(latents))
-        loss, terms = None, None
-        if labels is not None:
+        if labels is None:
+            if sparse_prediction:
+                raise ValueError("`sparse_prediction=True` needs `labels`, which say where to predict.")
+            logits, loss, terms = self.lm_head(self.model.decoder(latents)), None, None
+        else:
             if generator is None and not self.training:
                 generator = torch.Generator(latents.device).manual_seed(0)
             check_mask("labels", labels, latents.shape[:2], "input_ids")
@@ -464,7 +470,13 @@ class YanForAutoEncoding(YanPreTrainedModel):
             mask = (labels != -100).to(torch.float32)
             token_mask = mask if token_weights is None else mask * token_weights
             weights, group = self.config.loss_weights, loss_group(self)
+            decoded = latents
+            if sparse_prediction:
+                counted = labels != -100
+                decoded, labels, token_mask = latents[counted][None], labels[counted][None], token_mask[counted][None]
+            logits = self.lm_head(self.model.decoder(decoded))
             terms = {"token": token_loss(logits, labels, token_mask, self.config.label_smoothing, group)}
+            logits = logits[0] if sparse_prediction else logits
             if weights["mmd"] > 0:
                 terms["mmd"] = mmd_loss(latents, mask, generator, group=group)
             terms["l2"] = l2_loss(latents, mask, group)

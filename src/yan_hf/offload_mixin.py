@@ -54,7 +54,8 @@ class ExpertOffloadMixin:
             The [`ExpertOffload`], also at `model.expert_offload`; its `stats` is an [`OffloadStats`].
 
         Raises:
-            ValueError: for a value out of range, an unknown mode, and a model without experts.
+            ValueError: for a value out of range, an unknown mode, a model without experts, and one that follows the
+                mean of all experts.
             RuntimeError: in training mode, with adapters on the experts that are not merged, and for a model that is
                 spread over devices or processes.
         """
@@ -106,6 +107,11 @@ class ExpertOffloadMixin:
         return offload
 
     def _check_can_offload(self, experts: nn.Module):
+        if self.config.velocity_field == "mixture":
+            raise ValueError(
+                'With `velocity_field="mixture"` every expert is computed at every pass: none can stay behind in CPU '
+                "memory."
+            )
         if self.training:
             raise RuntimeError(
                 "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first."

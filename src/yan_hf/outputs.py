@@ -141,7 +141,8 @@ class YanAutoEncodingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
         loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The `token`, `mmd` and `l2` terms, detached.
-        logits (`torch.FloatTensor` of shape `(B, L, V)`): Token for token.
+        logits (`torch.FloatTensor` of shape `(B, L, V)`): Token for token; `(N, V)`, those of the `N` labels that
+            count, with `sparse_prediction`.
         last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`): The latents.
         hidden_states, attentions: Of the encoder, when asked for.
     """

@@ -60,7 +60,7 @@ class Written:
 
     latents: torch.Tensor
     decoded: torch.Tensor
-    experts: torch.Tensor
+    experts: torch.Tensor | None
     states: torch.Tensor | None
     tokens: ReadTokens | None
     is_finite: torch.Tensor
@@ -123,6 +123,9 @@ def write(
         if on_step is not None:
             on_step(state)
 
+    chosen = None
+    if model.config.velocity_field == "expert":
+        chosen = select if experts is None else held(experts)
     times = list(options.times)
     context = model.model.prepare_context(
         source, source_mask, canvas, times=evaluation_times(times, options.solver), repeats=options.repeats
@@ -132,7 +135,7 @@ def write(
         state,
         context,
         times,
-        select if experts is None else held(experts),
+        chosen,
         options.solver,
         after_step if options.keep_states or on_step is not None else None,
     )

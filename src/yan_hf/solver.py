@@ -112,12 +112,13 @@ def solve_flow(
     initial_state: torch.Tensor,
     context: YanFlowContext,
     times: list[float],
-    select: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor,
+    select: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor | None,
     solver: str = "euler",
     on_step: Callable[[torch.Tensor], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Solves the ODE with one expert held for each target token (section 5 of the model's paper).
+    Solves the ODE with one expert held for each target token (section 5 of the model's paper), or along the mixture's
+    mean.
 
     The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
     Euler steps cost `S` passes of the trunk.
@@ -127,12 +128,13 @@ def solve_flow(
         initial_state: `z0`, `(B, Ly, d)`.
         context: What all evaluations share; may hold the time's part of all of them.
         times: Increasing grid from 0 to 1.
-        select: Expert indices `(B, Ly)`, or a function from the gate's log-probabilities `(B, Ly, K)` to them.
+        select: Expert indices `(B, Ly)`, or a function from the gate's log-probabilities `(B, Ly, K)` to them; `None`
+            follows the mean of all experts under the gate.
         solver: A name in `SOLVERS`.
         on_step: Called with every new state.
 
     Returns:
-        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly)`.
+        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly)`, where they were chosen.
     """
     experts = select
 

@@ -15,6 +15,7 @@ from .tasks import (
     last_word,
     middle_sentence,
     question_answering,
+    space_with_answer,
     split_sentences,
     summarization,
 )
@@ -104,7 +105,11 @@ TASKS = {
 
 
 def load_splits(
-    files: dict[str, str] | None = None, dataset: str | None = None, config: str | None = None, streaming: bool = False
+    files: dict[str, str] | None = None,
+    dataset: str | None = None,
+    config: str | None = None,
+    streaming: bool = False,
+    parts: dict[str, str] | None = None,
 ) -> DatasetDict:
     """
     Splits from local files or from the Hub.
@@ -114,16 +119,33 @@ def load_splits(
         dataset: Name for `datasets.load_dataset`, instead of files.
         config: Its configuration.
         streaming: Whether rows are read as they are needed.
+        parts: What each split is in the data set: the name of one of its splits, or a slice as in `"train[:-2000]"`,
+            for data sets that publish no validation split. A part that the data set does not have is left out. By
+            default every split goes under its own name; files have no parts.
 
     Raises:
-        ValueError: for both or neither of files and data set.
+        ValueError: for both or neither of files and data set, and a slice of a stream.
         FileNotFoundError: for a file that is not there.
     """
     files = {split: name for split, name in (files or {}).items() if name}
     if bool(files) == bool(dataset):
         raise ValueError("Give local files (`train_file`, ...) or the name of a `dataset`, one of the two.")
     if dataset:
-        return load_dataset(dataset, config, streaming=streaming)
+        splits = load_dataset(dataset, config, streaming=streaming)
+        if parts is None:
+            return splits
+        found = DatasetDict()
+        for name, part in parts.items():
+            split, sliced, _ = part.partition("[")
+            if split not in splits:
+                continue
+            if sliced and streaming:
+                raise ValueError(
+                    f"The part {part!r} of {dataset} is a slice, which a stream cannot give. Name a whole split, or "
+                    "leave out `streaming`."
+                )
+            found[name] = load_dataset(dataset, config, split=part) if sliced else splits[split]
+        return found
     for name in files.values():
         if not Path(name).is_file():
             raise FileNotFoundError(f"There is no file {name}.")
@@ -167,6 +189,8 @@ class TaskEncoder:
             instead of raising.
         add_mask: Whether a source without a mask token gets one at its end, where the answer belongs: it lets the
             auto-encoder stage read off answers of tasks such as classification.
+        space_in_target: Whether the space before a mask token goes to the target ([`space_with_answer`]), so that an
+            answer is the same tokens there as in the text. Give `generate` sources without that space then.
 
     Raises:
         ValueError: for an unknown task or column, and when called, for a row that cannot be used, with its number.
@@ -182,6 +206,7 @@ class TaskEncoder:
         max_target_length: int | None = None,
         skip_bad_rows: bool = False,
         add_mask: bool = False,
+        space_in_target: bool = False,
     ):
         if task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
@@ -193,7 +218,7 @@ class TaskEncoder:
             self.columns[column] = name
         self.label_names = list(label_names) if label_names else None
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
-        self.skip_bad_rows, self.add_mask = skip_bad_rows, add_mask
+        self.skip_bad_rows, self.add_mask, self.space_in_target = skip_bad_rows, add_mask, space_in_target
         self.skipped: dict[str, int] = {}
 
     def check_columns(self, available: Sequence[str], where: str = "The data"):
@@ -213,7 +238,7 @@ class TaskEncoder:
         pairs = self.task.build(row, mask, self.label_names)
         if self.add_mask and self.name != "span_infilling":
             pairs = [pair if mask in pair.source else TextPair(f"{pair.source} {mask}", pair.target) for pair in pairs]
-        return pairs
+        return [space_with_answer(pair, mask) for pair in pairs] if self.space_in_target else pairs
 
     def encode(self, pair: TextPair) -> dict[str, list[int]]:
         """Tokens of one pair. Raises `ValueError` for a target that is too long."""

@@ -4,16 +4,25 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import is_peft_available
 
 from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
 from .model_card import CARD_FILE, ModelCardCallback
+from .modeling_yan import YanForAutoEncoding
+
+
+if is_peft_available():
+    from peft import PeftModel
 
 
 class YanTrainer(Seq2SeqTrainer):
     """
     `Seq2SeqTrainer` that logs each loss term, tells the collator the epoch, and can average the weights.
+
+    An auto-encoder is trained with `sparse_prediction`: only the positions that count are decoded.
 
     Everything else is the base class's: `predict_with_generate`, `compute_metrics`, the best checkpoint, resuming.
     `train(resume_from_checkpoint=True)` takes the last checkpoint that was written to its end: a run that was killed
@@ -37,6 +46,15 @@ class YanTrainer(Seq2SeqTrainer):
         callbacks.sort(key=lambda callback: isinstance(callback, ModelCardCallback))
         # First, so that TensorBoard and the others see what it adds.
         callbacks.insert(0, LossTermsCallback())
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any):
+        """As in the base class; an auto-encoder in training predicts where labels count, and nowhere else."""
+        base = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if is_peft_available() and isinstance(base, PeftModel):
+            base = base.get_base_model()
+        if model.training and isinstance(base, YanForAutoEncoding) and "labels" in inputs:
+            inputs = {**inputs, "sparse_prediction": True}
+        return super().compute_loss(model, inputs, *arguments, **keywords)
 
     def create_model_card(self, *arguments: Any, **keywords: Any):
         """As in the base class, which `push_to_hub` calls, unless a [`ModelCardCallback`] has written a card."""
