@@ -32,7 +32,9 @@ from quality_systems import (
     CausalCurriculumTrainer,
     ReadingTrainer,
     ask,
+    fit,
     matching_autoregressive,
+    new_config,
 )
 from quality_tasks import MASK, TASKS, examples_of, read_rows
 from report import conditions, save
@@ -41,14 +43,13 @@ from transformers.utils import logging
 
 from yan_hf import (
     CardFacts,
-    YanConfig,
     YanForAutoEncoding,
     YanForConditionalGeneration,
     create_model_card,
     encode_pairs,
     train_tokenizer,
 )
-from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
+from yan_hf.curriculum import CurriculumTrainer
 from yan_hf.metrics import METRICS
 from yan_hf.model_card import describe_hardware
 
@@ -71,46 +72,17 @@ def best_rate(rates: list[float], pilot: Callable[[float], float]) -> tuple[floa
 def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A trained model; and the minutes that its training took, the learning rate, and the pilot's losses."""
     set_seed(options.seed)
-    backbone = "mamba" if system == "yan-mamba" else "transformer"
-    config = YanConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=task.hidden_size,
-        num_attention_heads=4,
-        encoder_layers=task.encoder_layers,
-        flow_layers=task.flow_layers,
-        decoder_layers=1,
-        num_experts=options.experts,
-        encoder_backbone=backbone,
-        flow_backbone=backbone,
-        max_position_embeddings=task.max_source_length,
-        initializer_range=0.1,
-        loss_weights={"mmd": 0.0},
-        experts_implementation="eager",
-        **{**task.config, **json.loads(options.config)},
-    )
+    config = new_config(task, tokenizer, system, num_experts=options.experts, **json.loads(options.config))
     reading_steps = options.reading_steps or task.reading_steps
     writing_steps = options.writing_steps or task.writing_steps
+    settings = {
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "disable_tqdm": not options.progress,
+    }
 
-    def fit(model, steps: int, rate: float, reading: bool, trainer_class, collator=None, level: int = 1) -> float:
-        """Trains, and gives the mean loss of the last steps."""
-        # No goal: everybody uses all steps.
-        curriculum = Curriculum(task.num_levels, goal=2.0, threshold=0.94, level=level)
-        stream = CurriculumStream(
-            draw, tokenizer, curriculum, reading, options.batch_size, options.seed, task.max_source_length, task.view
-        )
-        trainer = train_by_curriculum(
-            model,
-            stream,
-            folder / "trainer",
-            None,
-            rate,
-            trainer_class=trainer_class,
-            data_collator=collator,
-            max_steps=steps,
-            logging_steps=min(250, max(1, steps // 4)),
-            disable_tqdm=not options.progress,
-        )
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
+    def fit_all(model, *arguments, **keywords) -> float:
+        return fit(model, task, tokenizer, draw, folder / "trainer", *arguments, **settings, **keywords)
 
     if system in AR_SYSTEMS:
         parameters = YanForConditionalGeneration(config).num_parameters()
@@ -121,7 +93,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         def autoregressive(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
             set_seed(options.seed)
             model = matching_autoregressive(system, config, parameters, length)
-            return model, fit(model, steps, rate, False, trainer_class, collator)
+            return model, fit_all(model, steps, rate, False, trainer_class, data_collator=collator)
 
         rate, losses = best_rate(options.learning_rate, lambda rate: autoregressive(rate, steps // 10)[1])
         began = time.monotonic()
@@ -131,7 +103,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         def reader(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
             set_seed(options.seed)
             model = YanForAutoEncoding(config)
-            return model, fit(model, steps, rate, True, ReadingTrainer)
+            return model, fit_all(model, steps, rate, True, ReadingTrainer)
 
         rate, losses = best_rate(options.learning_rate, lambda rate: reader(rate, reading_steps // 10)[1])
         began = time.monotonic()
@@ -140,7 +112,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         model = YanForConditionalGeneration.from_pretrained(folder / "reader", experts_implementation="eager")
         logging.set_verbosity_warning()
         level = max(1, task.num_levels // 2)
-        fit(model, writing_steps, options.writing_rate, False, CurriculumTrainer, level=level)
+        fit_all(model, writing_steps, options.writing_rate, False, level=level)
     minutes = round((time.monotonic() - began) / 60, 1)
     return model.eval(), {"training_minutes": minutes, "learning_rate": rate, "pilot_losses": losses}
 

@@ -2,9 +2,12 @@
 """The systems that `quality.py` compares: how each is built, fed, and asked."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from quality_tasks import Task
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -15,11 +18,70 @@ from transformers import (
 )
 
 from yan_hf import YanConfig
-from yan_hf.curriculum import CurriculumTrainer
+from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
+from yan_hf.tasks import TextPair
 
 
 AR_SYSTEMS = ("ar-gpt2", "ar-bart")
 SYSTEMS = ("yan", "yan-mamba", *AR_SYSTEMS)
+
+
+def new_config(task: Task, tokenizer: PreTrainedTokenizerBase, system: str = "yan", **fields: Any) -> YanConfig:
+    """YAN's configuration for a task; `fields` replace the task's."""
+    backbone = "mamba" if system == "yan-mamba" else "transformer"
+    return YanConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": task.hidden_size,
+            "num_attention_heads": 4,
+            "encoder_layers": task.encoder_layers,
+            "flow_layers": task.flow_layers,
+            "decoder_layers": 1,
+            "encoder_backbone": backbone,
+            "flow_backbone": backbone,
+            "max_position_embeddings": task.max_source_length,
+            "initializer_range": 0.1,
+            "loss_weights": {"mmd": 0.0},
+            "experts_implementation": "eager",
+            **task.config,
+            **fields,
+        }
+    )
+
+
+def fit(
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    draw: Callable[[np.random.Generator, int], TextPair],
+    folder: Path,
+    steps: int,
+    rate: float,
+    reading: bool,
+    trainer_class: type[CurriculumTrainer] = CurriculumTrainer,
+    level: int = 1,
+    batch_size: int = 64,
+    seed: int = 0,
+    **arguments: Any,
+) -> float:
+    """Trains a model for a number of steps, and gives the mean loss of the last of them."""
+    # No goal: everybody uses all steps.
+    curriculum = Curriculum(task.num_levels, goal=2.0, threshold=0.94, level=level)
+    stream = CurriculumStream(
+        draw, tokenizer, curriculum, reading, batch_size, seed, task.max_source_length, task.view
+    )
+    trainer = train_by_curriculum(
+        model,
+        stream,
+        folder,
+        None,
+        rate,
+        trainer_class=trainer_class,
+        max_steps=steps,
+        logging_steps=min(250, max(1, steps // 4)),
+        **arguments,
+    )
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
 
 
 def matching_autoregressive(system: str, config: YanConfig, parameters: int, length: int) -> PreTrainedModel:
