@@ -89,6 +89,12 @@ def test_true_lengths_are_shown_but_no_result_of_the_index():
     assert "true lengths" in card.text and card.data.eval_results is None
 
 
+def test_a_card_says_what_the_sampler_follows():
+    assert "one chosen for each token at t = 0 (token routing)" in create_model_card(small_model(), FACTS).text
+    text = create_model_card(small_model(velocity_field="mixture"), FACTS).text
+    assert "follows the mean under the gate" in text and "chosen for each token" not in text
+
+
 def test_a_card_without_figures_says_so():
     text = create_model_card(small_model(length_head_trained=False), FACTS).text
     assert "None were measured." in text and "Speed: not measured." in text

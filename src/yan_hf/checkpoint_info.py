@@ -71,6 +71,7 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
         "decoder": f"{config.decoder_layers} blocks",
         "num_experts": config.num_experts,
+        "velocity_field": config.velocity_field,
         "routing": config.routing,
         "solver": generation.solver or "euler",
         "num_inference_steps": generation.num_inference_steps or config.solver_steps,

@@ -192,7 +192,9 @@ def create_model_card(
         eval_results=evaluations or None,
     )
     slack = getattr(generation, "length_slack", 0)
-    routing = config.routing
+    routing = f"one chosen for each token at t = 0 ({config.routing} routing)"
+    if config.velocity_field == "mixture":
+        routing = "of which each pass follows the mean under the gate"
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -210,7 +212,7 @@ def create_model_card(
         decoder_layers=config.decoder_layers,
         hidden_size=config.hidden_size,
         num_experts=config.num_experts,
-        routing=f"one chosen for each token at t = 0 ({routing} routing)",
+        routing=routing,
         solver=getattr(generation, "solver", None) or "euler",
         steps=getattr(generation, "num_inference_steps", None) or config.solver_steps,
         length_mode="the user must give it: the length head is not trained"
