@@ -105,16 +105,31 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
             model = YanForAutoEncoding(config)
             return model, fit_all(model, steps, rate, True, ReadingTrainer)
 
-        rate, losses = best_rate(options.learning_rate, lambda rate: reader(rate, reading_steps // 10)[1])
-        began = time.monotonic()
-        reader(rate, reading_steps)[0].save_pretrained(folder / "reader")
+        read = options.reader or folder / "reader"
+        if options.reader is None:
+            rate, losses = best_rate(options.learning_rate, lambda rate: reader(rate, reading_steps // 10)[1])
+            began = time.monotonic()
+            reader(rate, reading_steps)[0].save_pretrained(read)
+            minutes = (time.monotonic() - began) / 60
+            found = {"steps": reading_steps, "minutes": minutes, "learning_rate": rate, "pilot_losses": losses}
+            (read / "reading.json").write_text(json.dumps(found))
+        found = json.loads((read / "reading.json").read_text())
+        rate, losses, reading_steps = found["learning_rate"], found["pilot_losses"], found["steps"]
+        began = time.monotonic() - 60 * found["minutes"]
         logging.set_verbosity_error()  # the flow's keys are missing, as they should
-        model = YanForConditionalGeneration.from_pretrained(folder / "reader", experts_implementation="eager")
+        # With the run's own configuration: another one may have made the reader.
+        model = YanForConditionalGeneration.from_pretrained(read, config=config, experts_implementation="eager")
         logging.set_verbosity_warning()
         level = max(1, task.num_levels // 2)
         fit_all(model, writing_steps, options.writing_rate, False, level=level)
     minutes = round((time.monotonic() - began) / 60, 1)
-    return model.eval(), {"training_minutes": minutes, "learning_rate": rate, "pilot_losses": losses}
+    return model.eval(), {
+        "reading_steps": reading_steps,
+        "writing_steps": writing_steps,
+        "training_minutes": minutes,
+        "learning_rate": rate,
+        "pilot_losses": losses,
+    }
 
 
 def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
@@ -152,7 +167,7 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
     return rows
 
 
-def write_card(path: Path, options, task, model, rate: float, rows: list[dict]):
+def write_card(path: Path, options, task, model, trained: dict[str, Any], rows: list[dict]):
     """A model card with the run's own figures, at three steps."""
     results = []
     for row in rows:
@@ -177,7 +192,7 @@ def write_card(path: Path, options, task, model, rate: float, rows: list[dict]):
         ],
         **yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task],
     )
-    reading, writing = options.reading_steps or task.reading_steps, options.writing_steps or task.writing_steps
+    reading, writing, rate = trained["reading_steps"], trained["writing_steps"], trained["learning_rate"]
     recipe = f"""`{conditions()["command"].replace(" --again", "")}`
 
 Stage 1, {reading:,} steps at {rate:g}: the auto-encoder reads off what is masked. Stage 2,
@@ -196,6 +211,7 @@ def main():
     parser.add_argument("--data", type=Path, help="folder with train, validation and test .jsonl.gz files")
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--reading-steps", type=int, help="optimiser steps of the first stage (default: the task's)")
+    parser.add_argument("--reader", type=Path, help="an earlier run's reader, to write from instead of reading anew")
     parser.add_argument("--writing-steps", type=int, help="optimiser steps of the second stage (default: the task's)")
     parser.add_argument(
         "--learning-rate", type=float, nargs="+", default=[2e-3], help="of reading, and of the other systems"
@@ -233,12 +249,12 @@ def main():
     pairs = task.pairs(read_rows(task, options.data, options.split))[: options.max_rows]
     results = evaluate(options, task, options.system, model, tokenizer, pairs)
     if options.card and options.system not in AR_SYSTEMS:
-        write_card(options.card, options, task, model, trained["learning_rate"], results)
+        write_card(options.card, options, task, model, trained, results)
     if options.output:
         named = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {
             "options": {key: value for key, value in named.items() if key not in _NOT_RECORDED},
-            "steps": (options.reading_steps or task.reading_steps) + (options.writing_steps or task.writing_steps),
+            "steps": trained["reading_steps"] + trained["writing_steps"],
             "parameters": model.num_parameters(),
             "train_rows": len(rows),
             "asked_rows": len(pairs),
