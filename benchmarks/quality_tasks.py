@@ -170,9 +170,9 @@ TASKS = {
         vocab_size=8_000,
         max_source_length=64,
         max_new_tokens=8,
-        reading_steps=2_000,
-        writing_steps=1_000,
-        config=TEXT_CONFIG,
+        reading_steps=6_000,
+        writing_steps=3_000,
+        config={**TEXT_CONFIG, "embedding_dropout": 0.1},
     ),
     "infilling": Task(
         hub_name="roneneldan/TinyStories",
