@@ -26,7 +26,10 @@ def load(folder: Path) -> list[dict]:
 
 def label(run: dict) -> str:
     system, experts = run["options"]["system"], run["options"]["experts"]
-    return system if system.startswith("ar-") else f"{system}, K = {experts}"
+    if system.startswith("ar-"):
+        return system
+    follows_mean = json.loads(run["options"].get("config", "{}")).get("velocity_field") == "mixture"
+    return f"{system}, K = {experts}{', mean' if follows_mean else ''}"
 
 
 def at(run: dict, steps: int, true_lengths: bool = False, candidates: int = 1, metric: str = "exact_match"):
@@ -67,46 +70,58 @@ def table(runs: list[dict]) -> str:
 
 
 def plot_steps(runs: list[dict], path: Path):
-    """Exact match against solver steps, predicted lengths, a panel for each task."""
-    runs = [run for run in runs if not label(run).startswith("ar-")]
+    """Exact match against solver steps, predicted lengths, a panel for each task; dashed: autoregressive systems."""
     tasks = list(dict.fromkeys(run["options"]["task"] for run in runs))
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.2), squeeze=False)
-    for axis, task in zip(axes[0], tasks):
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.remove()
+    for axis, task in zip(axes.flat, tasks):
+        counts = []
         for run in runs:
             if run["options"]["task"] != task:
                 continue
-            rows = [row for row in run["rows"] if not row["true_lengths"] and "num_length_candidates" not in row]
-            steps = [row["num_inference_steps"] for row in rows]
-            spread = [row["exact_match_by_sampling_seed"] for row in rows]
-            middle = [row["exact_match"] for row in rows]
-            (line,) = axis.plot(steps, middle, marker="o", markersize=3, label=label(run))
-            axis.fill_between(steps, list(map(min, spread)), list(map(max, spread)), alpha=0.2, color=line.get_color())
-        axis.set(title=task, xlabel="solver steps", xscale="log")
-        axis.set_xticks(steps, [str(step) for step in steps])
+            if label(run).startswith("ar-"):
+                style = {"ar-gpt2": ("dimgray", "--"), "ar-bart": ("darkgray", ":")}[label(run)]
+                axis.axhline(at(run, 3), color=style[0], linestyle=style[1], label=label(run))
+                continue
+            shown = [row for row in run["rows"] if not row["true_lengths"] and "num_length_candidates" not in row]
+            counts = [row["num_inference_steps"] for row in shown]
+            spread = [row["exact_match_by_sampling_seed"] for row in shown]
+            middle = [row["exact_match"] for row in shown]
+            (line,) = axis.plot(counts, middle, marker="o", markersize=3, label=label(run))
+            low, high = list(map(min, spread)), list(map(max, spread))
+            axis.fill_between(counts, low, high, alpha=0.2, color=line.get_color())
+        axis.set(title=task, xlabel="solver steps", ylabel="exact match", xscale="log")
+        axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    axes[0][0].set_ylabel("exact match")
+        axis.legend(fontsize="x-small")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
 
 def plot_experts(runs: list[dict], path: Path):
-    """Exact match at three steps against the number of experts, a line for each task."""
-    runs = [run for run in runs if run["options"]["system"] == "yan"]
-    figure, axis = pyplot.subplots(figsize=(4.5, 3.2))
-    for task in dict.fromkeys(run["options"]["task"] for run in runs):
-        points = sorted((run["options"]["experts"], at(run, 3)) for run in runs if run["options"]["task"] == task)
-        if len(points) > 1:
-            axis.plot(*zip(*points), marker="o", label=task)
-    if not axis.lines:
+    """Exact match at one and at three steps against the number of held experts, a panel for each task."""
+    runs = [run for run in runs if label(run) == f"yan, K = {run['options']['experts']}"]
+    tasks = [run["options"]["task"] for run in runs]
+    tasks = [task for task in dict.fromkeys(tasks) if tasks.count(task) > 1]
+    if not tasks:
         return
-    counts = sorted({run["options"]["experts"] for run in runs})
-    axis.set(xlabel="experts", ylabel="exact match, 3 steps", xscale="log")
-    axis.set_xticks(counts, [str(count) for count in counts])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        found = sorted(
+            (run for run in runs if run["options"]["task"] == task), key=lambda run: run["options"]["experts"]
+        )
+        counts = [run["options"]["experts"] for run in found]
+        for steps in (1, 3):
+            axis.plot(counts, [at(run, steps) for run in found], marker="o", label=f"{steps} step{'s' * (steps > 1)}")
+        axis.set(title=task, xlabel="experts", ylabel="exact match", xscale="log")
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
