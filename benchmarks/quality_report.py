@@ -43,6 +43,9 @@ def at(run: dict, steps: int, true_lengths: bool = False, candidates: int = 1, m
     return None
 
 
+# What the plot of the steps shows where exact match says little: a whole sentence is hardly ever right.
+PLOTTED = {"infilling": "f1"}
+
 # Heading → what stands below it.
 COLUMNS = {
     "task": lambda run: run["options"]["task"],
@@ -70,7 +73,7 @@ def table(runs: list[dict]) -> str:
 
 
 def plot_steps(runs: list[dict], path: Path):
-    """Exact match against solver steps, predicted lengths, a panel for each task; dashed: autoregressive systems."""
+    """Quality against solver steps, predicted lengths, a panel for each task; dashed: autoregressive systems."""
     tasks = list(dict.fromkeys(run["options"]["task"] for run in runs))
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
@@ -78,22 +81,22 @@ def plot_steps(runs: list[dict], path: Path):
     for axis in axes.flat[len(tasks) :]:
         axis.remove()
     for axis, task in zip(axes.flat, tasks):
-        counts = []
+        counts, metric = [], PLOTTED.get(task, "exact_match")
         for run in runs:
             if run["options"]["task"] != task:
                 continue
             if label(run).startswith("ar-"):
                 style = {"ar-gpt2": ("dimgray", "--"), "ar-bart": ("darkgray", ":")}[label(run)]
-                axis.axhline(at(run, 3), color=style[0], linestyle=style[1], label=label(run))
+                axis.axhline(at(run, 3, metric=metric), color=style[0], linestyle=style[1], label=label(run))
                 continue
             shown = [row for row in run["rows"] if not row["true_lengths"] and "num_length_candidates" not in row]
             counts = [row["num_inference_steps"] for row in shown]
-            spread = [row["exact_match_by_sampling_seed"] for row in shown]
-            middle = [row["exact_match"] for row in shown]
+            spread = [row[f"{metric}_by_sampling_seed"] for row in shown]
+            middle = [row[metric] for row in shown]
             (line,) = axis.plot(counts, middle, marker="o", markersize=3, label=label(run))
             low, high = list(map(min, spread)), list(map(max, spread))
             axis.fill_between(counts, low, high, alpha=0.2, color=line.get_color())
-        axis.set(title=task, xlabel="solver steps", ylabel="exact match", xscale="log")
+        axis.set(title=task, xlabel="solver steps", ylabel=metric.replace("_", " "), xscale="log")
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
