@@ -82,7 +82,7 @@ def test_seq2seq_trainer_learns_pairs_by_heart_and_generates_them(tokenizer, tmp
     trainer = Seq2SeqTrainer(
         model=trainable_model(tokenizer),
         args=arguments(
-            Seq2SeqTrainingArguments, tmp_path, max_steps=500, predict_with_generate=True, per_device_eval_batch_size=4
+            Seq2SeqTrainingArguments, tmp_path, max_steps=800, predict_with_generate=True, per_device_eval_batch_size=4
         ),
         train_dataset=rows,
         eval_dataset=rows,
