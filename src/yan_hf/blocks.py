@@ -238,7 +238,7 @@ class YanLengthHead(nn.Module):
         Returns:
             Logits, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens, the end token included.
         """
-        scores = source_latents @ self.query.to(source_latents.dtype)
+        scores = source_latents @ self.query.to(source_latents.dtype) * self.query.shape[0] ** -0.5
         if source_mask is not None:
             scores = scores.masked_fill(source_mask == 0, torch.finfo(scores.dtype).min)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(source_latents.dtype)

@@ -66,8 +66,8 @@ class YanMambaMixer(nn.Module):
         self.conv1d = YanCausalConv(inner_size, config.mamba_conv_kernel, self.implementation)
         self.x_proj = nn.Linear(inner_size, self.step_rank + 2 * self.state_size, bias=False)
         self.dt_proj = YanTimeStepProjection(self.step_rank, inner_size)
-        self.A_log = nn.Parameter(torch.empty(inner_size, self.state_size))
-        self.D = nn.Parameter(torch.empty(inner_size))
+        self.A_log = nn.Parameter(torch.empty(inner_size, self.state_size, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(inner_size, dtype=torch.float32))
         self.out_proj = nn.Linear(inner_size, size, bias=False)
         self.mark_undecayed()
 
