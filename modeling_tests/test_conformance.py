@@ -66,8 +66,12 @@ def test_the_readmes_have_the_counts_of_the_last_run():
     for result in results.values():
         for owner in ("model_suite::YanModelTest", "model_suite::YanMambaModelTest"):
             assert result["counts"][owner]["failed"] == 0
-    for owner, count in next(reversed(results.values()))["counts"].items():
-        assert count["failed"] == 0 or owner.startswith("peft_suite"), owner
+    newest, result = next(reversed(results.items()))
+    named = [row.tests for row in read_table(FOLDER / "README.md", newest) if row.kind == "fails"]
+    for owner, count in result["counts"].items():
+        # PEFT's rows are for all of its classes; any other failure is named with its class, and is one test.
+        known = [tests for tests in named if tests.startswith(f"{owner}::") and "*" not in tests]
+        assert count["failed"] <= len(known) or owner.startswith("peft_suite"), owner
 
 
 def test_without_an_archive_it_fails_and_says_so(tmp_path):
