@@ -20,7 +20,7 @@ from statistics import mean
 
 import torch
 from quality_systems import ReadingTrainer, ask, fit, new_config
-from quality_tasks import MASK, TASKS, examples_of, read_rows
+from quality_tasks import TASKS, encoded_examples, examples_of, read_rows, tokenizer_of
 from report import save
 from torch import nn
 from transformers import set_seed
@@ -31,9 +31,7 @@ from yan_hf import (
     YanDataCollator,
     YanForAutoEncoding,
     YanForConditionalGeneration,
-    encode_pairs,
     exact_match,
-    train_tokenizer,
 )
 
 
@@ -237,8 +235,7 @@ def main():
 
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")
-    texts = [f"{pair.source.replace(MASK, '')} {pair.target.strip()}" for pair in task.pairs(rows)]
-    tokenizer, draw = train_tokenizer(texts, vocab_size=task.vocab_size, model_type="bpe"), examples_of(task, rows)
+    tokenizer, draw = tokenizer_of(task, rows), examples_of(task, rows)
     folder = options.work / options.task
     reading_steps = options.reading_steps or task.reading_steps
     if not (folder / "reader").exists():
@@ -257,8 +254,7 @@ def main():
         )
         reader.save_pretrained(folder / "reader")
     pairs = task.pairs(read_rows(task, options.data, "validation"))[: options.max_rows]
-    encoded = encode_pairs(tokenizer, *zip(*pairs), max_source_length=task.max_source_length)
-    examples = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
+    examples = encoded_examples(task, tokenizer, pairs)
     references = [pair.target for pair in pairs]
 
     runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else []

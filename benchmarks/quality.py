@@ -36,7 +36,7 @@ from quality_systems import (
     matching_autoregressive,
     new_config,
 )
-from quality_tasks import MASK, TASKS, examples_of, read_rows
+from quality_tasks import TASKS, encoded_examples, examples_of, read_rows, tokenizer_of
 from report import conditions, save
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.utils import logging
@@ -46,8 +46,6 @@ from yan_hf import (
     YanForAutoEncoding,
     YanForConditionalGeneration,
     create_model_card,
-    encode_pairs,
-    train_tokenizer,
 )
 from yan_hf.curriculum import CurriculumTrainer
 from yan_hf.metrics import METRICS
@@ -134,8 +132,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
 
 def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
     """The task's metrics in every mode; an autoregressive system has one, greedy decoding."""
-    encoded = encode_pairs(tokenizer, *zip(*pairs), max_source_length=task.max_source_length)
-    examples = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
+    examples = encoded_examples(task, tokenizer, pairs)
     references = [pair.target for pair in pairs]
     modes = [{}]
     if system not in AR_SYSTEMS:
@@ -233,8 +230,7 @@ def main():
 
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")
-    texts = [f"{pair.source.replace(MASK, '')} {pair.target.strip()}" for pair in task.pairs(rows)]
-    tokenizer = train_tokenizer(texts, vocab_size=task.vocab_size, model_type="bpe")
+    tokenizer = tokenizer_of(task, rows)
     folder = options.work / f"{options.task}_{options.system}"
     if options.again:
         trained = json.loads((folder / "trained.json").read_text())

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from datasets import load_dataset
+from transformers import PreTrainedTokenizerBase
 
+from yan_hf import encode_pairs, train_tokenizer
 from yan_hf.curriculum import as_masked_text, as_reading
 from yan_hf.tasks import (
     TextPair,
@@ -215,3 +217,15 @@ def examples_of(task: Task, rows: list[dict[str, Any]]) -> Callable[[np.random.G
         return task.draw(task, rows)
     pairs = task.pairs(rows)
     return lambda rng, level: pairs[rng.integers(len(pairs))]
+
+
+def tokenizer_of(task: Task, rows: list[dict[str, Any]]) -> PreTrainedTokenizerBase:
+    """Byte pairs trained on the sources and targets of the training rows, masks left out."""
+    texts = [f"{pair.source.replace(MASK, '')} {pair.target.strip()}" for pair in task.pairs(rows)]
+    return train_tokenizer(texts, vocab_size=task.vocab_size, model_type="bpe")
+
+
+def encoded_examples(task: Task, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPair]) -> list[dict[str, Any]]:
+    """Tokens of pairs that are asked, a dictionary for each."""
+    encoded = encode_pairs(tokenizer, *zip(*pairs), max_source_length=task.max_source_length)
+    return [dict(zip(encoded, row)) for row in zip(*encoded.values())]
