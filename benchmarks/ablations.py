@@ -20,7 +20,7 @@ from statistics import mean
 
 import torch
 from quality_systems import ReadingTrainer, ask, fit, new_config
-from quality_tasks import TASKS, encoded_examples, examples_of, read_rows, tokenizer_of
+from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from torch import nn
 from transformers import set_seed
@@ -235,7 +235,8 @@ def main():
 
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")
-    tokenizer, draw = tokenizer_of(task, rows), examples_of(task, rows)
+    tokenizer = tokenizer_of(task, rows)
+    draw = examples_of(task, tokenizer, rows)
     folder = options.work / options.task
     reading_steps = options.reading_steps or task.reading_steps
     if not (folder / "reader").exists():
@@ -253,7 +254,7 @@ def main():
             ReadingTrainer,
         )
         reader.save_pretrained(folder / "reader")
-    pairs = task.pairs(read_rows(task, options.data, "validation"))[: options.max_rows]
+    pairs = fitting_pairs(task, tokenizer, read_rows(task, options.data, "validation"))[: options.max_rows]
     examples = encoded_examples(task, tokenizer, pairs)
     references = [pair.target for pair in pairs]
 

@@ -36,7 +36,7 @@ from quality_systems import (
     matching_autoregressive,
     new_config,
 )
-from quality_tasks import TASKS, encoded_examples, examples_of, read_rows, tokenizer_of
+from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import conditions, save
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.utils import logging
@@ -238,11 +238,12 @@ def main():
         model = kind.from_pretrained(folder / "checkpoint").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
     else:
-        model, trained = train(options, task, options.system, tokenizer, examples_of(task, rows), folder)
+        draw = examples_of(task, tokenizer, rows)
+        model, trained = train(options, task, options.system, tokenizer, draw, folder)
         model.save_pretrained(folder / "checkpoint")
         tokenizer.save_pretrained(folder / "checkpoint")
         (folder / "trained.json").write_text(json.dumps(trained))
-    pairs = task.pairs(read_rows(task, options.data, options.split))[: options.max_rows]
+    pairs = fitting_pairs(task, tokenizer, read_rows(task, options.data, options.split))[: options.max_rows]
     results = evaluate(options, task, options.system, model, tokenizer, pairs)
     if options.card and options.system not in AR_SYSTEMS:
         write_card(options.card, options, task, model, trained, results)

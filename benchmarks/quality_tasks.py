@@ -192,7 +192,7 @@ TASKS = {
         hub_name="rajpurkar/squad",
         pairs=_answer_sentences,
         vocab_size=8_000,
-        max_source_length=128,
+        max_source_length=160,
         max_new_tokens=24,
         reading_steps=2_000,
         writing_steps=1_000,
@@ -211,14 +211,6 @@ def read_rows(task: Task, folder: Path | None, split: str) -> list[dict[str, Any
         return [json.loads(line) for line in file]
 
 
-def examples_of(task: Task, rows: list[dict[str, Any]]) -> Callable[[np.random.Generator, int], TextPair]:
-    """Draws training examples: by level where the task has levels, otherwise evenly."""
-    if task.draw is not None:
-        return task.draw(task, rows)
-    pairs = task.pairs(rows)
-    return lambda rng, level: pairs[rng.integers(len(pairs))]
-
-
 def tokenizer_of(task: Task, rows: list[dict[str, Any]]) -> PreTrainedTokenizerBase:
     """Byte pairs trained on the sources and targets of the training rows, masks left out."""
     texts = [f"{pair.source.replace(MASK, '')} {pair.target.strip()}" for pair in task.pairs(rows)]
@@ -229,3 +221,28 @@ def encoded_examples(task: Task, tokenizer: PreTrainedTokenizerBase, pairs: list
     """Tokens of pairs that are asked, a dictionary for each."""
     encoded = encode_pairs(tokenizer, *zip(*pairs), max_source_length=task.max_source_length)
     return [dict(zip(encoded, row)) for row in zip(*encoded.values())]
+
+
+def fitting_pairs(task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[TextPair]:
+    """Pairs whose source keeps its mask when it is cut, and has room for the answer there; tells what it drops."""
+    pairs = task.pairs(rows)
+    kept = []
+    for pair, example in zip(pairs, encoded_examples(task, tokenizer, pairs)):
+        ids, labels = example["input_ids"], example["labels"]
+        if tokenizer.mask_token_id in ids:
+            start = ids.index(tokenizer.mask_token_id) if task.view is as_reading else 0
+            if start + len(labels) <= task.max_source_length:
+                kept.append(pair)
+    if len(kept) < len(pairs):
+        print(f"left out: {len(pairs) - len(kept)} of {len(pairs)} pairs, over {task.max_source_length} tokens")
+    return kept
+
+
+def examples_of(
+    task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
+) -> Callable[[np.random.Generator, int], TextPair]:
+    """Draws training examples: by level where the task has levels, otherwise evenly."""
+    if task.draw is not None:
+        return task.draw(task, rows)
+    pairs = fitting_pairs(task, tokenizer, rows)
+    return lambda rng, level: pairs[rng.integers(len(pairs))]

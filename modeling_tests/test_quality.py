@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The quality benchmarks: what is compared is comparable, and every system runs from rows to figures."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -18,7 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 from quality import best_rate  # noqa: E402
 from quality_report import at, load, table  # noqa: E402
 from quality_systems import AutoregressiveCollator, ask, matching_autoregressive, new_config  # noqa: E402
-from quality_tasks import MASK, TASKS  # noqa: E402
+from quality_tasks import MASK, TASKS, fitting_pairs  # noqa: E402
 
 from yan_hf import YanForConditionalGeneration, train_tokenizer  # noqa: E402
 
@@ -74,6 +75,18 @@ def test_tasks_ask_for_what_is_masked():
     assert answer == (f"Mary has a red hat. Who? Answer:{MASK}", " Mary")
     (label,) = TASKS["sst2"].pairs([{"text": "So Good", "label": 1}])
     assert label == (f"{MASK} so good", "1 positive")
+
+
+def test_pairs_without_room_for_their_answer_are_left_out(tokenizer, capsys):
+    paragraph = {"context": "Max has a big park.", "qas": [{"question": "Who?", "answer": "Max"}]}
+    ((source, target),) = pairs = TASKS["squad"].pairs([paragraph])
+    start = tokenizer(source)["input_ids"].index(tokenizer.mask_token_id)
+    room = start + len(tokenizer(target, add_special_tokens=False)["input_ids"]) + 1
+    fits = dataclasses.replace(TASKS["squad"], max_source_length=room)
+    assert fitting_pairs(fits, tokenizer, [paragraph]) == pairs and not capsys.readouterr().out
+    for length in (room - 1, start):
+        assert fitting_pairs(dataclasses.replace(fits, max_source_length=length), tokenizer, [paragraph]) == []
+        assert "left out: 1 of 1 pairs" in capsys.readouterr().out
 
 
 def test_the_rate_with_the_lowest_pilot_loss_is_taken():
