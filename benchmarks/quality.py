@@ -48,7 +48,7 @@ from yan_hf import (
     create_model_card,
 )
 from yan_hf.curriculum import CurriculumTrainer
-from yan_hf.metrics import METRICS
+from yan_hf.metrics import score_texts
 from yan_hf.model_card import describe_hardware
 
 
@@ -146,12 +146,10 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
         # Several seeds where the result is reported, one for the other points of the sweep.
         seeds = options.sampling_seeds if mode.get("num_inference_steps") in (3, 32) else 1
         for seed in range(seeds):
-            texts, count = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
-            num_tokens += count
-            for name in task.metrics:
-                value = METRICS[name](texts, references)
-                for key, figure in (value if isinstance(value, dict) else {name: value}).items():
-                    found.setdefault(key, []).append(figure)
+            texts, lengths = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+            num_tokens += sum(lengths)
+            for key, figure in score_texts(texts, references, task.metrics).items():
+                found.setdefault(key, []).append(figure)
         rows.append(
             {
                 **mode,

@@ -209,11 +209,11 @@ def ask(
     seed: int = 0,
     batch_size: int = 100,
     **options: Any,
-) -> tuple[list[str], float]:
-    """The texts that a system writes for tokenized sources, and the new tokens of which they consist."""
+) -> tuple[list[str], list[int]]:
+    """The texts that a system writes for tokenized sources, and how many new tokens each consists of."""
     # GPT-2 continues its source, so that the source has to end where the target begins.
     left = system == "ar-gpt2"
-    texts, num_tokens = [], 0
+    texts, lengths = [], []
     for start in range(0, len(examples), batch_size):
         rows = examples[start : start + batch_size]
         sources = [list(row["input_ids"]) for row in rows]
@@ -225,14 +225,14 @@ def ask(
             ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
             ids = ids[:, batch["input_ids"].shape[1] :] if left else ids[:, 1:]
         else:
-            lengths = [len(row["labels"]) for row in rows]
+            wanted = [len(row["labels"]) for row in rows]
             ids = model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
-                target_lengths=torch.tensor(lengths) if true_lengths else None,
+                target_lengths=torch.tensor(wanted) if true_lengths else None,
                 seeds=[seed * 1_000_003 + start + row for row in range(len(rows))],
                 **options,
             )
-        num_tokens += int((ids != tokenizer.pad_token_id).sum())
+        lengths += (ids != tokenizer.pad_token_id).sum(dim=-1).tolist()
         texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts, num_tokens
+    return texts, lengths

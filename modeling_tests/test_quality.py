@@ -16,6 +16,7 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+from length_modes import MODES  # noqa: E402
 from quality import best_rate  # noqa: E402
 from quality_report import at, load, table  # noqa: E402
 from quality_systems import AutoregressiveCollator, ask, matching_autoregressive, new_config  # noqa: E402
@@ -108,8 +109,8 @@ def test_true_lengths_and_seeds_reach_generate(tokenizer):
     torch.manual_seed(0)
     model = YanForConditionalGeneration(new_config(TASKS["last_word"], tokenizer)).eval()
     examples = [{"input_ids": [5, 6, 2], "labels": [7] * length} for length in (2, 5, 3)]
-    _, count = ask(model, "yan", tokenizer, examples, 8, true_lengths=True)
-    assert count <= 10
+    _, lengths = ask(model, "yan", tokenizer, examples, 8, true_lengths=True)
+    assert all(length <= wanted for length, wanted in zip(lengths, (2, 5, 3), strict=True))
     first = ask(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0)
     assert ask(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0, batch_size=1)[0][0] == first[0][0]
 
@@ -158,3 +159,23 @@ def test_ablations_run_and_are_taken_up(stories, tmp_path):
     for entry in runs:
         assert 0 <= entry["exact_match"] <= 1 and 0 <= entry["gate_entropy"] <= 1.39
         assert entry["smallest_load"] <= 0.25 <= entry["largest_load"]
+
+
+@pytest.mark.slow
+def test_length_modes_run(stories, tmp_path):
+    options = ["--task", "infilling", "--data", stories, "--max-rows", 20]
+    reading = run(
+        "quality.py", *options, "--system", "yan", "--reading-steps", 20, "--writing-steps", 1, "--sweep", 3,
+        "--work", tmp_path / "work",
+    )  # fmt: skip
+    assert reading.returncode == 0, reading.stderr[-3000:]
+    finished = run(
+        "length_modes.py", *options, "--reader", tmp_path / "work" / "infilling_yan" / "reader", "--steps", 10,
+        "--sampling-seeds", 1, "--work", tmp_path / "modes", "--output", tmp_path / "modes.json",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    rows = json.loads((tmp_path / "modes.json").read_text())["rows"]
+    assert [(row["canvas_slack"], row["mode"]) for row in rows] == [(s, mode) for s in (0.0, 0.5) for mode in MODES]
+    assert all(0 <= row["f1"] <= 1 and 0 <= row["right_length"] <= 1 for row in rows)
+    # Canvases are filled to their end where they were never longer than a target in training.
+    assert rows[4]["right_length"] > 0.5

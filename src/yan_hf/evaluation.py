@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .metrics import METRICS
+from .metrics import METRICS, score_texts
 
 
 # Seeds of one run of sampling are this far apart from those of the next: each row has its own.
@@ -186,11 +186,8 @@ def evaluate_model(
                     num_inference_steps=count,
                     **options,
                 )
-                run = {"tokens_per_second": speed["tokens_per_second"]}
-                for name in metrics:
-                    value = METRICS[name](texts, references)
-                    run.update(value if isinstance(value, dict) else {name: value})
-                runs.append(run)
+                figures = score_texts(texts, references, metrics)
+                runs.append({"tokens_per_second": speed["tokens_per_second"], **figures})
             row: dict[str, Any] = {"lengths": mode, "steps": count}
             for name in runs[0]:
                 values = [run[name] for run in runs]

@@ -91,6 +91,15 @@ METRICS: dict[str, Callable[..., float | dict[str, float]]] = {
 }
 
 
+def score_texts(texts: Sequence[str], references: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
+    """Figures by name: one for each of `metrics`, names of `METRICS`, but ROUGE's three."""
+    figures: dict[str, float] = {}
+    for name in metrics:
+        value = METRICS[name](texts, references)
+        figures.update(value if isinstance(value, dict) else {name: value})
+    return figures
+
+
 def compute_metrics(
     tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str] = ("exact_match", "f1")
 ) -> Callable[[Any], dict[str, float]]:
@@ -125,13 +134,9 @@ def compute_metrics(
                 f"{np.asarray(ids).shape}. Set `predict_with_generate=True` and use `Seq2SeqTrainer` or `YanTrainer`."
             )
         texts, references = decode(np.asarray(ids)), decode(np.asarray(prediction.label_ids))
-        result = {}
-        for name in metrics:
-            value = METRICS[name](texts, references)
-            result.update(value if isinstance(value, dict) else {name: value})
-        return result
+        return score_texts(texts, references, metrics)
 
     return compute
 
 
-__all__ = ["METRICS", "compute_metrics", "exact_match", "normalize_answer", "rouge", "text_f1"]
+__all__ = ["METRICS", "compute_metrics", "exact_match", "normalize_answer", "rouge", "score_texts", "text_f1"]
