@@ -7,7 +7,8 @@ Compares how `generate` gets the target's length: predicted, several candidates,
 
 From a reader that `quality.py` left in its `--work` folder, two models learn to write the task with the same rows,
 steps and seed: one on canvases of the target's length, one with canvas slack (half of the canvases up to four end
-tokens longer). Both are then asked the test rows in every mode, in three Euler steps and with the same noise.
+tokens longer). Both are then asked the test rows in every mode, in three Euler steps and with the same noise. Beside
+the output file lies a plot of it.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from quality_systems import ask, fit, new_config
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
@@ -25,6 +27,10 @@ from yan_hf import YanDataCollator, YanForConditionalGeneration
 from yan_hf.metrics import score_texts
 
 
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
 MAX_SLACK = 4
 MODES: dict[str, dict[str, Any]] = {
     "predicted": {},
@@ -33,6 +39,22 @@ MODES: dict[str, dict[str, Any]] = {
     "predicted + slack": {"length_slack": MAX_SLACK},
     "true length": {"true_lengths": True},
 }
+
+
+def plot(rows: list[dict], metric: str, path: Path):
+    """Bars of the metric and of the share of right lengths, a panel for each way of training."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for axis, slack in zip(axes, (0.0, 0.5)):
+        shown = [row for row in rows if row["canvas_slack"] == slack]
+        for offset, name in ((-0.2, metric), (0.2, "right_length")):
+            places = [place + offset for place in range(len(shown))]
+            axis.bar(places, [row[name] for row in shown], width=0.38, label=name.replace("_", " "))
+        axis.set_xticks(range(len(shown)), [row["mode"].replace(" ", "\n", 1) for row in shown], fontsize="x-small")
+        axis.set(title="canvases with slack" if slack else "canvases of the true length", ylim=(0, 1))
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
 
 
 def main():
@@ -107,6 +129,7 @@ def main():
             "rows": rows,
         }
         save(options.output, result)
+        plot(rows, "f1" if "f1" in task.metrics else "exact_match", options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ Turns the results of `quality.py` into the tables of the README and plots of the
 
     python benchmarks/quality_report.py benchmarks/results/quality
 
-Writes `summary.md`, `steps.png` (exact match against solver steps) and, where there are several numbers of experts,
-`experts.png` into the folder.
+Runs that differ in their training seed alone become one, with the mean of their figures and the standard deviation
+over them. Writes `summary.md`, `steps.png` (exact match against solver steps) and, where there are several numbers of
+experts, `experts.png` into the folder.
 """
 
 import argparse
 import json
 from pathlib import Path
+from statistics import mean, stdev
 
 import matplotlib
 
@@ -20,8 +22,36 @@ from matplotlib import pyplot
 
 
 def load(folder: Path) -> list[dict]:
-    """The runs, in the order of their tasks."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """The runs, in the order of their files' names, those of several training seeds as one."""
+    groups: dict[tuple, list[dict]] = {}
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        groups.setdefault(_without_seed(run), []).append(run)
+    return [merged(group) for group in groups.values()]
+
+
+def _without_seed(run: dict) -> tuple:
+    options = run["options"]
+    return options["task"], label(run), run["steps"], options["split"], options.get("max_rows")
+
+
+def merged(runs: list[dict]) -> dict:
+    """One run of several that differ in their training seed: figures are means, sampling seeds stand in a row."""
+    seeds = [run["options"].get("seed", 0) for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"Two results of {_without_seed(runs[0])} have the same training seed: {seeds}.")
+    rows = []
+    for same in zip(*(run["rows"] for run in runs), strict=True):
+        row = dict(same[0])
+        for name, value in same[0].items():
+            found = [other[name] for other in same]
+            if isinstance(value, list):
+                row[name] = [figure for figures in found for figure in figures]
+            elif isinstance(value, float):
+                row[name] = mean(found)
+                row[f"{name}_by_training_seed"] = found
+        rows.append(row)
+    return {**runs[0], "rows": rows, "seeds": seeds, "training_minutes": mean(run["training_minutes"] for run in runs)}
 
 
 def label(run: dict) -> str:
@@ -46,14 +76,23 @@ def at(run: dict, steps: int, true_lengths: bool = False, candidates: int = 1, m
 # What the plot of the steps shows where exact match says little: a whole sentence is hardly ever right.
 PLOTTED = {"infilling": "f1"}
 
+
+def spread(run: dict) -> float | None:
+    """Standard deviation over training seeds of exact match at three steps, where there are several."""
+    values = at(run, 3, metric="exact_match_by_training_seed")
+    return stdev(values) if values and len(values) > 1 else None
+
+
 # Heading → what stands below it.
 COLUMNS = {
     "task": lambda run: run["options"]["task"],
     "system": label,
     "parameters": lambda run: f"{run['parameters']:,}",
     "steps": lambda run: f"{run['steps']:,}",
+    "seeds": lambda run: str(len(run["seeds"])),
     "minutes": lambda run: f"{run['training_minutes']:.0f}",
     "exact match": lambda run: at(run, 3),
+    "± over seeds": spread,
     "best of 3 lengths": lambda run: at(run, 3, candidates=3),
     "true length": lambda run: at(run, 3, True),
     "1 step": lambda run: at(run, 1),
@@ -83,18 +122,18 @@ def plot_steps(runs: list[dict], path: Path):
     for axis, task in zip(axes.flat, tasks):
         counts, metric = [], PLOTTED.get(task, "exact_match")
         for run in runs:
-            if run["options"]["task"] != task:
-                continue
+            if run["options"]["task"] != task or run["options"]["experts"] not in (1, 4):
+                continue  # `experts.png` shows the others
             if label(run).startswith("ar-"):
                 style = {"ar-gpt2": ("dimgray", "--"), "ar-bart": ("darkgray", ":")}[label(run)]
                 axis.axhline(at(run, 3, metric=metric), color=style[0], linestyle=style[1], label=label(run))
                 continue
             shown = [row for row in run["rows"] if not row["true_lengths"] and "num_length_candidates" not in row]
             counts = [row["num_inference_steps"] for row in shown]
-            spread = [row[f"{metric}_by_sampling_seed"] for row in shown]
+            bounds = [row[f"{metric}_by_sampling_seed"] for row in shown]
             middle = [row[metric] for row in shown]
             (line,) = axis.plot(counts, middle, marker="o", markersize=3, label=label(run))
-            low, high = list(map(min, spread)), list(map(max, spread))
+            low, high = list(map(min, bounds)), list(map(max, bounds))
             axis.fill_between(counts, low, high, alpha=0.2, color=line.get_color())
         axis.set(title=task, xlabel="solver steps", ylabel=metric.replace("_", " "), xscale="log")
         axis.set_xticks(counts, [str(count) for count in counts])

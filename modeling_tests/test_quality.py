@@ -18,7 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from length_modes import MODES  # noqa: E402
 from quality import best_rate  # noqa: E402
-from quality_report import at, load, table  # noqa: E402
+from quality_report import at, load, spread, table  # noqa: E402
 from quality_systems import AutoregressiveCollator, ask, matching_autoregressive, new_config  # noqa: E402
 from quality_tasks import MASK, TASKS, fitting_pairs  # noqa: E402
 
@@ -113,6 +113,30 @@ def test_true_lengths_and_seeds_reach_generate(tokenizer):
     assert all(length <= wanted for length, wanted in zip(lengths, (2, 5, 3), strict=True))
     first = ask(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0)
     assert ask(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0, batch_size=1)[0][0] == first[0][0]
+
+
+def test_the_report_takes_training_seeds_together(tmp_path):
+    """Two seeds of one run among another task's and another recipe's, which stay apart."""
+    options = {"task": "sst2", "system": "ar-gpt2", "experts": 4, "split": "test"}
+    run = {"options": options, "steps": 100, "parameters": 5, "training_minutes": 1.0}
+
+    def write(name, value, steps=100, **other):
+        row = {"exact_match": value, "exact_match_by_sampling_seed": [value]}
+        found = {**run, "options": {**options, **other}, "steps": steps, "rows": [row]}
+        (tmp_path / name).write_text(json.dumps(found))
+
+    write("a.json", 0.5, seed=0)
+    write("b.json", 0.9, seed=0, task="babi")
+    write("c.json", 0.7, seed=1)
+    write("d.json", 0.8, seed=0, steps=200)
+    both, other, longer = load(tmp_path)
+    assert both["seeds"] == [0, 1] and at(both, 3) == pytest.approx(0.6)
+    assert both["rows"][0]["exact_match_by_sampling_seed"] == [0.5, 0.7]
+    assert spread(both) == pytest.approx(0.02**0.5) and spread(other) is None
+    assert (at(other, 3), at(longer, 3)) == (0.9, 0.8)
+    write("e.json", 0.1, seed=1)
+    with pytest.raises(ValueError, match="same training seed"):
+        load(tmp_path)
 
 
 @pytest.mark.slow
