@@ -42,7 +42,7 @@ DEFAULT_LOSS_WEIGHTS = {
 }
 
 # Named starting points of `YanConfig.from_preset`. The paper publishes its sizes but no loss weights: here each of its
-# terms counts with 1, and the length head, which it has not, with 0.
+# terms counts with 1, and the length head, which it has not, with 0. Its initial state is plain normal noise.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
@@ -53,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "flow_layers": 6,
         "decoder_layers": 2,
         "num_experts": 4,
+        "init_noise": 1.0,
         "loss_weights": {name: float(name != "length") for name in LOSS_TERMS},
     },
 }
@@ -126,7 +127,8 @@ class YanConfig(PreTrainedConfig):
         core_threshold (`float`): The core set is the smallest set of most voted-for experts whose share of the votes
             exceeds it. 1 keeps every expert, which is token routing; 0 keeps the first alone.
         min_experts (`int`): The core set has at least so many experts.
-        init_noise (`float`): Scale of the initial state `z0`.
+        init_noise (`float`): Scale of the initial state `z0`. The flow reads the sum of state and position: noise much
+            louder than the position table hides from the first step which position it is at.
         latent_noise (`float`): Upper end of the noise scale added to the encoder's output in training.
         time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
         solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
@@ -221,7 +223,7 @@ class YanConfig(PreTrainedConfig):
     routing_top_k: int | None = None
     core_threshold: int | float = 0.8
     min_experts: int = 1
-    init_noise: int | float = 1.0
+    init_noise: int | float = 0.2
     latent_noise: int | float = 0.0
     time_beta: list[int | float] | tuple[int | float, int | float] = (1.0, 1.0)
     solver_steps: int = 3
