@@ -110,6 +110,7 @@ def test_presets():
     default, paper = YanConfig.from_preset("default"), YanConfig.from_preset("paper", num_experts=8)
     assert default.to_dict() == YanConfig().to_dict()
     assert paper.vocab_size == 128_258 and paper.num_experts == 8 and paper.hidden_size == 512
+    assert paper.init_noise == 1 and default.init_noise == 0.2
     assert paper.loss_weights["flow"] == paper.loss_weights["mmd"] == 1 and paper.loss_weights["length"] == 0
     with pytest.raises(ValueError, match="'papr'"):
         YanConfig.from_preset("papr")
