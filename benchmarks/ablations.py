@@ -187,8 +187,10 @@ def measure(options, task, tokenizer, draw, folder: Path, examples, references, 
     fields, change, collator = VARIANTS[name]
     weights = {"mmd": 0.0, **fields.get("loss_weights", {})}
     set_seed(seed)
+    # With today's defaults: another version's may have made the reader.
+    config = new_config(task, tokenizer, **{**fields, "loss_weights": weights})
     model = YanForConditionalGeneration.from_pretrained(
-        folder / "reader", **{**fields, "loss_weights": weights}, experts_implementation="eager"
+        folder / "reader", config=config, experts_implementation="eager"
     )
     objective = yan_hf.modeling_yan.flow_matching_nll
     try:
