@@ -17,6 +17,7 @@ three predicted lengths, and with the true lengths.
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +189,9 @@ def write_card(path: Path, options, task, model, trained: dict[str, Any], rows: 
         **yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task],
     )
     reading, writing, rate = trained["reading_steps"], trained["writing_steps"], trained["learning_rate"]
-    recipe = f"""`{conditions()["command"].replace(" --again", "")}`
+    # A model that is asked again, or written from a reader made before, is made anew without these.
+    command = re.sub(r" --again| --reader \S+", "", conditions()["command"])
+    recipe = f"""`{command}`
 
 Stage 1, {reading:,} steps at {rate:g}: the auto-encoder reads off what is masked. Stage 2,
 {writing:,} steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98),
