@@ -227,7 +227,7 @@ def test_the_flow_term_has_the_restricted_mixture():
     times = torch.rand(3, generator=generator)
     noise = torch.randn(output.target_latents.shape, generator=generator)
     assert times.shape == (3,)
-    velocity = output.target_latents - noise
+    velocity = output.target_latents - model.config.init_noise * noise
     chosen = core[:, 0].float().argmax(-1)
     fields = output.expert_fields[torch.arange(3), :, chosen]
     size = velocity.shape[-1]
