@@ -92,7 +92,7 @@ METRICS: dict[str, Callable[..., float | dict[str, float]]] = {
 
 
 def score_texts(texts: Sequence[str], references: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
-    """Figures by name: one for each of `metrics`, names of `METRICS`, but ROUGE's three."""
+    """The figures of `metrics`, names of `METRICS`, by name; ROUGE gives three."""
     figures: dict[str, float] = {}
     for name in metrics:
         value = METRICS[name](texts, references)
