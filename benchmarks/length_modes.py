@@ -49,10 +49,10 @@ def plot(rows: list[dict], metric: str, path: Path):
         for offset, name in ((-0.2, metric), (0.2, "right_length")):
             places = [place + offset for place in range(len(shown))]
             axis.bar(places, [row[name] for row in shown], width=0.38, label=name.replace("_", " "))
-        axis.set_xticks(range(len(shown)), [row["mode"].replace(" ", "\n", 1) for row in shown], fontsize="x-small")
-        axis.set(title="canvases with slack" if slack else "canvases of the true length", ylim=(0, 1))
+        axis.set_xticks(range(len(shown)), [row["mode"].replace(" ", "\n") for row in shown], fontsize="x-small")
+        axis.set(title="canvases with slack" if slack else "canvases of the true length", ylim=(0, 1.2))
         axis.grid(axis="y", alpha=0.3)
-    axes[0].legend(fontsize="small")
+    axes[0].legend(fontsize="small", loc="upper center", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
