@@ -145,7 +145,7 @@ TASKS = {
         hidden_size=64,
         flow_layers=2,
         reading_steps=9_000,
-        writing_steps=3_000,
+        writing_steps=5_000,
         draw=_thinned,
         num_levels=10,
     ),
