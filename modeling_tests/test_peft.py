@@ -66,7 +66,8 @@ def test_save_load_and_merge_write_the_same(backbone, part, tmp_path):
     """The adapter changes the text; reloaded and merged it writes the same; a merged checkpoint needs no PEFT."""
     model = adapted(backbone, **PARTS[part]).eval()
     inputs = {name: value for name, value in batch().items() if name != "labels"}
-    options = {"target_lengths": 6, "seeds": range(3), "return_dict_in_generate": True}
+    # Layer norms blow up a quiet start, and with it the rounding of merged weights.
+    options = {"target_lengths": 6, "seeds": range(3), "init_noise": 1.0, "return_dict_in_generate": True}
     written = model.generate(**inputs, **options)
     with model.disable_adapter():
         plain = model.generate(**inputs, **options)
@@ -84,8 +85,7 @@ def test_save_load_and_merge_write_the_same(backbone, part, tmp_path):
     final = YanForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
     for candidate in (merged, final):
         output = candidate.generate(**inputs, **options)
-        # Merged weights are rounded, and three steps carry that on.
-        torch.testing.assert_close(output.latents, written.latents, rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(output.latents, written.latents, rtol=1e-4, atol=1e-4)
         assert torch.equal(output.sequences, written.sequences)
 
 
