@@ -19,12 +19,11 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from quality_systems import ReadingTrainer, ask, fit, new_config
+from quality_systems import ReadingTrainer, ask, fit, new_config, start_writer
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from torch import nn
 from transformers import set_seed
-from transformers.utils import logging
 
 import yan_hf.modeling_yan
 from yan_hf import (
@@ -187,11 +186,7 @@ def measure(options, task, tokenizer, draw, folder: Path, examples, references, 
     fields, change, collator = VARIANTS[name]
     weights = {"mmd": 0.0, **fields.get("loss_weights", {})}
     set_seed(seed)
-    # With today's defaults: another version's may have made the reader.
-    config = new_config(task, tokenizer, **{**fields, "loss_weights": weights})
-    model = YanForConditionalGeneration.from_pretrained(
-        folder / "reader", config=config, experts_implementation="eager"
-    )
+    model = start_writer(folder / "reader", new_config(task, tokenizer, **{**fields, "loss_weights": weights}))
     objective = yan_hf.modeling_yan.flow_matching_nll
     try:
         if change is not None:
@@ -234,7 +229,6 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    logging.set_verbosity_error()  # the flow's keys are missing from the reader, as they should
 
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")

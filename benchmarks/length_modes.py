@@ -13,18 +13,17 @@ the output file lies a plot of it.
 
 import argparse
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from quality_systems import ask, fit, new_config
+from quality_systems import ask_by_seed, fit, new_config, start_writer
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from transformers import set_seed
-from transformers.utils import logging
 
-from yan_hf import YanDataCollator, YanForConditionalGeneration
-from yan_hf.metrics import score_texts
+from yan_hf import YanDataCollator
 
 
 matplotlib.use("Agg")
@@ -70,7 +69,6 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("runs/length_modes"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    logging.set_verbosity_error()  # the flow's keys are missing from the reader, as they should
 
     task = TASKS[options.task]
     train_rows = read_rows(task, options.data, "train")
@@ -84,9 +82,7 @@ def main():
     rows = []
     for slack in (0.0, 0.5):
         set_seed(options.seed)
-        model = YanForConditionalGeneration.from_pretrained(
-            options.reader, config=config, experts_implementation="eager"
-        )
+        model = start_writer(options.reader, config)
         fit(
             model,
             task,
@@ -103,15 +99,9 @@ def main():
         )
         model.eval()
         for name, mode in MODES.items():
-            found: dict[str, list[float]] = {}
-            for seed in range(options.sampling_seeds):
-                texts, lengths = ask(
-                    model, "yan", tokenizer, examples, task.max_new_tokens, seed=seed, num_inference_steps=3, **mode
-                )
-                for key, figure in score_texts(texts, references, task.metrics).items():
-                    found.setdefault(key, []).append(figure)
-                right = sum(length == length_wanted for length, length_wanted in zip(lengths, wanted))
-                found.setdefault("right_length", []).append(right / len(wanted))
+            asked = (task, examples, references, options.sampling_seeds)
+            found, lengths = ask_by_seed(model, "yan", tokenizer, *asked, num_inference_steps=3, **mode)
+            found["right_length"] = [sum(map(operator.eq, counts, wanted)) / len(wanted) for counts in lengths]
             row = {"canvas_slack": slack, "mode": name, **{key: sum(x) / len(x) for key, x in found.items()}}
             rows.append({**row, **{f"{key}_by_sampling_seed": values for key, values in found.items()}})
             print(f"slack {slack:g}, {name:20}", {key: round(row[key], 4) for key in found}, flush=True)

@@ -32,15 +32,15 @@ from quality_systems import (
     AutoregressiveCollator,
     CausalCurriculumTrainer,
     ReadingTrainer,
-    ask,
+    ask_by_seed,
     fit,
     matching_autoregressive,
     new_config,
+    start_writer,
 )
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import conditions, save
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
-from transformers.utils import logging
 
 from yan_hf import (
     CardFacts,
@@ -49,7 +49,6 @@ from yan_hf import (
     create_model_card,
 )
 from yan_hf.curriculum import CurriculumTrainer
-from yan_hf.metrics import score_texts
 from yan_hf.model_card import describe_hardware
 
 
@@ -115,10 +114,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         found = json.loads((read / "reading.json").read_text())
         rate, losses, reading_steps = found["learning_rate"], found["pilot_losses"], found["steps"]
         began = time.monotonic() - 60 * found["minutes"]
-        logging.set_verbosity_error()  # the flow's keys are missing, as they should
-        # With the run's own configuration: another one may have made the reader.
-        model = YanForConditionalGeneration.from_pretrained(read, config=config, experts_implementation="eager")
-        logging.set_verbosity_warning()
+        model = start_writer(read, config)
         level = max(1, task.num_levels // 2)
         fit_all(model, writing_steps, options.writing_rate, False, level=level)
     minutes = round((time.monotonic() - began) / 60, 1)
@@ -143,20 +139,16 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
         modes.append({"num_inference_steps": 3, "true_lengths": True})
     rows = []
     for mode in modes:
-        began, found, num_tokens = time.monotonic(), {}, 0
+        began = time.monotonic()
         # Several seeds where the result is reported, one for the other points of the sweep.
         seeds = options.sampling_seeds if mode.get("num_inference_steps") in (3, 32) else 1
-        for seed in range(seeds):
-            texts, lengths = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
-            num_tokens += sum(lengths)
-            for key, figure in score_texts(texts, references, task.metrics).items():
-                found.setdefault(key, []).append(figure)
+        found, lengths = ask_by_seed(model, system, tokenizer, task, examples, references, seeds, **mode)
         rows.append(
             {
                 **mode,
                 **{name: sum(values) / len(values) for name, values in found.items()},
                 **{f"{name}_by_sampling_seed": values for name, values in found.items()},
-                "tokens_per_second": num_tokens / (time.monotonic() - began),
+                "tokens_per_second": sum(map(sum, lengths)) / (time.monotonic() - began),
             }
         )
         print(system, mode, {name: round(rows[-1][name], 4) for name in found}, flush=True)

@@ -16,9 +16,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
-from yan_hf import YanConfig
+from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
+from yan_hf.metrics import score_texts
 from yan_hf.tasks import TextPair
 
 
@@ -47,6 +49,16 @@ def new_config(task: Task, tokenizer: PreTrainedTokenizerBase, system: str = "ya
             **fields,
         }
     )
+
+
+def start_writer(reader: Path, config: YanConfig) -> YanForConditionalGeneration:
+    """A reader with a flow that starts anew, in the run's own configuration: another one may have made the reader."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the flow's keys are missing, as they should
+    try:
+        return YanForConditionalGeneration.from_pretrained(reader, config=config, experts_implementation="eager")
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def fit(
@@ -236,3 +248,24 @@ def ask(
         lengths += (ids != tokenizer.pad_token_id).sum(dim=-1).tolist()
         texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts, lengths
+
+
+def ask_by_seed(
+    model: PreTrainedModel,
+    system: str,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[dict[str, Any]],
+    references: Sequence[str],
+    seeds: int,
+    **mode: Any,
+) -> tuple[dict[str, list[float]], list[list[int]]]:
+    """The task's metrics by sampling seed, and the new tokens of every text, a list for each seed."""
+    found: dict[str, list[float]] = {}
+    lengths = []
+    for seed in range(seeds):
+        texts, counts = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+        lengths.append(counts)
+        for name, figure in score_texts(texts, references, task.metrics).items():
+            found.setdefault(name, []).append(figure)
+    return found, lengths

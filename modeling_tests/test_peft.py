@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import batch_of_rows, small_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.utils import TaskType
 
 
@@ -115,3 +115,16 @@ def test_default_targets_are_registered_and_peft_is_never_imported(order):
     code = "import sys, yan_hf; yan_hf.YanForConditionalGeneration; print('peft.utils' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "False"
+
+
+def test_prefix_tuning_is_refused_instead_of_ignored():
+    config = PrefixTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4, num_layers=1, num_attention_heads=2, token_dim=16
+    )
+    model = get_peft_model(small_model(), config).eval()
+    ids = batch()["input_ids"]
+    with pytest.raises(ValueError, match="PrefixTuningConfig.*LoRA"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+    # Without the adapter the model writes, also after the refusal.
+    with model.disable_adapter():
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))

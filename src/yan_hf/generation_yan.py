@@ -21,7 +21,7 @@ from .reranking import best_candidates, consensus, cycle_distance
 from .routing import RoutingOptions, experts_of_blocks
 from .sampling import SamplingOptions, Written, encode, write
 from .solver import evaluation_times
-from .validation import check_finite, check_no_choice_of_experts, check_source
+from .validation import check_finite, check_no_choice_of_experts, check_no_prefix_tuning, check_source
 
 
 logger = logging.get_logger(__name__)
@@ -149,13 +149,14 @@ class YanGenerationMixin:
 
         Raises:
             ValueError: for unknown, contradictory or autoregressive-only arguments, bad inputs (see
-                [`YanForConditionalGeneration.forward`]), and non-finite weights.
+                [`YanForConditionalGeneration.forward`]), non-finite weights, and PEFT's prefix tuning.
         """
         # 0. Resolve the generation configuration and check the inputs.
         config, inputs_embeds = self._prepare_generation(generation_config, kwargs)
         if generator is not None and seeds is not None:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
+        check_no_prefix_tuning(self)
         if self.config.velocity_field == "mixture":
             check_no_choice_of_experts(config, expert_indices)
         given = _Given(target_lengths, generator, seeds, initial_latents, expert_indices)

@@ -3,6 +3,7 @@
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 
 
 def _values_can_be_read(tensor: torch.Tensor) -> bool:
@@ -25,6 +26,17 @@ def check_no_cache(arguments: dict) -> None:
         raise ValueError(
             "`past_key_values` was given, but YAN has no key-value cache: all positions are written at once. Prefix "
             "tuning needs one; use LoRA or prompt tuning instead."
+        )
+
+
+def check_no_prefix_tuning(model: PreTrainedModel) -> None:
+    """Raises `ValueError` where PEFT would put a prefix into a cache, by a method that YAN never calls."""
+    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)
+    adapter = getattr(wrapper, "active_peft_config", None)
+    if getattr(adapter, "peft_type", None) in ("PREFIX_TUNING", "CARTRIDGE"):
+        raise ValueError(
+            f"`{type(adapter).__name__}` hands `past_key_values` to the model, but YAN has no key-value cache: all "
+            "positions are written at once, and the adapter would have no effect. Use LoRA or prompt tuning instead."
         )
 
 
