@@ -5,27 +5,41 @@ What helps YAN to write, one change at a time: the options of the configuration,
     python benchmarks/ablations.py --task last_word --data tinystories --output benchmarks/results/ablations.json
 
 One auto-encoder is trained to read the task. From it every variant learns to write, with the same rows, seed and
-number of steps, and is asked the validation rows with the same noise, in three Euler steps: the trunk's passes are the
-same for all. Beside exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share
-of the tokens that the most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the
-flow's start and the noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
+number of steps, and is asked the validation rows with the same noise, in three Euler steps, or as its name says: the
+trunk's passes are the same for all, but for guidance, which makes four, and for what is asked in one step. Beside
+exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens that the
+most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start and the
+noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
 """
 
 import argparse
 import json
-import math
 from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from types import ModuleType
+from typing import Any
 
 import torch
+from ablation_ideas import (
+    condition_on_estimate,
+    distil,
+    guide,
+    learn_sigma,
+    noise_for_the_decoder,
+    normalise_latents,
+    predict_clean_latent,
+    renoise_doubtful,
+)
 from quality_systems import ReadingTrainer, ask, fit, new_config, start_writer
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
-from torch import nn
 from transformers import set_seed
 
 import yan_hf.modeling_yan
+import yan_hf.sampling
 from yan_hf import (
     YanDataCollator,
     YanForAutoEncoding,
@@ -34,133 +48,97 @@ from yan_hf import (
 )
 
 
-def condition_on_estimate(model: YanForConditionalGeneration):
-    """Self-conditioning (Chen et al. 2022): each pass sees where the last one pointed; in training half the time."""
-    flow = model.model.flow
-    flow.estimate_proj = nn.Linear(model.config.hidden_size, model.config.hidden_size)
-    nn.init.zeros_(flow.estimate_proj.weight)
-    nn.init.zeros_(flow.estimate_proj.bias)
-    plain, estimate = flow.forward, None
-
-    def forward(latents, timesteps, context, experts=None, conditioning=None, **keywords):
-        nonlocal estimate
-        time = timesteps if timesteps is not None else latents.new_tensor([_time_of(context, conditioning)])
-        if experts is None:
-            # The flow term's pass, at a random time: an estimate of its own.
-            estimate = None
-            if flow.training and torch.rand(()) < 0.5:
-                with torch.no_grad():
-                    velocity = plain(latents, timesteps, context, None, conditioning).velocity
-                    estimate = latents + (1 - time)[:, None, None] * velocity
-        elif time.numel() == 1 and float(time) == 0:
-            estimate = None
-        # A zero estimate costs nothing, and keeps the projection in every graph.
-        shown = torch.zeros_like(latents) if estimate is None else estimate
-        output = plain(latents + flow.estimate_proj(shown), timesteps, context, experts, conditioning, **keywords)
-        estimate = (latents + (1 - time)[:, None, None] * output.velocity).detach()
-        return output
-
-    flow.forward = forward
+PLAIN = "default"
+ENCODER = ["encoder", "token_embeddings", "position_embeddings"]
 
 
-def predict_clean_latent(model: YanForConditionalGeneration):
-    """Experts give the end point; the velocity is what leads there in the time that is left, at least a twentieth."""
-    experts, flow = model.model.flow.experts, model.model.flow
-    plain_flow, plain_experts = flow.forward, experts.forward
-    now = {}
+@dataclass(frozen=True)
+class Variant:
+    """
+    One change.
 
-    def fields(hidden_states, index=None, weights=None):
-        points = plain_experts(hidden_states, index, weights)
-        state, left = now["state"], now["left"]
-        return (points - (state[:, None] if points.dim() == 3 else state)) / (
-            left[:, None] if points.dim() == 3 else left
-        )
+    Args:
+        config: Fields of the configuration; its loss weights replace single ones.
+        change: Changes the model, or functions of `yan_hf.modeling_yan` and `yan_hf.sampling`, for this variant.
+        collator: Arguments of the collator.
+        asked: Options of `generate`.
+        written_on: Share of the writing steps by which the plain variant's model is trained on, instead of the reader.
+    """
 
-    def forward(latents, timesteps, context, experts=None, conditioning=None, **keywords):
-        time = timesteps if timesteps is not None else latents.new_tensor([_time_of(context, conditioning)])
-        left = (1 - time).clamp(min=0.05).expand(len(latents))[:, None, None].expand(*latents.shape[:2], 1)
-        now.update(state=latents.flatten(0, 1), left=left.flatten(0, 1))
-        return plain_flow(latents, timesteps, context, experts, conditioning, **keywords)
-
-    experts.forward, flow.forward = fields, forward
+    config: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[YanForConditionalGeneration], None] | None = None
+    collator: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+    written_on: float | None = None
 
 
-def _time_of(context, conditioning) -> float:
-    return next(time for time, known in context.conditioning.items() if known is conditioning)
+def _weights(**weights: float) -> Variant:
+    return Variant({"loss_weights": weights})
 
 
-def noise_for_the_decoder(model: YanForConditionalGeneration):
-    """The decoder's input is disturbed in training, so that it learns to read latents that are a little off."""
-
-    def disturb(module, arguments):
-        (latents,) = arguments
-        return (latents + 0.1 * torch.randn_like(latents),) if module.training else None
-
-    model.model.decoder.register_forward_pre_hook(disturb)
-
-
-def learn_sigma(model: YanForConditionalGeneration):
-    """The experts' standard deviation is a parameter, which the flow term's whole density determines."""
-    model.log_sigma = nn.Parameter(torch.zeros(()))
-
-    def flow_matching_nll(expert_fields, gate_log_probs, velocity, sigma):
-        squared = (expert_fields.float() - velocity.float()[..., None, :]).square().sum(dim=-1)
-        size = velocity.shape[-1]
-        log_densities = -0.5 * squared * torch.exp(-2 * model.log_sigma) - size * (
-            model.log_sigma + 0.5 * math.log(2 * math.pi)
-        )
-        return -torch.logsumexp(gate_log_probs.float() + log_densities, dim=-1)
-
-    yan_hf.modeling_yan.flow_matching_nll = flow_matching_nll
-
-
-# Name → fields of the configuration, what else is changed, and arguments of the collator. Weights are the loss's.
-VARIANTS: dict[str, tuple[dict, Callable | None, dict]] = {
-    "default": ({}, None, {}),
-    **{f"{count} experts": ({"num_experts": count}, None, {}) for count in (1, 2, 8)},
-    "mixture's mean": ({"velocity_field": "mixture"}, None, {}),
-    "self-conditioning": ({}, condition_on_estimate, {}),
-    "clean latent predicted": ({}, predict_clean_latent, {}),
-    "learned sigma": ({}, learn_sigma, {}),
-    "noise before the decoder": ({}, noise_for_the_decoder, {}),
-    "frozen auto-encoder": (
-        {"frozen_parts": ["encoder", "decoder", "token_embeddings", "position_embeddings"]},
-        None,
-        {},
+VARIANTS: dict[str, Variant] = {
+    PLAIN: Variant(),
+    **{f"{count} experts": Variant({"num_experts": count}) for count in (1, 2, 8)},
+    "mixture's mean": Variant({"velocity_field": "mixture"}),
+    "self-conditioning": Variant(change=condition_on_estimate),
+    "clean latent predicted": Variant(change=predict_clean_latent),
+    "learned sigma": Variant(change=learn_sigma),
+    "noise before the decoder": Variant(change=noise_for_the_decoder),
+    "normalised latents": Variant(change=normalise_latents),
+    "guidance, two steps": Variant(change=guide, asked={"num_inference_steps": 2}),
+    "re-noised after two steps": Variant(change=renoise_doubtful, asked={"num_inference_steps": 2}, written_on=0.0),
+    "one step asked": Variant(asked={"num_inference_steps": 1}, written_on=0.0),
+    "written on, one step asked": Variant(asked={"num_inference_steps": 1}, written_on=0.5),
+    "one unrolled step, written on, one step asked": Variant(
+        {"solver_steps": 1}, asked={"num_inference_steps": 1}, written_on=0.5
     ),
-    "targets' latents detached": ({"detach_target_latents": True}, None, {}),
-    "no flow term": ({"loss_weights": {"flow": 0.0}}, None, {}),
-    "flow term 1": ({"loss_weights": {"flow": 1.0}}, None, {}),
-    "no latent term": ({"loss_weights": {"latent": 0.0}}, None, {}),
-    "latent term 1": ({"loss_weights": {"latent": 1.0}}, None, {}),
-    "no token term": ({"loss_weights": {"token": 0.0}}, None, {}),
-    "flow term alone": ({"loss_weights": {"latent": 0.0, "token": 0.0, "flow": 1.0}}, None, {}),
-    "no load balance": ({"loss_weights": {"load_balance": 0.0}}, None, {}),
-    "gate entropy 0.1": ({"loss_weights": {"gate_entropy": 0.1}}, None, {}),
-    "MMD 0.01": ({"loss_weights": {"mmd": 0.01}}, None, {}),
-    "MMD 1": ({"loss_weights": {"mmd": 1.0}}, None, {}),
-    "no L2": ({"loss_weights": {"l2": 0.0}}, None, {}),
-    "L2 1": ({"loss_weights": {"l2": 1.0}}, None, {}),
-    "paper's weights": (
-        {"loss_weights": dict.fromkeys(["flow", "latent", "token", "gate_entropy", "load_balance", "mmd", "l2"], 1.0)},
-        None,
-        {},
+    "distilled into one step": Variant(
+        {"solver_steps": 1, "frozen_parts": ENCODER, "loss_weights": {"latent": 1.0}},
+        distil,
+        asked={"num_inference_steps": 1},
+        written_on=0.5,
     ),
-    "sigma 0.3": ({"expert_sigma": 0.3}, None, {}),
-    "sigma 3": ({"expert_sigma": 3.0}, None, {}),
-    "times Beta(2, 1)": ({"time_beta": [2.0, 1.0]}, None, {}),
-    "times Beta(1, 2)": ({"time_beta": [1.0, 2.0]}, None, {}),
-    "1 unrolled step": ({"solver_steps": 1}, None, {}),
-    "6 unrolled steps": ({"solver_steps": 6}, None, {}),
-    "no initial noise": ({"init_noise": 0.0}, None, {}),
-    "initial noise 0.5": ({"init_noise": 0.5}, None, {}),
-    "initial noise 1": ({"init_noise": 1.0}, None, {}),
-    "latent noise 0.3": ({"latent_noise": 0.3}, None, {}),
-    "label smoothing 0.1": ({"label_smoothing": 0.1}, None, {}),
-    "dropout 0.1": ({"hidden_dropout": 0.1}, None, {}),
-    "embedding dropout 0.2": ({"embedding_dropout": 0.2}, None, {}),
-    "canvas slack": ({}, None, {"canvas_slack": 0.5, "max_slack": 4}),
+    "frozen auto-encoder": Variant({"frozen_parts": [*ENCODER, "decoder"]}),
+    "targets' latents detached": Variant({"detach_target_latents": True}),
+    "no flow term": _weights(flow=0.0),
+    "flow term 1": _weights(flow=1.0),
+    "no latent term": _weights(latent=0.0),
+    "latent term 1": _weights(latent=1.0),
+    "no token term": _weights(token=0.0),
+    "flow term alone": _weights(latent=0.0, token=0.0, flow=1.0),
+    "no load balance": _weights(load_balance=0.0),
+    "gate entropy 0.1": _weights(gate_entropy=0.1),
+    "MMD 0.01": _weights(mmd=0.01),
+    "MMD 1": _weights(mmd=1.0),
+    "no L2": _weights(l2=0.0),
+    "L2 1": _weights(l2=1.0),
+    "paper's weights": _weights(flow=1.0, latent=1.0, token=1.0, gate_entropy=1.0, load_balance=1.0, mmd=1.0, l2=1.0),
+    "sigma 0.3": Variant({"expert_sigma": 0.3}),
+    "sigma 3": Variant({"expert_sigma": 3.0}),
+    "times Beta(2, 1)": Variant({"time_beta": [2.0, 1.0]}),
+    "times Beta(1, 2)": Variant({"time_beta": [1.0, 2.0]}),
+    "1 unrolled step": Variant({"solver_steps": 1}),
+    "6 unrolled steps": Variant({"solver_steps": 6}),
+    "no initial noise": Variant({"init_noise": 0.0}),
+    "initial noise 0.5": Variant({"init_noise": 0.5}),
+    "initial noise 1": Variant({"init_noise": 1.0}),
+    "latent noise 0.3": Variant({"latent_noise": 0.3}),
+    "label smoothing 0.1": Variant({"label_smoothing": 0.1}),
+    "dropout 0.1": Variant({"hidden_dropout": 0.1}),
+    "embedding dropout 0.2": Variant({"embedding_dropout": 0.2}),
+    "canvas slack": Variant(collator={"canvas_slack": 0.5, "max_slack": 4}),
 }
+
+
+@contextmanager
+def restored(*modules: ModuleType):
+    """Takes back what is changed in the modules meanwhile."""
+    saved = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, names in saved:
+            vars(module).update(names)
 
 
 @torch.no_grad()
@@ -181,37 +159,48 @@ def gate_use(model: YanForConditionalGeneration, tokenizer, examples: list[dict]
     return {"gate_entropy": float(entropy), "largest_load": float(load.max()), "smallest_load": float(load.min())}
 
 
-def measure(options, task, tokenizer, draw, folder: Path, examples, references, name: str, seed: int) -> dict:
-    """Trains a variant from the reader, and asks it."""
-    fields, change, collator = VARIANTS[name]
-    weights = {"mmd": 0.0, **fields.get("loss_weights", {})}
+def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) -> YanForConditionalGeneration:
+    """Trains a variant, from the reader or from the plain variant's model, which is kept for that."""
+    variant, steps, start = VARIANTS[name], options.writing_steps, folder / "reader"
+    if variant.written_on is not None:
+        steps, start = int(variant.written_on * steps), folder / f"writer_{seed}"
+        if not start.exists():
+            with restored(yan_hf.modeling_yan, yan_hf.sampling):
+                write(options, task, tokenizer, draw, folder, PLAIN, seed)
+    weights = {"mmd": 0.0, **variant.config.get("loss_weights", {})}
     set_seed(seed)
-    model = start_writer(folder / "reader", new_config(task, tokenizer, **{**fields, "loss_weights": weights}))
-    objective = yan_hf.modeling_yan.flow_matching_nll
-    try:
-        if change is not None:
-            change(model)
+    model = start_writer(start, new_config(task, tokenizer, **{**variant.config, "loss_weights": weights}))
+    if variant.change is not None:
+        variant.change(model)
+    if steps > 0:
         fit(
             model,
             task,
             tokenizer,
             draw,
             folder / "trainer",
-            options.writing_steps,
+            steps,
             options.writing_rate,
             False,
             level=task.num_levels,
             seed=seed,
-            data_collator=YanDataCollator(tokenizer, **collator),
+            data_collator=YanDataCollator(tokenizer, **variant.collator),
             disable_tqdm=True,
         )
-        model.eval()
+    if name == PLAIN:
+        model.save_pretrained(folder / f"writer_{seed}")
+    return model.eval()
+
+
+def measure(options, task, tokenizer, draw, folder: Path, examples, references, name: str, seed: int) -> dict:
+    """Trains a variant, and asks it."""
+    with restored(yan_hf.modeling_yan, yan_hf.sampling):
+        model = write(options, task, tokenizer, draw, folder, name, seed)
         result = gate_use(model, tokenizer, examples[:500])
+        asked = {"num_inference_steps": 3, **VARIANTS[name].asked}
         for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
-            texts, _ = ask(model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths, num_inference_steps=3)
+            texts, _ = ask(model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths, **asked)
             result[mode] = exact_match(texts, references)
-    finally:
-        yan_hf.modeling_yan.flow_matching_nll = objective
     return result
 
 

@@ -173,6 +173,7 @@ def test_ablations_run_and_are_taken_up(stories, tmp_path):
     options = ["--data", stories, "--reading-steps", 4, "--writing-steps", 4, "--max-rows", 30]
     options += ["--work", tmp_path / "work", "--output", tmp_path / "out.json", "--variants", "default"]
     code = ["self-conditioning", "clean latent predicted", "learned sigma", "noise before the decoder", "canvas slack"]
+    code += ["normalised latents", "guidance, two steps", "re-noised after two steps", "distilled into one step"]
     first = run("ablations.py", *options)
     assert first.returncode == 0, first.stderr[-3000:]
     second = run("ablations.py", *options, *code)
