@@ -3,7 +3,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import (
     AutoTokenizer,
     HfArgumentParser,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
     set_seed,
@@ -62,26 +63,37 @@ class ModelArguments:
         default=None,
         metadata={"help": "parts to freeze: encoder, flow, decoder, token_embeddings, position_embeddings"},
     )
+    unfreeze: list[str] | None = field(
+        default=None, metadata={"help": "parts to train again that the checkpoint says are frozen"}
+    )
     ema_decay: float | None = field(default=None, metadata={"help": "average the weights, e.g. 0.999"})
     card: str | None = field(
         default=None, metadata={"help": "write a model card: fields of yan_hf.CardFacts, as JSON; measured at the end"}
     )
 
 
-def parse(*types: type, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(*types: type, arguments: Sequence[str] | None = None, ignored: tuple[type, ...] = ()) -> tuple[Any, ...]:
     """
     Options from a YAML file, the command line, or both: `script.py [config.yaml] [--option value ...]`.
 
-    The command line wins. Unknown keys of the file are refused.
+    The command line wins. Unknown keys of the file are refused, but for the fields of `ignored`, another script's.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(types)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path = Path(arguments.pop(0))
         values = yaml.safe_load(path.read_text()) or {}
+        foreign = {option.name for kind in ignored for option in fields(kind)}
+        values = {name: value for name, value in values.items() if name not in foreign}
         known = {action.dest for action in parser._actions}
         if unknown := sorted(set(values) - known):
             parser.error(f"{path} has unknown options: {', '.join(unknown)}")
+        for action in parser._actions:
+            if action.nargs in ("*", "+") and isinstance(values.get(action.dest), (str, int, float)):
+                values[action.dest] = [values[action.dest]]  # a list of one, written without brackets
+        names = values.get("class_names") or []
+        if not all(isinstance(name, str) for name in names):
+            parser.error(f"{path}: `class_names` must be texts, but are {names}; quote them, as in ['no', 'yes']")
         # An option that the file gives need not stand on the command line.
         for action in parser._actions:
             action.required = action.required and action.dest not in values
@@ -97,15 +109,17 @@ def mapping(value: str | dict | None) -> dict[str, Any]:
     return value or {}
 
 
-def read_splits(data: DataArguments) -> dict[str, Any]:
-    """The splits that there are, under the names train, validation and test."""
+def read_splits(data: DataArguments, needed: str = "train") -> dict[str, Any]:
+    """The splits that there are, under the names train, validation and test; one of them must be."""
     files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
     # Files on the command line stand in for the data set that a configuration file names.
     dataset = None if any(files.values()) else data.dataset
     parts = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     found = dict(load_splits(files, dataset, data.dataset_config, data.streaming, parts if dataset else None))
-    if dataset and "train" not in found:
-        raise ValueError(f"{dataset} has no split {data.train_split!r} to train on: name one with `train_split`.")
+    if needed not in found:
+        if dataset:
+            raise ValueError(f"{dataset} has no split {parts[needed]!r}: name one with `{needed}_split`.")
+        raise ValueError(f"There is no `{needed}_file`, which this script needs.")
     for name, limit in (
         ("train", data.max_train_rows),
         ("validation", data.max_eval_rows),
@@ -162,6 +176,16 @@ def new_config(
     return YanConfig(**fields)
 
 
+def freeze_parts(model: PreTrainedModel, arguments: ModelArguments):
+    """Freezes and unfreezes parts by name, and says what is frozen: a checkpoint remembers it."""
+    if arguments.unfreeze:
+        model.unfreeze(*arguments.unfreeze)
+    if arguments.freeze:
+        model.freeze(*arguments.freeze)
+    if model.config.frozen_parts:
+        print(f"Frozen: {', '.join(model.config.frozen_parts)} (train them with --unfreeze).", flush=True)
+
+
 def encode_splits(
     splits: dict[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataArguments
 ) -> dict[str, Dataset]:
@@ -186,5 +210,8 @@ def encode_splits(
 
 
 def prepare(training: Seq2SeqTrainingArguments):
-    """Before anything is drawn."""
+    """Before anything is drawn. `resume_from_checkpoint` may be `true`: the last whole checkpoint, if there is one."""
+    resume = str(training.resume_from_checkpoint or "false").lower()
+    if resume in ("true", "false", "none"):
+        training.resume_from_checkpoint = True if resume == "true" else None
     set_seed(training.seed)

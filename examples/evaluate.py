@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from common import DataArguments, ModelArguments, encode_splits, make_tokenizer, parse, prepare, read_splits
+from finetune_lora import LoraArguments
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, evaluate_model
@@ -32,14 +33,13 @@ class EvaluationArguments:
 
 def main():
     data, arguments, evaluation, training = parse(
-        DataArguments, ModelArguments, EvaluationArguments, Seq2SeqTrainingArguments
+        DataArguments, ModelArguments, EvaluationArguments, Seq2SeqTrainingArguments, ignored=(LoraArguments,)
     )
     if not arguments.model:
         raise SystemExit("evaluate.py: give --model, the checkpoint to evaluate.")
     prepare(training)
-    splits = read_splits(data)
-    if "test" not in splits:
-        raise SystemExit("evaluate.py: give --test_file, or a --dataset with the split that --test_split names.")
+    data.streaming = False  # the rows are asked several times
+    splits = read_splits(data, needed="test")
     tokenizer = make_tokenizer(splits, data, arguments)
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,6 +14,7 @@ from common import (
     DataArguments,
     ModelArguments,
     encode_splits,
+    freeze_parts,
     make_tokenizer,
     mapping,
     new_config,
@@ -30,7 +31,7 @@ from yan_hf import (
     YanForConditionalGeneration,
     compute_metrics,
 )
-from yan_hf.task_data import check_vocabulary
+from yan_hf.data_checks import check_vocabulary
 from yan_hf.trainer import YanTrainer
 
 
@@ -41,13 +42,29 @@ def make_model(tokenizer, data: DataArguments, arguments: ModelArguments) -> Pre
     else:
         model = YanForConditionalGeneration(new_config(tokenizer, data, arguments))
     check_vocabulary(tokenizer, model)
-    if arguments.freeze:
-        model.freeze(*arguments.freeze)
+    freeze_parts(model, arguments)
     return model
+
+
+def card_facts(arguments: ModelArguments) -> CardFacts | None:
+    """What a card is to say, where one is asked for."""
+    if not arguments.card:
+        return None
+    try:
+        return CardFacts(**mapping(arguments.card))
+    except TypeError as error:
+        raise ValueError(f"`card` does not hold the fields of `yan_hf.CardFacts`: {error}") from error
 
 
 def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, arguments, training) -> YanTrainer:
     """Trains, and evaluates the validation and test splits by what is generated."""
+    table = model.config.max_position_embeddings
+    for name in ("max_source_length", "max_target_length"):
+        if getattr(data, name) > table:
+            raise ValueError(
+                f"`{name}` is {getattr(data, name)}, but the model has {table} positions: give at most that."
+            )
+    facts = card_facts(arguments)
     examples = encode_splits(splits, tokenizer, data)
     objective = "span_infilling" if data.task == "span_infilling" else "pairs"
     collator = YanDataCollator(
@@ -70,7 +87,7 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
         processing_class=tokenizer,
         compute_metrics=compute_metrics(tokenizer),
         ema_decay=arguments.ema_decay,
-        callbacks=[ModelCardCallback(CardFacts(**mapping(arguments.card)))] if arguments.card else None,
+        callbacks=[ModelCardCallback(facts)] if facts else None,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or None)
     trainer.save_model()

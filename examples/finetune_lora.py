@@ -34,6 +34,11 @@ def main():
     data, arguments, lora, training = parse(DataArguments, ModelArguments, LoraArguments, Seq2SeqTrainingArguments)
     if not arguments.model:
         raise SystemExit("finetune_lora.py: give --model, the checkpoint to adapt.")
+    if lora.adapt_experts and {"flow", "experts"} & {name.split(".")[-1] for name in lora.modules_to_save or []}:
+        raise SystemExit(
+            f"finetune_lora.py: the experts train in full with modules_to_save={lora.modules_to_save}, and cannot be "
+            "adapted too. Leave out adapt_experts, or the flow among modules_to_save."
+        )
     prepare(training)
     splits = read_splits(data)
     tokenizer = make_tokenizer(splits, data, arguments)

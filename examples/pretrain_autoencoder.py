@@ -15,6 +15,7 @@ from common import (
     DataArguments,
     ModelArguments,
     encode_splits,
+    freeze_parts,
     make_tokenizer,
     new_config,
     parse,
@@ -25,7 +26,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForAutoEncoding
 from yan_hf.curriculum import as_reading
-from yan_hf.task_data import check_vocabulary
+from yan_hf.data_checks import check_vocabulary
 from yan_hf.trainer import YanTrainer
 
 
@@ -57,8 +58,7 @@ def main():
     else:
         model = YanForAutoEncoding(new_config(tokenizer, data, model_arguments, joined=stage.reading))
     check_vocabulary(tokenizer, model)
-    if model_arguments.freeze:
-        model.freeze(*model_arguments.freeze)
+    freeze_parts(model, model_arguments)
     examples = encode_splits(splits, tokenizer, data)
     if stage.reading:
         examples = {

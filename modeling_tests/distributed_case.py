@@ -110,26 +110,47 @@ def _defaults(max_points: int) -> tuple:
     return tuple(max_points if value == 2_000 else value for value in mmd_loss.__defaults__)
 
 
-def train_sharded(folder: Path, rank: int, size: int) -> dict[str, torch.Tensor]:
-    """Three steps of AdamW, sharded by FSDP2 on two processes; saves the whole model."""
+def train_sharded(folder: Path, rank: int, size: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Three steps of AdamW, sharded by FSDP2 on two processes, and what is written around them; saves the model."""
     model = make_model()
     if size == 2:
         for layer in [*model.model.encoder.layers, *model.model.flow.layers]:
             fully_shard(layer)
         fully_shard(model)
+    before = written(model, rank, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
     for step in range(3):
         with draws_by_row(rank, size):
             model(**rows_of(joined_batch(step), rank, size)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    after = written(model, rank, size)
     if size == 2:
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if rank == 0:
             model.save_pretrained(folder / "sharded", state_dict=dict(state))
     else:
         state = model.state_dict()
-    return state
+    return state, {"before": before, "after": after}
+
+
+def written(model, rank: int, size: int) -> torch.Tensor:
+    """What a process writes for its rows: before any training step, and between them."""
+    batch = rows_of(joined_batch(), rank, size)
+    model.eval()
+    ids = model.generate(
+        batch["input_ids"],
+        batch["attention_mask"],
+        seeds=[rank * ROWS + row for row in range(len(batch["input_ids"]))],
+        target_lengths=5,
+        synced_gpus=size == 2,
+    )
+    model.train()
+    if size == 1:
+        return ids
+    both = [torch.empty_like(ids) for _ in range(size)]
+    dist.all_gather(both, ids)
+    return torch.cat(both)
 
 
 CASES = {

@@ -55,13 +55,17 @@ def test_two_processes_equal_one_on_the_joined_batch(results, case):
 
 
 def test_fsdp_trains_and_saves_what_one_process_does(results):
-    """Three steps sharded by FSDP2 and saved load on one process, with the weights of three steps on one process."""
+    """Three steps sharded by FSDP2 and saved load on one process, with the weights of three steps on one process.
+    Sharded models also write what whole ones do, before the first step and after the last."""
     states, folder = results
-    single = train_sharded(folder, rank=0, size=1)
+    single, texts = train_sharded(folder, rank=0, size=1)
+    state, sharded_texts = states["sharded"]
+    for name, ids in texts.items():
+        assert torch.equal(sharded_texts[name], ids), name
     loaded = YanForConditionalGeneration.from_pretrained(folder / "sharded").state_dict()
     assert loaded.keys() == single.keys()
     for name, value in single.items():
-        assert torch.equal(loaded[name], states["sharded"][name]), name
+        assert torch.equal(loaded[name], state[name]), name
         torch.testing.assert_close(loaded[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 

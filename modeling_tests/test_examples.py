@@ -188,6 +188,75 @@ def test_scripts_name_bad_data_before_training(labelled, tmp_path):
         assert finished.returncode != 0 and message in finished.stderr.splitlines()[-1], finished.stderr[-2000:]
 
 
+def test_runs_go_on_by_the_command_line_and_frozen_parts_are_told(labelled, tmp_path):
+    """`--resume_from_checkpoint true` on a first and on a second run; a checkpoint remembers what is frozen."""
+    options = [
+        EXAMPLES / "configs" / "sst2.yaml", *files(labelled, ("train", "validation")), *SHORT, "--report_to", "none",
+        "--vocab_size", 350, "--config", '{"hidden_size": 32, "num_attention_heads": 2}',
+        "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true",
+    ]  # fmt: skip
+    first = run("finetune.py", *options, "--model", "", "--freeze", "encoder")
+    assert first.returncode == 0 and "Frozen: encoder" in first.stdout, first.stderr[-3000:]
+    again = run("finetune.py", *options, "--model", tmp_path / "out", "--max_steps", 6)
+    assert again.returncode == 0 and "Frozen: encoder" in again.stdout, again.stderr[-3000:]
+    history = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2, 4, 6]
+    other = [
+        "--model",
+        tmp_path / "out",
+        "--unfreeze",
+        "encoder",
+        "--max_steps",
+        2,
+        "--output_dir",
+        tmp_path / "other",
+    ]
+    last = run("finetune.py", *options, *other)
+    assert last.returncode == 0 and "Frozen" not in last.stdout, last.stderr[-3000:]
+
+
+def test_two_processes_read_a_stream(labelled, tmp_path):
+    """Rows of different lengths, so that no process could cut up a batch for the others."""
+    rows = [json.loads(line) for line in (labelled / "train.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["text"] += " and more" * (number % 5)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [
+        EXAMPLES / "finetune.py", EXAMPLES / "configs" / "sst2.yaml", "--train_file", tmp_path / "train.jsonl",
+        *files(labelled, ("validation",)), *SHORT, "--streaming", "true", "--report_to", "none",
+        "--model", "", "--vocab_size", 350, "--config", '{"hidden_size": 32, "num_attention_heads": 2}',
+        "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "out", "--use_cpu",
+        "--ddp_find_unused_parameters", "false",
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_configurations_are_read_with_care(tmp_path):
+    for text, message in (
+        ("class_names: [no, yes]\n", "quote them"),
+        ("train_file: rows.txt\n", "none of the files"),
+        ("validation_file: rows.jsonl\n", "train_file"),
+    ):
+        (tmp_path / "bad.yaml").write_text(f"task: classification\n{text}")
+        for name in ("rows.txt", "rows.jsonl"):
+            (tmp_path / name).write_text('{"text": "fine", "label": 1}\n')
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        command = [sys.executable, EXAMPLES / "finetune.py", "bad.yaml", "--output_dir", "out"]
+        finished = subprocess.run(
+            [*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert finished.returncode != 0 and message in finished.stderr.splitlines()[-1], finished.stderr[-2000:]
+    conflict = run(
+        "finetune_lora.py", EXAMPLES / "configs" / "sst2_lora.yaml", "--adapt_experts", "--output_dir", tmp_path
+    )
+    assert conflict.returncode != 0 and "adapt_experts" in conflict.stderr
+
+
 def test_unknown_option_in_a_configuration_is_refused(tmp_path):
     (tmp_path / "bad.yaml").write_text("task: pairs\nlerning_rate: 1\n")
     finished = run("finetune.py", tmp_path / "bad.yaml", "--output_dir", tmp_path)

@@ -117,6 +117,32 @@ def test_default_targets_are_registered_and_peft_is_never_imported(order):
     assert found.strip() == "False"
 
 
+def test_adapters_of_frozen_parts_train():
+    """A part that a checkpoint says is frozen keeps its own weights; adapters in it learn, with their dropout."""
+    base = small_model()
+    base.freeze("encoder", "decoder")
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear")
+    model = get_peft_model(base, config).train()
+    ours = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any(".encoder." in name for name in ours) and any(".decoder." in name for name in ours)
+    assert not any("base_layer" in name for name in ours)
+    layer = base.model.encoder.layers[0].self_attn.q_proj
+    assert layer.lora_dropout["default"].training and not layer.base_layer.training
+    assert not base.model.encoder.norm.training
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.SGD(ours.values(), lr=1.0)
+    for _ in range(2):
+        model.train()
+        model(**batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name and (".encoder." in name or ".decoder." in name):
+            assert not torch.equal(weight, before[name]), name
+        elif "lora" not in name:
+            assert torch.equal(weight, before[name]), name
+
+
 def test_prefix_tuning_is_refused_instead_of_ignored():
     config = PrefixTuningConfig(
         task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4, num_layers=1, num_attention_heads=2, token_dim=16

@@ -7,8 +7,10 @@ import pytest
 from conftest import small_model
 from datasets import ClassLabel, Dataset, Features, Value
 
-from yan_hf import TaskEncoder, prepare_tokenizer, train_tokenizer
-from yan_hf.task_data import check_vocabulary, encode_split, load_splits
+from yan_hf import TaskEncoder, YanForConditionalGeneration, prepare_tokenizer, train_tokenizer
+from yan_hf.data_checks import check_vocabulary
+from yan_hf.task_data import encode_split, load_splits
+from yan_hf.tasks import TextPair
 
 
 QUESTION = {"context": "Mary went to the kitchen.", "question": "Where is Mary?", "answer": "kitchen"}
@@ -162,9 +164,72 @@ def test_tokenizer_of_another_model_is_refused(tokenizer):
         check_vocabulary(tokenizer, small)
     prepare_tokenizer(tokenizer, small)
     check_vocabulary(tokenizer, small)
+    large = small_model(vocab_size=len(tokenizer) + 3)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
+        setattr(large.config, name, getattr(tokenizer, name))
+    with pytest.raises(ValueError, match=rf"{len(tokenizer)} tokens.*`vocab_size` is {len(tokenizer) + 3}"):
+        check_vocabulary(tokenizer, large)
+    large.config.vocab_size = -(-len(tokenizer) // 64) * 64  # rounded up, as tables often are
+    check_vocabulary(tokenizer, large)
     small.config.mask_token_id = 9
     with pytest.raises(ValueError, match="mask_token_id"):
         check_vocabulary(tokenizer, small)
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(tokenizer, tmp_path):
+    model = small_model(vocab_size=len(tokenizer))
+    prepare_tokenizer(tokenizer, model)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = YanForConditionalGeneration.from_pretrained(tmp_path)
+    check_vocabulary(tokenizer, model)
+    other = train_tokenizer(["Every zebra quivers, and jumping foxes vex wizards."] * 9, vocab_size=len(tokenizer))
+    if len(other) < len(tokenizer):
+        other.add_tokens([f"word{index}" for index in range(len(tokenizer) - len(other))])
+    assert len(other) == len(tokenizer)
+    with pytest.raises(ValueError, match="not the model's"):
+        check_vocabulary(other, model)
+    prepare_tokenizer(other, model)
+    check_vocabulary(other, model)
+
+
+def test_questions_of_several_sentences_stay_whole(tokenizer):
+    question = "What is this? Tell me. Where did Mr. Smith go?"
+    row = {**QUESTION, "context": "Mary went to the kitchen. " * 40, "question": question}
+    reader = encoder(tokenizer, "question_answering", max_source_length=60)
+    ids = reader({name: [value] for name, value in row.items()})["input_ids"][0]
+    assert len(ids) == 60 and f"{question} Answer:" in tokenizer.decode(ids)
+
+
+def test_a_mask_is_never_cut_off(tokenizer):
+    reader = encoder(tokenizer, "pairs", max_source_length=30)
+    with pytest.raises(ValueError, match="mask"):
+        reader.encode(TextPair("a fine film " * 20 + "<mask> " + "and so on " * 20, "end"))
+    with pytest.raises(ValueError, match="<mask>"):
+        encoder(tokenizer, "last_word").pairs({"text": "The end is <mask>."})
+
+
+def test_rows_that_a_cached_result_left_out_are_counted(tokenizer):
+    rows = Dataset.from_list([{"source": "a", "target": "b"}, {"source": "", "target": "b"}] * 3)
+    for _ in range(2):
+        reader = encoder(tokenizer, "pairs", skip_bad_rows=True)
+        assert len(rows.map(reader, batched=True, with_indices=True, remove_columns=rows.column_names)) == 3
+        assert sum(reader.skipped.values()) == 3
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    for name, text, message in (
+        ("rows.txt", "a\n", "rows.txt is none of the files.*jsonl.*csv.*parquet"),
+        ("broken.jsonl", '{"source": \n', "broken.jsonl cannot be read as json"),
+        ("empty.csv", "source,target\n", "empty.csv .*holds no rows"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_splits({"train": str(tmp_path / name)})
+    (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n')
+    (tmp_path / "b.csv").write_text("source,target\na,b\n")
+    both = load_splits({"train": str(tmp_path / "a.jsonl"), "validation": str(tmp_path / "b.csv")})
+    assert both["train"][0] == both["validation"][0]
 
 
 def test_files_are_found_or_named(tmp_path):

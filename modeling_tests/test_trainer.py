@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_model
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from resume_case import train
 from safetensors.torch import load_file
-from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainerState
 
 from yan_hf import EmaCallback, LossTermsCallback, YanDataCollator, YanForAutoEncoding, YanTrainer
 from yan_hf.trainer import last_complete_checkpoint
@@ -31,7 +32,14 @@ ROWS = [{"input_ids": [5 + row, 6, 7, 2], "labels": [8, 9 + row, 2]} for row in 
 
 
 def trainer(folder, model=None, cls=YanTrainer, **changes):
-    keywords = {name: changes.pop(name) for name in ("ema_decay", "callbacks") if name in changes}
+    names = ("ema_decay", "callbacks", "train_dataset", "eval_dataset", "data_collator")
+    keywords = {name: changes.pop(name) for name in names if name in changes}
+    keywords = {
+        "train_dataset": ROWS,
+        "eval_dataset": ROWS[:4],
+        "data_collator": YanDataCollator(_Tokenizer()),
+        **keywords,
+    }
     arguments = {
         "output_dir": str(folder),
         "max_steps": 6,
@@ -47,9 +55,6 @@ def trainer(folder, model=None, cls=YanTrainer, **changes):
     return cls(
         model=model or small_model(),
         args=Seq2SeqTrainingArguments(**arguments),
-        train_dataset=ROWS,
-        eval_dataset=ROWS[:4],
-        data_collator=YanDataCollator(_Tokenizer()),
         **keywords,
     )
 
@@ -65,6 +70,18 @@ def test_each_loss_term_is_logged_and_their_weighted_sum_is_the_loss(tmp_path):
         for entry in entries:
             total = sum(weights[name] * entry[f"{prefix}_{name}"] for name in weights)
             assert float(entry[prefix]) == pytest.approx(total, rel=1e-3)
+
+
+def test_terms_of_every_evaluation_are_its_own(tmp_path):
+    """Outside training, under another prefix, after a prediction, and with a last batch that is smaller."""
+    found = trainer(tmp_path, per_device_eval_batch_size=3)
+    weights = found.model.config.loss_weights
+    found.predict(ROWS[4:])
+    for rows, prefix in ((ROWS, "eval"), (ROWS[:2], "test"), (ROWS[2:7], "eval")):
+        metrics = found.evaluate(rows, metric_key_prefix=prefix)
+        entry = found.state.log_history[-1]
+        total = sum(weights[name] * entry[f"{prefix}_loss_{name}"] for name in weights)
+        assert metrics[f"{prefix}_loss"] == pytest.approx(total, rel=1e-4)
 
 
 def test_reporting_integrations_see_the_terms(tmp_path):
@@ -164,16 +181,59 @@ def test_average_is_evaluated_saved_and_left_in_the_model(tmp_path):
     torch.testing.assert_close(alone.lm_head.weight.detach(), weights[-1], msg="averaging changed the training")
 
 
+def test_averages_go_on_from_a_checkpoint_in_another_folder(tmp_path):
+    options = {"ema_decay": 0.9, "save_strategy": "steps", "save_steps": 3}
+    whole, resumed = small_model(), small_model()
+    trainer(tmp_path / "a", whole, **options).train()
+    trainer(tmp_path / "b", resumed, **options).train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    for name, weight in whole.named_parameters():
+        assert torch.equal(weight, dict(resumed.named_parameters())[name]), name
+
+
+def test_what_the_model_cannot_take_stops_before_training(tmp_path):
+    config = small_model().config
+    long = config.max_position_embeddings + 1
+    cases = [
+        ({"input_ids": [5, 2], "labels": [6] * long}, rf"row 3, has {long} tokens in `labels`"),
+        ({"input_ids": [5] * long, "labels": [6, 2]}, rf"row 3, has {long} tokens in `input_ids`"),
+        ({"input_ids": [5, config.vocab_size], "labels": [6, 2]}, rf"row 3, .* {config.vocab_size} in `input_ids`"),
+        ({"input_ids": [5, 2], "labels": [-3, 2]}, "row 3, .* -3 in `labels`"),
+        ({"input_ids": [], "labels": [6, 2]}, "row 3, has 0 tokens in `input_ids`"),
+    ]
+    for bad, message in cases:
+        rows = [*ROWS[:3], bad, *ROWS[3:]]
+        for examples in (rows, Dataset.from_list(rows), Dataset.from_list([*rows, *ROWS]).select(range(len(rows)))):
+            with pytest.raises(ValueError, match=message):
+                trainer(tmp_path, train_dataset=examples)
+    trainer(tmp_path, train_dataset=[{"input_ids": [5, 2], "labels": [-100, 2]}, *ROWS])
+    with pytest.raises(ValueError, match="config.label_smoothing"):
+        trainer(tmp_path, label_smoothing_factor=0.1)
+
+
+def test_evaluation_masks_the_same_spans_in_every_epoch(tmp_path):
+    rows = [{"input_ids": [*range(5, 25), 2]} for _ in range(4)]
+    found = trainer(
+        tmp_path, train_dataset=rows, eval_dataset=rows, data_collator=YanDataCollator(_Tokenizer(), "span_infilling"),
+        eval_strategy="steps", eval_steps=1, max_steps=3, learning_rate=0.0,
+    )  # fmt: skip
+    found.train()
+    losses = [entry["eval_loss"] for entry in found.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 3 and len(set(losses)) == 1
+    assert int(found.data_collator._epoch) == 2 and found.get_train_dataloader().collate_fn is not None
+
+
 def test_decay_is_checked():
     with pytest.raises(ValueError, match="decay.*1.5"):
         EmaCallback(1.5)
 
 
 def test_half_a_checkpoint_is_passed_over(tmp_path):
-    for step, files in ((5, ["trainer_state.json"]), (10, ["model.safetensors"]), (9, ["trainer_state.json"])):
+    for step in (5, 9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        for name in files:
-            (tmp_path / f"checkpoint-{step}" / name).touch()
+    for step in (5, 9):
+        TrainerState().save_to_json(str(tmp_path / f"checkpoint-{step}" / "trainer_state.json"))
+    (tmp_path / "checkpoint-10" / "model.safetensors").touch()
+    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"epoch": 1.0, ')
     assert last_complete_checkpoint(tmp_path, ["trainer_state.json"]) == str(tmp_path / "checkpoint-9")
     assert last_complete_checkpoint(tmp_path / "none", ["trainer_state.json"]) is None
 

@@ -11,8 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from .data import YanDataCollator
+
+
+logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
@@ -24,14 +28,21 @@ class EpochCallback(TrainerCallback):
 
     def __init__(self, collator: YanDataCollator):
         self.collator = collator
+        self._epoch = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._epoch = int(state.epoch or 0)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
+        # Counted here: for a stream, whose length nobody knows, `state.epoch` says something else.
+        self.collator.set_epoch(self._epoch)
+        self._epoch += 1
 
 
 class LossTermsCallback(TrainerCallback):
     """
-    Adds the mean of each loss term since the last log, `loss_flow`, `loss_token`, ..., to what the trainer logs.
+    Adds the mean of each loss term since the last log, `loss_flow`, `loss_token`, ..., to what the trainer logs, and
+    that over an evaluation's batches, `eval_loss_flow`, ..., under the evaluation's own prefix.
 
     Reporting integrations (TensorBoard, ...) see what callbacks before them have added: [`YanTrainer`] puts this one
     first. In `Trainer(callbacks=[LossTermsCallback()])` the terms reach the console and the log history only.
@@ -42,7 +53,8 @@ class LossTermsCallback(TrainerCallback):
         self._counts = {True: 0, False: 0}
         self._hook = None
 
-    def _watch(self, model: nn.Module | None):
+    def watch(self, model: nn.Module | None):
+        """Collects the terms of a model from now on; the trainer's events do this by themselves."""
         if self._hook is None and model is not None:
             # The terms come from YAN itself, below any wrapper.
             inner = next((part for part in model.modules() if hasattr(part, "predict_lengths")), None)
@@ -57,30 +69,31 @@ class LossTermsCallback(TrainerCallback):
                 sums[name] = sums.get(name, 0.0) + value.float()
             self._counts[module.training] += 1
 
+    def on_init_end(self, args, state, control, model=None, **kwargs):
+        self.watch(model)
+
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._watch(model)
+        self.watch(model)
 
-    def on_prediction_step(self, args, state, control, model=None, **kwargs):
-        self._watch(model)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def on_predict(self, args, state, control, **kwargs):
+        # A prediction is not logged: its terms belong to no later evaluation.
+        self._sums[False], self._counts[False] = {}, 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is None:
             return
-        for training, key, prefix in ((True, "loss", "loss_"), (False, "eval_loss", "eval_loss_")):
+        # An evaluation logs its runtime beside its loss, under its prefix.
+        evaluations = [key for key in logs if f"{key.removesuffix('_loss')}_runtime" in logs and key.endswith("_loss")]
+        for training, key in [(True, "loss"), *((False, key) for key in evaluations)]:
             count = self._counts[training]
             if key not in logs or not count:
                 continue
             sums = self._sums[training]
-            values = torch.stack(list(sums.values())) / count
+            values = torch.stack([*sums.values(), torch.full_like(next(iter(sums.values())), count)])
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(values)
-                values /= dist.get_world_size()
-            terms = {f"{prefix}{name}": round(value, 6) for name, value in zip(sums, values.tolist())}
+            means = (values[:-1] / values[-1]).tolist()
+            terms = {f"{key}_{name}": round(value, 6) for name, value in zip(sums, means)}
             logs.update(terms)
             if state.log_history:
                 state.log_history[-1].update(terms)
@@ -112,6 +125,8 @@ class EmaCallback(TrainerCallback):
         self._others: dict[str, torch.Tensor] = {}
         self._averaged = False
         self._count = 0
+        # The checkpoint that training resumes from, where it is not in the output folder.
+        self.resumed_from: str | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -119,11 +134,16 @@ class EmaCallback(TrainerCallback):
             raise ValueError("`EmaCallback` does not average weights that FSDP shards. Leave it out, or use DDP.")
         self._others = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._averaged, self._count = False, state.global_step
-        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
-        if state.global_step and saved.is_file():
+        if not state.global_step:
+            return
+        folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        saved = Path(folder) / self.FILE
+        if saved.is_file():
             # The checkpoint's own weights are the averages.
             for name, value in load_file(saved).items():
                 self._weights[name].data.copy_(value)
+        else:
+            logger.warning(f"There is no {saved}: training goes on from the checkpoint's weights, averaged or not.")
 
     @torch.no_grad()
     def _swap(self):

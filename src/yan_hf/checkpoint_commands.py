@@ -196,8 +196,9 @@ def _generate(options: argparse.Namespace) -> Result:
 
 def _evaluate(options: argparse.Namespace) -> Result:
     from .data import YanDataCollator
+    from .data_checks import check_vocabulary
     from .evaluation import evaluate_model
-    from .task_data import TaskEncoder, check_vocabulary, encode_split, load_splits
+    from .task_data import TaskEncoder, encode_split, load_splits
 
     model, tokenizer = _with_tokenizer(options)
     check_vocabulary(tokenizer, model)

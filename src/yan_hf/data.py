@@ -3,7 +3,7 @@
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -160,6 +160,10 @@ class YanDataCollator:
         """Changes the random choices; call it at the start of each epoch ([`callbacks.EpochCallback`] does)."""
         self._epoch.fill_(epoch)
 
+    def at_epoch(self, epoch: int) -> "YanDataCollator":
+        """A collator like this one that stays at an epoch, so that every evaluation sees the same masked spans."""
+        return replace(self, _epoch=torch.full((1,), epoch).share_memory_())
+
     def __call__(self, features: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -173,6 +177,8 @@ class YanDataCollator:
             ValueError: for an example without the columns or the tokens that the objective needs.
         """
         features = list(features)
+        if not features:
+            raise ValueError("There are no examples to make a batch of.")
         rows = [self._build(row, feature) for row, feature in enumerate(features)]
         sources, masks, labels = zip(*rows)
         side = self.tokenizer.padding_side
@@ -202,14 +208,18 @@ class YanDataCollator:
                 raise ValueError(
                     f"Example {row} has no column `{name}`, but {sorted(feature)}; tokenize the data first."
                 )
-            if len(feature[name]) == 0:
+            if feature[name] is None or len(feature[name]) == 0:
                 raise ValueError(f"Example {row} has an empty `{name}`. Leave such rows out.")
-        ids = np.asarray(feature["input_ids"], dtype=np.int64)
+        ids = _token_ids(feature, "input_ids", row)
         eos = self.tokenizer.eos_token_id
         rng = np.random.default_rng([self.seed, int(self._epoch), zlib.crc32(ids.tobytes())])
         if self.objective == "pairs":
-            source, target = ids, np.asarray(feature["labels"], dtype=np.int64)
+            source, target = ids, _token_ids(feature, "labels", row)
             mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=np.int64)
+            if mask.shape != ids.shape:
+                raise ValueError(
+                    f"Example {row} has {len(ids)} `input_ids`, but an `attention_mask` of shape {mask.shape}."
+                )
         else:
             text = ids[:-1] if ids[-1] == eos else ids
             if self.max_length is not None:
@@ -234,6 +244,15 @@ class YanDataCollator:
         for index, row in enumerate(rows):
             padded[index, slice(width - len(row), None) if side == "left" else slice(len(row))] = row
         return torch.from_numpy(padded)
+
+
+def _token_ids(feature: dict[str, Any], name: str, row: int) -> np.ndarray:
+    values = np.asarray(feature[name])
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"Example {row} must hold a list of whole numbers in `{name}`, but has {str(feature[name])[:80]}."
+        )
+    return values.astype(np.int64)
 
 
 __all__ = ["YanDataCollator", "corrupt_spans", "encode_pairs"]

@@ -1,11 +1,14 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-The loss of a batch that is spread over several processes.
+The loss of a batch that is spread over several processes, and `generate` where they share the weights.
 
 Data-parallel engines average gradients over the processes. An average of each process's own loss is not the loss of
 the joined batch: token means have different denominators, and load balance and MMD are not means over tokens at all.
 Here sums and points are exchanged, so that averaged gradients are those of the joined batch.
 """
+
+import functools
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,4 +73,44 @@ def loss_group(model: nn.Module) -> LossGroup | None:
     return LossGroup()
 
 
-__all__ = ["LossGroup", "loss_group"]
+def run_whole(model: nn.Module, name: str) -> None:
+    """
+    Lets a method of a model that FSDP2 shards run with whole weights: as the model's forward, its layers gathered too.
+
+    `generate` uses layers otherwise than through their forward, where FSDP2 gathers a layer's weights. All processes
+    have to call the method together.
+    """
+    if name in vars(model) or not (dist.is_available() and dist.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    if not isinstance(model, FSDPModule):
+        return
+    method = getattr(model, name)
+
+    def gathered(*arguments: Any, **keywords: Any) -> Any:
+        layers = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+        for layer in layers:
+            layer.unshard()
+        try:
+            return method(*arguments, **keywords)
+        finally:
+            for layer in layers:
+                layer.reshard()
+
+    setattr(model, name, gathered)
+    # The model's own weights are gathered by FSDP2, as for its forward. That leaves them whole, for a backward pass.
+    register_fsdp_forward_method(model, name)
+    as_forward = getattr(model, name)
+
+    @functools.wraps(method)
+    def whole(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return as_forward(*arguments, **keywords)
+        finally:
+            model.reshard()
+
+    setattr(model, name, whole)
+
+
+__all__ = ["LossGroup", "loss_group", "run_whole"]

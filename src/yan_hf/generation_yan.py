@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .compiled import CompiledSampler
 from .cpu_linear import OneDnnLinear
 from .decoding import ReadTokens, cut_after_end, make_processors, read_tokens
+from .distributed import run_whole
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
 from .lengths import given_lengths, predicted_lengths
 from .noise import NoiseSource
@@ -165,6 +166,7 @@ class YanGenerationMixin:
         if in_training:
             self.eval()
         fast = not config.compile and self.device.type == "cpu" and OneDnnLinear.is_available()
+        run_whole(self, "_generate")
         try:
             with OneDnnLinear() if fast else nullcontext():
                 output = self._generate(

@@ -170,7 +170,18 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
     def _apply_frozen(self):
         for part in self.config.frozen_parts:
             for module in self._part(part):
-                module.eval().requires_grad_(False)
+                module.requires_grad_(False)
+        self._frozen_to_eval()
+
+    def _frozen_to_eval(self):
+        for part in self.config.frozen_parts:
+            for module in self._part(part):
+                module.eval()
+                for layer in module.modules():
+                    if hasattr(layer, "base_layer"):
+                        # An adapter on a frozen layer trains, as does its dropout.
+                        layer.train()
+                        layer.base_layer.eval()
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -250,7 +261,7 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
     def train(self, mode: bool = True):
         super().train(mode)
         if mode:
-            self._apply_frozen()
+            self._frozen_to_eval()
         return self
 
 

@@ -1,12 +1,16 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Rows of a data set as tokenized examples of a task, checked before training starts."""
 
+import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .tasks import (
     ANSWER_HEADER,
@@ -19,6 +23,12 @@ from .tasks import (
     split_sentences,
     summarization,
 )
+
+
+logger = logging.get_logger(__name__)
+
+# Ending of a file's name → the builder of `datasets` that reads it.
+_BUILDERS = {"jsonl": "json", "ndjson": "json", "json": "json", "csv": "csv", "parquet": "parquet"}
 
 
 class Task(NamedTuple):
@@ -53,6 +63,9 @@ def _answer(value: Any) -> str:
 def _question_answering(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> list[TextPair]:
     context = _text(row["context"], "context")
     questions = row.get("qas") or [row]
+    for item in questions:
+        if not isinstance(item, dict) or not {"question", "answer"} <= set(item):
+            raise ValueError(f"column `qas` needs items with `question` and `answer`, but holds {str(item)[:80]!r}")
     return [
         question_answering(context, _text(item["question"], "question"), _answer(item["answer"]), mask)
         for item in questions
@@ -124,7 +137,8 @@ def load_splits(
             default every split goes under its own name; files have no parts.
 
     Raises:
-        ValueError: for both or neither of files and data set, and a slice of a stream.
+        ValueError: for both or neither of files and data set, a slice of a stream, and a file of another kind, of
+            broken rows or of none.
         FileNotFoundError: for a file that is not there.
     """
     files = {split: name for split, name in (files or {}).items() if name}
@@ -146,32 +160,24 @@ def load_splits(
                 )
             found[name] = load_dataset(dataset, config, split=part) if sliced else splits[split]
         return found
-    for name in files.values():
+    found = DatasetDict()
+    for split, name in files.items():
         if not Path(name).is_file():
             raise FileNotFoundError(f"There is no file {name}.")
-    suffix = next(iter(files.values())).removesuffix(".gz").rpartition(".")[2]
-    kind = {"jsonl": "json", "ndjson": "json"}.get(suffix, suffix)
-    return load_dataset(kind, data_files=files, streaming=streaming)
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel):
-    """
-    Raises `ValueError` where a tokenizer does not belong to a model: more tokens than the model has, or special tokens
-    other than those of its configuration.
-    """
-    size = model.config.vocab_size
-    if len(tokenizer) > size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, but the model's `vocab_size` is {size}. Use the checkpoint's "
-            "own tokenizer, or call `yan_hf.prepare_tokenizer(tokenizer, model)`, which resizes the model."
-        )
-    for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
-        ours, theirs = getattr(tokenizer, name), getattr(model.config, name)
-        if ours is None or ours != theirs:
+        kind = _BUILDERS.get(str(name).removesuffix(".gz").rpartition(".")[2])
+        if kind is None:
             raise ValueError(
-                f"`{name}` is {ours} in the tokenizer but {theirs} in the model's configuration. Use the checkpoint's "
-                "own tokenizer, or call `yan_hf.prepare_tokenizer(tokenizer, model)`."
+                f"{name} is none of the files that can be read: {', '.join(_BUILDERS)}, or these in gzip."
             )
+        try:
+            found[split] = load_dataset(kind, data_files={split: str(name)}, split=split, streaming=streaming)
+        except (DatasetGenerationError, ValueError) as error:
+            # A file without rows is an error there too.
+            reason = error.__cause__ or error
+            raise ValueError(f"{name} cannot be read as {kind}, or holds no rows: {reason}") from error
+        if not streaming and len(found[split]) == 0:
+            raise ValueError(f"{name} holds no rows.")
+    return found
 
 
 class TaskEncoder:
@@ -183,10 +189,11 @@ class TaskEncoder:
         tokenizer: A tokenizer with the special tokens YAN needs.
         columns: Names of the task's columns in the data, where they differ.
         label_names: Names of the classes, in the order of their numbers.
-        max_source_length: Longer sources are cut, never at the mask or the question.
+        max_source_length: Longer sources are cut, never in the question; where the mask would be cut off, the row is a
+            bad one.
         max_target_length: Longest target, the end token included.
         skip_bad_rows: Whether rows that are empty, unusable or too long are left out, and counted in `skipped`,
-            instead of raising.
+            instead of raising. Worker processes (`num_proc`) log their counts.
         add_mask: Whether a source without a mask token gets one at its end, where the answer belongs: it lets the
             auto-encoder stage read off answers of tasks such as classification.
         space_in_target: Whether the space before a mask token goes to the target ([`space_with_answer`]), so that an
@@ -220,6 +227,9 @@ class TaskEncoder:
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.skip_bad_rows, self.add_mask, self.space_in_target = skip_bad_rows, add_mask, space_in_target
         self.skipped: dict[str, int] = {}
+        self._process = os.getpid()
+        # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
+        self._run = uuid.uuid4().hex if skip_bad_rows else None
 
     def check_columns(self, available: Sequence[str], where: str = "The data"):
         """Raises `ValueError` where a column is missing."""
@@ -240,9 +250,16 @@ class TaskEncoder:
             pairs = [pair if mask in pair.source else TextPair(f"{pair.source} {mask}", pair.target) for pair in pairs]
         return [space_with_answer(pair, mask) for pair in pairs] if self.space_in_target else pairs
 
-    def encode(self, pair: TextPair) -> dict[str, list[int]]:
-        """Tokens of one pair. Raises `ValueError` for a target that is too long."""
-        ids = self._cut(self.tokenizer(pair.source)["input_ids"], pair.source)
+    def encode(self, pair: TextPair, context: str = "") -> dict[str, list[int]]:
+        """
+        Tokens of one pair. Raises `ValueError` for a target that is too long, and where a source's mask is cut off.
+
+        Args:
+            pair: Source and target.
+            context: What the source starts with and may lose the end of; for question answering, where it is all but
+                the last sentence by default.
+        """
+        ids = self._cut(self.tokenizer(pair.source)["input_ids"], pair.source, context)
         if self.name == "span_infilling":
             return {"input_ids": ids}
         labels = self.tokenizer(pair.target, add_special_tokens=False)["input_ids"]
@@ -255,48 +272,62 @@ class TaskEncoder:
             )
         return {"input_ids": ids, "labels": labels}
 
-    def _cut(self, ids: list[int], source: str) -> list[int]:
+    def _cut(self, ids: list[int], source: str, context: str) -> list[int]:
         limit = self.max_source_length
         if limit is None or len(ids) <= limit:
             return ids
         if self.task.keep == "tail":
-            return ids[-limit:]
-        tail = 1  # the end token
-        if self.task.keep == "question":
-            # The question is the last sentence before the answer's header: the context loses its end instead.
-            head, _, _ = source.rpartition(f" {ANSWER_HEADER}")
-            sentences = split_sentences(head)
-            tail = len(self.tokenizer(source[head.rfind(sentences[-1]) :])["input_ids"])
-        elif self.tokenizer.mask_token_id in ids[-2:]:
-            tail = 2
-        if tail >= limit:
-            raise ValueError(f"the question alone has {tail} tokens, `max_source_length` is {limit}")
-        return ids[: limit - tail] + ids[-tail:]
+            kept = ids[-limit:]
+        else:
+            tail = 1  # the end token
+            if self.task.keep == "question":
+                # What stands behind the context stays: the context loses its end instead.
+                if not (context and source.startswith(context)):
+                    context = source.rpartition(f" {ANSWER_HEADER}")[0]
+                    context = context[: context.rfind(split_sentences(context)[-1])]
+                tail = len(self.tokenizer(source[len(context) :].lstrip())["input_ids"])
+            elif self.tokenizer.mask_token_id in ids[-2:]:
+                tail = 2
+            if tail >= limit:
+                raise ValueError(f"the question alone has {tail} tokens, `max_source_length` is {limit}")
+            kept = ids[: limit - tail] + ids[-tail:]
+        mask = self.tokenizer.mask_token_id
+        if mask in ids and mask not in kept:
+            raise ValueError(
+                f"the source has {len(ids)} tokens, `max_source_length` is {limit}, and its mask lies where it is cut"
+            )
+        return kept
 
     def __call__(self, batch: dict[str, list[Any]], indices: Sequence[int] | None = None) -> dict[str, list]:
         """
         Args:
             batch: Columns of rows.
-            indices: Their numbers, for error messages.
+            indices: Their numbers, for error messages: `datasets.map(with_indices=True)`.
 
         Returns:
             `input_ids`, and `labels` unless the task is span infilling: lists of token ids, one for each pair.
         """
         self.check_columns(list(batch))
         count = len(next(iter(batch.values())))
-        examples = []
+        examples, left_out = [], 0
         for row in range(count):
             try:
                 values = {name: column[row] for name, column in batch.items()}
-                examples += [self.encode(pair) for pair in self.pairs(values)]
+                context = values.get(self.columns["context"]) if self.task.keep == "question" else None
+                context = _text(context, "context") if context else ""
+                examples += [self.encode(pair, context) for pair in self.pairs(values)]
             except ValueError as error:
                 if not self.skip_bad_rows:
-                    number = indices[row] if indices is not None else row
+                    number = f"Row {indices[row]}" if indices is not None else f"Row {row} of this batch"
                     raise ValueError(
-                        f"Row {number}: {error}. Mend it, or leave such rows out with `skip_bad_rows=True`."
+                        f"{number}: {error}. Mend it, or leave such rows out with `skip_bad_rows=True`."
                     ) from error
                 reason = str(error).split(":")[0][:60]
                 self.skipped[reason] = self.skipped.get(reason, 0) + 1
+                left_out += 1
+        if left_out and os.getpid() != self._process:
+            # Counts of a worker process, and of one that reads a stream while training, never come back.
+            logger.warning(f"{left_out} of {count} rows were left out: {self.skipped} so far in this process.")
         names = ("input_ids",) if self.name == "span_infilling" else ("input_ids", "labels")
         return {name: [example[name] for example in examples] for name in names}
 
@@ -319,6 +350,7 @@ def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: s
     encoder.skipped = {}
     options = {"batched": True, "with_indices": True, "remove_columns": rows.column_names}
     if isinstance(rows, IterableDataset):
+        encoder._process = None  # rows are read while training: what is left out is logged then
         return rows.map(encoder, **options), 0
     # A cached result would not have counted what it left out.
     encoded = rows.map(encoder, load_from_cache_file=False, desc=f"tokenizing {where}", **options)
@@ -327,4 +359,4 @@ def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: s
     return encoded, sum(encoder.skipped.values())
 
 
-__all__ = ["TASKS", "Task", "TaskEncoder", "check_vocabulary", "encode_split", "load_splits"]
+__all__ = ["TASKS", "Task", "TaskEncoder", "encode_split", "load_splits"]

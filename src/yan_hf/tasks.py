@@ -47,8 +47,10 @@ def last_word(text: str, mask_token: str) -> TextPair:
     Word prediction: the last alphabetic word replaced by the mask token, the punctuation after it kept → that word.
 
     Raises:
-        ValueError: for a text without a word.
+        ValueError: for a text without a word, or with a mask token of its own.
     """
+    if mask_token in text:
+        raise ValueError(f"The text holds {mask_token!r} already: {text!r}.")
     match = _LAST_WORD.search(text)
     if match is None:
         raise ValueError(f"There is no alphabetic word to mask in {text!r}.")

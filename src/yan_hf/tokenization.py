@@ -171,6 +171,7 @@ def prepare_tokenizer(
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
     if model is not None:
+        model._tokenizer_prepared = True  # from now on this vocabulary is the model's
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
