@@ -165,8 +165,7 @@ def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) ->
     if variant.written_on is not None:
         steps, start = int(variant.written_on * steps), folder / f"writer_{seed}"
         if not start.exists():
-            with restored(yan_hf.modeling_yan, yan_hf.sampling):
-                write(options, task, tokenizer, draw, folder, PLAIN, seed)
+            write(options, task, tokenizer, draw, folder, PLAIN, seed)
     weights = {"mmd": 0.0, **variant.config.get("loss_weights", {})}
     set_seed(seed)
     model = start_writer(start, new_config(task, tokenizer, **{**variant.config, "loss_weights": weights}))

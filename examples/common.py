@@ -72,6 +72,20 @@ class ModelArguments:
     )
 
 
+@dataclass
+class LoraArguments:
+    """The adapter."""
+
+    rank: int = field(default=8, metadata={"help": "rank of the adapters"})
+    alpha: int = field(default=16, metadata={"help": "their scale, divided by the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on their input"})
+    target_modules: list[str] | None = field(
+        default=None, metadata={"help": "linear layers by name, or all-linear; by default YAN's own choice"}
+    )
+    adapt_experts: bool = field(default=False, metadata={"help": "adapt the experts' 3-D weights too"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules that train in full"})
+
+
 def parse(*types: type, arguments: Sequence[str] | None = None, ignored: tuple[type, ...] = ()) -> tuple[Any, ...]:
     """
     Options from a YAML file, the command line, or both: `script.py [config.yaml] [--option value ...]`.

@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import DataArguments, ModelArguments, encode_splits, make_tokenizer, parse, prepare, read_splits
-from finetune_lora import LoraArguments
+from common import (
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    encode_splits,
+    make_tokenizer,
+    parse,
+    prepare,
+    read_splits,
+)
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, evaluate_model

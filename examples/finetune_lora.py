@@ -7,27 +7,12 @@ Fine-tunes YAN with LoRA (PEFT): on the linear layers, and where asked on the ex
 `--output_dir` gets the adapter, its folder `merged` the whole model with the adapter merged in.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import DataArguments, ModelArguments, make_tokenizer, parse, prepare, read_splits
+from common import DataArguments, LoraArguments, ModelArguments, make_tokenizer, parse, prepare, read_splits
 from finetune import make_model, train
 from peft import LoraConfig, get_peft_model
 from transformers import Seq2SeqTrainingArguments
-
-
-@dataclass
-class LoraArguments:
-    """The adapter."""
-
-    rank: int = field(default=8, metadata={"help": "rank of the adapters"})
-    alpha: int = field(default=16, metadata={"help": "their scale, divided by the rank"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on their input"})
-    target_modules: list[str] | None = field(
-        default=None, metadata={"help": "linear layers by name, or all-linear; by default YAN's own choice"}
-    )
-    adapt_experts: bool = field(default=False, metadata={"help": "adapt the experts' 3-D weights too"})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules that train in full"})
 
 
 def main():

@@ -23,6 +23,14 @@ def run(script, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def run_on_two(script, *arguments):
+    """The script under torchrun."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += map(str, (EXAMPLES / script, *arguments))
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_demo_trains_saves_reloads_and_answers(tmp_path):
     """A few seconds of training: every part runs, and the figures it prints are those it writes."""
@@ -158,17 +166,13 @@ def test_flow_pretraining_on_plain_text_with_a_frozen_encoder(labelled, tmp_path
 
 def test_two_processes_train_one_model(labelled, tmp_path):
     """The script under torchrun, DDP over gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [
-        EXAMPLES / "finetune.py", EXAMPLES / "configs" / "sst2.yaml",
+        EXAMPLES / "configs" / "sst2.yaml",
         *files(labelled, ("train", "validation")), *SHORT,
         "--model", "", "--vocab_size", 350, "--config", '{"hidden_size": 32, "num_attention_heads": 2}',
         "--output_dir", tmp_path / "out", "--use_cpu", "--ddp_find_unused_parameters", "false",
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-    )
+    finished = run_on_two("finetune.py", *arguments)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -221,18 +225,14 @@ def test_two_processes_read_a_stream(labelled, tmp_path):
     for number, row in enumerate(rows):
         row["text"] += " and more" * (number % 5)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [
-        EXAMPLES / "finetune.py", EXAMPLES / "configs" / "sst2.yaml", "--train_file", tmp_path / "train.jsonl",
+        EXAMPLES / "configs" / "sst2.yaml", "--train_file", tmp_path / "train.jsonl",
         *files(labelled, ("validation",)), *SHORT, "--streaming", "true", "--report_to", "none",
         "--model", "", "--vocab_size", 350, "--config", '{"hidden_size": 32, "num_attention_heads": 2}',
         "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "out", "--use_cpu",
         "--ddp_find_unused_parameters", "false",
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-    )
+    finished = run_on_two("finetune.py", *arguments)
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 

@@ -227,9 +227,9 @@ class TaskEncoder:
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.skip_bad_rows, self.add_mask, self.space_in_target = skip_bad_rows, add_mask, space_in_target
         self.skipped: dict[str, int] = {}
-        self._process = os.getpid()
         # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
-        self._run = uuid.uuid4().hex if skip_bad_rows else None
+        # Where nothing is left out, results may be cached.
+        self._process, self._run = (os.getpid(), uuid.uuid4().hex) if skip_bad_rows else (None, None)
 
     def check_columns(self, available: Sequence[str], where: str = "The data"):
         """Raises `ValueError` where a column is missing."""

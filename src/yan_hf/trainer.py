@@ -52,17 +52,17 @@ class YanTrainer(Seq2SeqTrainer):
                 f"`label_smoothing_factor={self.args.label_smoothing_factor}` takes the labels away from the model, "
                 "and with them YAN's loss. Set `model.config.label_smoothing` instead."
             )
+        datasets = _named(self.train_dataset, self.eval_dataset)
         config = getattr(self.model, "config", None)
         if isinstance(config, YanConfig):
             if isinstance(self.processing_class, PreTrainedTokenizerBase):
                 check_vocabulary(self.processing_class, self.model)
             # Span corruption cuts the clean text by itself.
             cut = getattr(self.data_collator, "objective", "pairs") != "pairs" and bool(self.data_collator.max_length)
-            for name, examples in _named(self.train_dataset, self.eval_dataset):
+            for name, examples in datasets:
                 check_examples(examples, config, f"The {name} data set", cut)
-        streams = [examples for _, examples in _named(self.train_dataset, self.eval_dataset)]
         loader = self.accelerator.dataloader_config
-        if loader.dispatch_batches is None and any(isinstance(rows, IterableDataset) for rows in streams):
+        if loader.dispatch_batches is None and any(isinstance(rows, IterableDataset) for _, rows in datasets):
             # Batches of a stream are as wide as their longest row, so that one process cannot cut them up for all.
             loader.dispatch_batches = False
         self._eval_collator = self.data_collator
