@@ -43,6 +43,7 @@ class DataArguments:
     max_target_length: int = field(default=128, metadata={"help": "longest target, the end token included"})
     skip_bad_rows: bool = field(default=False, metadata={"help": "leave unusable rows out instead of stopping"})
     add_mask: bool = field(default=False, metadata={"help": "put a mask token behind sources that have none"})
+    mask_first: bool = field(default=False, metadata={"help": "with add_mask: in front of them instead"})
     space_in_target: bool = field(default=False, metadata={"help": "the space before a mask belongs to the target"})
     max_train_rows: int | None = field(default=None, metadata={"help": "use only the first rows"})
     max_eval_rows: int | None = field(default=None, metadata={"help": "evaluate only the first rows"})
@@ -216,6 +217,7 @@ def encode_splits(
             data.skip_bad_rows,
             data.add_mask,
             data.space_in_target,
+            data.mask_first,
         )
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:

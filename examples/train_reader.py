@@ -66,7 +66,7 @@ class Options:
     reading_steps: int = field(default=9000, metadata={"help": "optimiser steps of the first stage"})
     writing_steps: int = field(default=3000, metadata={"help": "optimiser steps of the second stage"})
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     hidden_size: int = 64
     encoder_layers: int = 3
     vocab_size: int = 600
@@ -183,9 +183,15 @@ def train_stage(model, tokenizer, questions: Questions, reading: bool, options: 
     curriculum = Curriculum(levels, goal=2.0, threshold=0.94, level=1 if reading else max(1, levels // 2))
     steps = options.reading_steps if reading else options.writing_steps
     stream = CurriculumStream(questions.draw, tokenizer, curriculum, reading, options.batch_size, options.seed)
-    rate = options.learning_rate if reading else options.learning_rate / 2
     train_by_curriculum(
-        model, stream, options.output / "trainer", None, rate, callbacks, max_steps=steps, logging_steps=500
+        model,
+        stream,
+        options.output / "trainer",
+        None,
+        options.learning_rate,
+        callbacks,
+        max_steps=steps,
+        logging_steps=500,
     )
 
 

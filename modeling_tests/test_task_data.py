@@ -129,6 +129,13 @@ def test_long_sources_lose_neither_question_nor_mask(tokenizer):
     reader = encoder(tokenizer, "classification", max_source_length=20, add_mask=True)
     ids = reader.encode(reader.pairs({"text": "a fine film " * 40, "label": 0})[0])["input_ids"]
     assert len(ids) == 20 and ids[-2:] == [tokenizer.mask_token_id, tokenizer.eos_token_id]
+    reader = encoder(tokenizer, "classification", max_source_length=20, add_mask=True, mask_first=True)
+    (pair,) = reader.pairs({"text": "a fine film " * 40, "label": 0})
+    ids = reader.encode(pair)["input_ids"]
+    assert pair.source.startswith("<mask> a fine")
+    assert len(ids) == 20 and [ids[0], ids[-1]] == [tokenizer.mask_token_id, tokenizer.eos_token_id]
+    with pytest.raises(ValueError, match="add_mask"):
+        encoder(tokenizer, "classification", mask_first=True)
     reader = encoder(tokenizer, "question_answering", max_source_length=5)
     with pytest.raises(ValueError, match="max_source_length"):
         reader.encode(reader.pairs(long)[0])

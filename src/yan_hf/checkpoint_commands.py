@@ -60,6 +60,8 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
     parser.add_argument("--columns", type=_mapping, help='where they differ, as JSON: {"text": "sentence"}')
     parser.add_argument("--class-names", nargs="+", help="names of the classes, in order")
     parser.add_argument("--add-mask", action="store_true", help="put a mask token behind sources that have none")
+    parser.add_argument("--mask-first", action="store_true", help="with --add-mask: in front of them instead")
+    parser.add_argument("--space-in-target", action="store_true", help="the space before a mask belongs to the target")
     parser.add_argument("--max-source-length", type=positive, help="longer sources are cut")
     parser.add_argument("--max-rows", type=positive, help="use only the first rows")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave unusable rows out instead of stopping")
@@ -220,6 +222,8 @@ def _evaluate(options: argparse.Namespace) -> Result:
         limit,
         options.skip_bad_rows,
         options.add_mask,
+        options.space_in_target,
+        options.mask_first,
     )
     examples, skipped = encode_split(rows, encoder, "The data")
     objective = "span_infilling" if options.task == "span_infilling" else "pairs"

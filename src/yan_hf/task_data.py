@@ -196,6 +196,8 @@ class TaskEncoder:
             instead of raising. Worker processes (`num_proc`) log their counts.
         add_mask: Whether a source without a mask token gets one at its end, where the answer belongs: it lets the
             auto-encoder stage read off answers of tasks such as classification.
+        mask_first: Whether that token comes first instead. Answers then stand at the same positions in every row, and
+            the auto-encoder stage cannot see how long they are. Give `generate` sources that start with the mask then.
         space_in_target: Whether the space before a mask token goes to the target ([`space_with_answer`]), so that an
             answer is the same tokens there as in the text. Give `generate` sources without that space then.
 
@@ -214,9 +216,12 @@ class TaskEncoder:
         skip_bad_rows: bool = False,
         add_mask: bool = False,
         space_in_target: bool = False,
+        mask_first: bool = False,
     ):
         if task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
+        if mask_first and not add_mask:
+            raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
         self.task, self.name, self.tokenizer = TASKS[task], task, tokenizer
         self.columns = {column: column for column in self.task.columns}
         for column, name in (columns or {}).items():
@@ -225,7 +230,8 @@ class TaskEncoder:
             self.columns[column] = name
         self.label_names = list(label_names) if label_names else None
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
-        self.skip_bad_rows, self.add_mask, self.space_in_target = skip_bad_rows, add_mask, space_in_target
+        self.skip_bad_rows, self.space_in_target = skip_bad_rows, space_in_target
+        self.add_mask, self.mask_first = add_mask, mask_first
         self.skipped: dict[str, int] = {}
         # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
         # Where nothing is left out, results may be cached.
@@ -247,7 +253,8 @@ class TaskEncoder:
         mask = self.tokenizer.mask_token
         pairs = self.task.build(row, mask, self.label_names)
         if self.add_mask and self.name != "span_infilling":
-            pairs = [pair if mask in pair.source else TextPair(f"{pair.source} {mask}", pair.target) for pair in pairs]
+            place = f"{mask} {{}}".format if self.mask_first else f"{{}} {mask}".format
+            pairs = [pair if mask in pair.source else TextPair(place(pair.source), pair.target) for pair in pairs]
         return [space_with_answer(pair, mask) for pair in pairs] if self.space_in_target else pairs
 
     def encode(self, pair: TextPair, context: str = "") -> dict[str, list[int]]:
