@@ -45,6 +45,7 @@ class DataArguments:
     add_mask: bool = field(default=False, metadata={"help": "put a mask token behind sources that have none"})
     mask_first: bool = field(default=False, metadata={"help": "with add_mask: in front of them instead"})
     space_in_target: bool = field(default=False, metadata={"help": "the space before a mask belongs to the target"})
+    max_sentences: int | None = field(default=None, metadata={"help": "only the first sentences of a story"})
     max_train_rows: int | None = field(default=None, metadata={"help": "use only the first rows"})
     max_eval_rows: int | None = field(default=None, metadata={"help": "evaluate only the first rows"})
     streaming: bool = field(default=False, metadata={"help": "read training rows as they are needed"})
@@ -156,6 +157,7 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
         data.class_names,
         skip_bad_rows=True,
         space_in_target=data.space_in_target,
+        max_sentences=data.max_sentences,
     )
 
     def texts():
@@ -218,6 +220,7 @@ def encode_splits(
             data.add_mask,
             data.space_in_target,
             data.mask_first,
+            data.max_sentences,
         )
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:

@@ -264,3 +264,17 @@ def test_parts_are_splits_or_slices_of_a_data_set(tmp_path):
     assert list(load_splits(dataset=str(tmp_path))) == ["train", "test"]
     with pytest.raises(ValueError, match="stream"):
         load_splits(dataset=str(tmp_path), parts=parts, streaming=True)
+
+
+def test_only_the_first_sentences_of_a_story(tokenizer):
+    reader = encoder(tokenizer, "middle_sentence", max_sentences=3)
+    (pair,) = reader.pairs({"text": "One dog. Two dogs. Three dogs. Four dogs."})
+    assert pair == ("One dog. Two dogs. <mask>", "One dog. Two dogs. Three dogs.")
+    reader = encoder(tokenizer, "last_word", max_sentences=1)
+    assert reader.pairs({"text": "One dog. Two cats."}) == [("One <mask>.", "dog")]
+    reader = encoder(tokenizer, "span_infilling", max_sentences=2)
+    assert reader.pairs({"text": "One. Two. Three."})[0].source == "One. Two."
+    with pytest.raises(ValueError, match="classification"):
+        encoder(tokenizer, "classification", max_sentences=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        encoder(tokenizer, "last_word", max_sentences=0)

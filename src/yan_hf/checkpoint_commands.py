@@ -62,6 +62,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
     parser.add_argument("--add-mask", action="store_true", help="put a mask token behind sources that have none")
     parser.add_argument("--mask-first", action="store_true", help="with --add-mask: in front of them instead")
     parser.add_argument("--space-in-target", action="store_true", help="the space before a mask belongs to the target")
+    parser.add_argument("--max-sentences", type=positive, help="only the first sentences of a story")
     parser.add_argument("--max-source-length", type=positive, help="longer sources are cut")
     parser.add_argument("--max-rows", type=positive, help="use only the first rows")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave unusable rows out instead of stopping")
@@ -224,6 +225,7 @@ def _evaluate(options: argparse.Namespace) -> Result:
         options.add_mask,
         options.space_in_target,
         options.mask_first,
+        options.max_sentences,
     )
     examples, skipped = encode_split(rows, encoder, "The data")
     objective = "span_infilling" if options.task == "span_infilling" else "pairs"

@@ -116,6 +116,9 @@ TASKS = {
     "span_infilling": Task(("text",), _plain_text),
 }
 
+# Tasks that read the sentences of a text.
+_STORY_TASKS = ("last_word", "middle_sentence", "span_infilling")
+
 
 def load_splits(
     files: dict[str, str] | None = None,
@@ -200,6 +203,8 @@ class TaskEncoder:
             the auto-encoder stage cannot see how long they are. Give `generate` sources that start with the mask then.
         space_in_target: Whether the space before a mask token goes to the target ([`space_with_answer`]), so that an
             answer is the same tokens there as in the text. Give `generate` sources without that space then.
+        max_sentences: Only so many sentences of a text, the first ones, in the tasks last_word, middle_sentence and
+            span_infilling.
 
     Raises:
         ValueError: for an unknown task or column, and when called, for a row that cannot be used, with its number.
@@ -217,11 +222,17 @@ class TaskEncoder:
         add_mask: bool = False,
         space_in_target: bool = False,
         mask_first: bool = False,
+        max_sentences: int | None = None,
     ):
         if task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
         if mask_first and not add_mask:
             raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
+        if max_sentences is not None and (max_sentences < 1 or task not in _STORY_TASKS):
+            raise ValueError(
+                f"`max_sentences` must be at least 1, in one of the tasks {', '.join(_STORY_TASKS)}, but is "
+                f"{max_sentences} in {task}."
+            )
         self.task, self.name, self.tokenizer = TASKS[task], task, tokenizer
         self.columns = {column: column for column in self.task.columns}
         for column, name in (columns or {}).items():
@@ -231,7 +242,7 @@ class TaskEncoder:
         self.label_names = list(label_names) if label_names else None
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.skip_bad_rows, self.space_in_target = skip_bad_rows, space_in_target
-        self.add_mask, self.mask_first = add_mask, mask_first
+        self.add_mask, self.mask_first, self.max_sentences = add_mask, mask_first, max_sentences
         self.skipped: dict[str, int] = {}
         # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
         # Where nothing is left out, results may be cached.
@@ -250,6 +261,8 @@ class TaskEncoder:
     def pairs(self, row: dict[str, Any]) -> list[TextPair]:
         """The texts of a row, which may hold several questions. Raises `ValueError` for a row that is of no use."""
         row = {**row, **{column: row[name] for column, name in self.columns.items() if name in row}}
+        if self.max_sentences is not None:
+            row["text"] = " ".join(split_sentences(_text(row["text"], "text"))[: self.max_sentences])
         mask = self.tokenizer.mask_token
         pairs = self.task.build(row, mask, self.label_names)
         if self.add_mask and self.name != "span_infilling":
