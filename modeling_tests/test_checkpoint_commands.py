@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from conftest import small_config
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from yan_hf import YanForConditionalGeneration, train_tokenizer
 from yan_hf.cli import main
@@ -204,6 +204,29 @@ def test_evaluate_is_right_about_a_model_that_copies(checkpoint, pairs, capsys, 
         assert [row["exact_match"] for row in found["results"]] == [expected]
 
 
+def test_evaluate_asks_as_the_model_was_trained(checkpoint, tmp_path, capsys, monkeypatch):
+    """The options that say where the mask stands reach the sources."""
+    asked = []
+
+    def note(self, input_ids, **options):
+        from yan_hf import YanGenerateOutput
+
+        asked.extend(input_ids.tolist())
+        return YanGenerateOutput(sequences=input_ids, lengths=(input_ids != 0).sum(-1), length_mode="predicted")
+
+    monkeypatch.setattr(YanForConditionalGeneration, "generate", note)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "A dog. A cat.", "label": 0}) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    common = ["--file", path, "--seeds", 1, "--length-modes", "predicted"]
+    classes = ["--task", "classification", "--class-names", "no", "yes", "--add-mask", "--mask-first"]
+    story = ["--task", "last_word", "--max-sentences", 1, "--space-in-target"]
+    for arguments, source in ((classes, "<mask> A dog. A cat."), (story, "A<mask>.")):
+        asked.clear()
+        assert run(capsys, "evaluate", checkpoint, *common, *arguments)[0] == 0
+        assert asked == [tokenizer(source)["input_ids"]]
+
+
 def test_evaluate_prints_a_row_for_each_mode(checkpoint, pairs, capsys):
     status, output, _ = run(capsys, "evaluate", checkpoint, "--file", pairs, "--seeds", 1, "--max-rows", 2)
     assert status == 0
@@ -217,6 +240,8 @@ def test_evaluate_prints_a_row_for_each_mode(checkpoint, pairs, capsys):
         (["--task", "dancing"], "`task`.*dancing"),
         (["--task", "classification"], "no column `text`"),
         (["--max-source-length", 400], "400"),
+        (["--mask-first"], "`add_mask=True`"),
+        (["--max-sentences", 2], "`max_sentences`.*pairs"),
     ],
 )
 def test_what_cannot_be_evaluated(checkpoint, pairs, capsys, arguments, message):
