@@ -114,6 +114,8 @@ def table(runs: list[dict]) -> str:
 def plot_steps(runs: list[dict], path: Path):
     """Quality against solver steps, predicted lengths, a panel for each task; dashed: autoregressive systems."""
     tasks = list(dict.fromkeys(run["options"]["task"] for run in runs))
+    labels = sorted({label(run) for run in runs if not label(run).startswith("ar-")})
+    colors = {name: f"C{number}" for number, name in enumerate(labels)}  # the same in every panel
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False)
@@ -132,9 +134,9 @@ def plot_steps(runs: list[dict], path: Path):
             counts = [row["num_inference_steps"] for row in shown]
             bounds = [row[f"{metric}_by_sampling_seed"] for row in shown]
             middle = [row[metric] for row in shown]
-            (line,) = axis.plot(counts, middle, marker="o", markersize=3, label=label(run))
+            axis.plot(counts, middle, marker="o", markersize=3, color=colors[label(run)], label=label(run))
             low, high = list(map(min, bounds)), list(map(max, bounds))
-            axis.fill_between(counts, low, high, alpha=0.2, color=line.get_color())
+            axis.fill_between(counts, low, high, alpha=0.2, color=colors[label(run)])
         axis.set(title=task, xlabel="solver steps", ylabel=metric.replace("_", " "), xscale="log")
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
