@@ -42,7 +42,6 @@ def staged_save(folder: str | os.PathLike) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a checkpoint needs a folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    stage = None
     with ExitStack() as held:
         try:
             with _locked(folder):
@@ -54,7 +53,7 @@ def staged_save(folder: str | os.PathLike) -> Iterator[Path]:
                 held.callback(shutil.rmtree, stage, ignore_errors=True)
                 held.enter_context(_locked(stage))
             yield stage
-            for path in stage.iterdir():
+            for path in filter(Path.is_file, stage.iterdir()):
                 with path.open("r+b") as file:
                     os.fsync(file.fileno())
         except (OSError, SafetensorError) as error:
@@ -107,6 +106,7 @@ def write_code(auto_map: dict[str, str], source: Path, target: Path) -> dict[str
     Returns:
         The entries whose module is in the target now, or in another repository.
     """
+    auto_map = {name: reference for name, reference in auto_map.items() if isinstance(reference, str)}
     for reference in auto_map.values():
         module = source / f"{reference.partition('.')[0]}.py"
         for path in [module, *get_relative_import_files(module)] if module.is_file() else ():

@@ -112,6 +112,8 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
         if not is_main_process or kwargs.get("distributed_checkpoint"):
             # Nothing is written here, or by all processes together.
             super().save_pretrained(save_directory, push_to_hub=push_to_hub, **arguments)
+            if not kwargs.get("distributed_checkpoint"):
+                self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
             return
         hub = {
             name: arguments.pop(name)
@@ -122,6 +124,8 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
             if auto_map := getattr(self.config, "auto_map", None):
                 write_code(auto_map, Path(__file__).parent, folder)
             super().save_pretrained(folder, **arguments)
+        # Only now are the files in their places for the other processes of a sharded model.
+        self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
         if push_to_hub:
             repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
             self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
