@@ -7,6 +7,7 @@ share a model get what one alone gets. A small model with random weights, on the
 """
 
 import argparse
+import logging
 import multiprocessing
 import os
 import random
@@ -254,7 +255,8 @@ def main():
     parser.add_argument("--page", type=Path, help="the page that gets the table")
     options = parser.parse_args()
     disable_progress_bar()
-    set_verbosity_error()  # the configuration has a field that no version knows
+    set_verbosity_error()
+    logging.getLogger("yan_hf").setLevel(logging.ERROR)  # the configuration has a field that it does not know
     torch.set_num_threads(1)
     counts = [len(range(index, options.kills, len(KINDS))) for index in range(len(KINDS))]
     report = {

@@ -69,17 +69,31 @@ def staged_save(folder: str | os.PathLike) -> Iterator[Path]:
 
 def _move(stage: Path, folder: Path):
     """
-    Renames the files of a save to their places. The last rename is that of the weights, or of their index; then the
-    weights go that they replace, of which a loader would take a single file before an index.
+    Renames the files of a save to their places, and removes the weights that they replace. What decides which version
+    a loader takes comes last and close together: the index of shards, the configuration, a single file of weights.
     """
     found = {path.name: _WEIGHTS.fullmatch(path.name) for path in stage.iterdir()}
     variants = {match[1] or match[3] for match in found.values() if match}
-    for name in sorted(found, key=lambda name: (bool(found[name]) and not found[name][2], name == "config.json")):
-        os.replace(stage / name, folder / name)
-    for path in folder.iterdir():
+    stale = []
+    for path in sorted(folder.iterdir(), reverse=True):
         match = _WEIGHTS.fullmatch(path.name)
-        if match and path.name not in found and (match[1] or match[3]) in variants:
-            path.unlink()
+        if path.name in found or (match and (match[1] or match[3]) in variants):
+            # A second name: renaming over a file, or removing it, does not have to wait until its space is free.
+            with suppress(OSError):
+                os.link(path, stage / f"{path.name}.old")
+            if path.name not in found:
+                stale.append(path)
+
+    def order(name: str) -> int:
+        if name == "config.json":
+            return 2
+        match = found[name]
+        return 0 if not match or match[2] else 1 if name.endswith(".json") else 3
+
+    for name in sorted(found, key=order):
+        os.replace(stage / name, folder / name)
+    for path in stale:
+        path.unlink()
 
 
 @contextmanager
