@@ -93,7 +93,7 @@ def _move(stage: Path, folder: Path):
     for name in sorted(found, key=order):
         os.replace(stage / name, folder / name)
     for path in stale:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
