@@ -5,6 +5,9 @@ YAN: encoder, mixture-of-experts flow and position-wise decoder (arXiv 2604.1500
 Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabulary, `K` experts.
 """
 
+import os
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
@@ -216,6 +219,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         self.model = YanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.length_head = YanLengthHead(config)
+        # Counts `generate`'s compiled programs over its calls.
+        self.compiled_programs: set[tuple] = set()
         self.post_init()
 
     def _weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -234,6 +239,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
         return self.length_head(source_latents, source_mask)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any):
+        """As in the base class; `config.length_head_trained` becomes what [`~YanLengthHead.is_trained`] tells."""
+        self.config.length_head_trained = self.length_head.is_trained(self.config, kwargs.get("state_dict"))
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -390,8 +400,6 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             terms["mmd"] = mmd_loss(target_latents, mask, generator, group=group)
         terms["l2"] = l2_loss(target_latents, mask, group)
         length_logits = self.predict_lengths(source_latents, attention_mask)
-        if self.training and weights["length"] > 0:
-            config.length_head_trained = True
         terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas), group)
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
         return flow, logits, terms, extra

@@ -121,7 +121,9 @@ class ExpertOffloadMixin:
                 "The experts have adapters that are not merged, which offloading does not know. Call "
                 "`merge_and_unload()` on the adapted model first."
             )
-        if experts._is_expert_parallel or any("_hf_hook" in module.__dict__ for module in self.modules()):
+        # Older versions of Transformers have expert parallelism, but not the attribute.
+        is_part = getattr(experts, "_is_expert_parallel", False) or len(experts.up_proj) < self.config.num_experts
+        if is_part or any("_hf_hook" in module.__dict__ for module in self.modules()):
             raise RuntimeError(
                 "The model is spread over devices or processes (`device_map` or expert parallelism), which does not "
                 "go together with expert offloading. Load it whole, on the CPU, and name the `device` here."

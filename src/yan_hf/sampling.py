@@ -6,8 +6,11 @@ then solve and decode. Nothing in them waits for a value on the host, so that ea
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from types import MethodType
 
 import torch
+from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from .decoding import ReadTokens, read_tokens
@@ -65,6 +68,25 @@ class Written:
     tokens: ReadTokens | None
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
+
+
+def eval_view(module: nn.Module) -> nn.Module:
+    """
+    A view of a model in eval mode: copies of its modules that share all parameters, buffers and hooks with it.
+
+    Calling `eval()` instead would change the model under another thread, which may be training it.
+    """
+    module = module._modules.get("_orig_mod", module)  # of a compiled part, whose program is that of its own mode
+    view = object.__new__(type(module))
+    children = {name: None if child is None else eval_view(child) for name, child in module._modules.items()}
+    view.__dict__.update(module.__dict__, training=False, _modules=children, _compiled_call_impl=None)
+    for name, value in module.__dict__.items():
+        # What was put in a method's place, as accelerate's hooks are, calls the module that it was made for.
+        if isinstance(value, MethodType) and value.__self__ is module:
+            view.__dict__[name] = MethodType(value.__func__, view)
+        elif isinstance(value, partial) and value.args and value.args[0] is module:
+            view.__dict__[name] = partial(value.func, view, *value.args[1:], **value.keywords)
+    return view
 
 
 def encode(
@@ -167,4 +189,4 @@ def encode_and_write(
     return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
 
 
-__all__ = ["SamplingOptions", "Written", "encode", "encode_and_write", "write"]
+__all__ = ["SamplingOptions", "Written", "encode", "encode_and_write", "eval_view", "write"]

@@ -345,9 +345,9 @@ class YanFlow(YanPreTrainedModel):
 
     def condition(self, times: list[float], device: torch.device) -> dict[float, YanFlowConditioning]:
         """Time embedding and adaptive scales of every time, each matrix read once for all of them."""
-        weight = self.time_embedding.proj.weight
-        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
-        embedding = self.time_embedding(timesteps)  # (S, d)
+        dtype = self.norm.weight.dtype
+        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        embedding = self.time_embedding(timesteps, dtype)  # (S, d)
         activated = nn.functional.gelu(embedding)
         adaptive_norms = [layer.adaptive_norm(activated) for layer in self.layers]
         return {
@@ -386,7 +386,8 @@ class YanFlow(YanPreTrainedModel):
         """
         if conditioning is None:
             # The adaptive scales are left to the layers, whose weights may be gathered layer by layer.
-            conditioning = YanFlowConditioning(self.time_embedding(timesteps), [None] * len(self.layers))
+            time_embedding = self.time_embedding(timesteps, self.norm.weight.dtype)
+            conditioning = YanFlowConditioning(time_embedding, [None] * len(self.layers))
         time_embedding = conditioning.time_embedding  # (B or 1, d)
         hidden_states = latents + context.positions
         # The scan takes the canvas itself: the mask of self-attention is quadratic in the length.
