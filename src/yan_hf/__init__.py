@@ -28,7 +28,7 @@ _EXPORTS = {
     "offload": ("ExpertOffload", "OffloadStats"),
     "outputs": ("YanAutoEncodingOutput", "YanModelOutput", "YanOutput"),
     "task_data": ("TaskEncoder",),
-    "tokenization": ("prepare_tokenizer", "train_tokenizer"),
+    "tokenization": ("encode_text", "prepare_tokenizer", "train_tokenizer"),
     "trainer": ("YanTrainer",),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .offload import ExpertOffload, OffloadStats
     from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
     from .task_data import TaskEncoder
-    from .tokenization import prepare_tokenizer, train_tokenizer
+    from .tokenization import encode_text, prepare_tokenizer, train_tokenizer
     from .trainer import YanTrainer
 
 register()
@@ -91,6 +91,7 @@ __all__ = [
     "corrupt_spans",
     "create_model_card",
     "encode_pairs",
+    "encode_text",
     "evaluate_model",
     "exact_match",
     "export_research_checkpoint",
