@@ -66,7 +66,10 @@ def given_lengths(
             raise ValueError(
                 f"`{name}={getattr(config, name)}` chooses among predicted lengths, but `target_lengths` gives them."
             )
-    lengths = torch.as_tensor(target_lengths, device=device)
+    try:
+        lengths = torch.as_tensor(target_lengths, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
         raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
     if lengths.dim() == 1 and len(lengths) != batch_size:

@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The randomness of `generate`: from a generator, or from one seed for each returned sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -42,7 +42,9 @@ class NoiseSource:
         self.row_generators: list[torch.Generator] | None = None
         if seeds is None:
             return
-        seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
+        if isinstance(seeds, (torch.Tensor, np.ndarray)):
+            seeds = seeds.flatten().tolist()
+        seeds = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
             raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
         num_sequences = len(lengths) // (num_candidates * num_lengths)
