@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.routing import choose_experts, gate_log_probs
+from yan_hf.experts import choose_experts, gate_log_probs
 
 
 SIZES = {

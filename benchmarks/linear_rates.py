@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from report import save
 
-from yan_hf.cpu_linear import OneDnnLinear, apply_linear
+from yan_hf.inference.cpu_kernels import OneDnnLinear, apply_linear
 
 
 SHAPES = {"projection": (512, 512), "up_proj": (512, 2048), "down_proj": (2048, 512), "head": (512, 128_258)}

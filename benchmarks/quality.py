@@ -48,8 +48,8 @@ from yan_hf import (
     YanForConditionalGeneration,
     create_model_card,
 )
-from yan_hf.curriculum import CurriculumTrainer
-from yan_hf.model_card import describe_hardware
+from curriculum import CurriculumTrainer
+from yan_hf.hub.model_card import describe_hardware
 
 
 _NOT_RECORDED = ("work", "progress", "card", "again")

@@ -19,9 +19,9 @@ from transformers import (
 from transformers.utils import logging
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
-from yan_hf.metrics import score_texts
-from yan_hf.tasks import TextPair
+from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
+from yan_hf.evaluation.evaluate.metrics import score_texts
+from yan_hf.data.collator.tasks import TextPair
 
 
 AR_SYSTEMS = ("ar-gpt2", "ar-bart")

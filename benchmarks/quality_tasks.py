@@ -13,8 +13,8 @@ from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from yan_hf import encode_pairs, train_tokenizer
-from yan_hf.curriculum import as_masked_text, as_reading
-from yan_hf.tasks import (
+from curriculum import as_masked_text, as_reading
+from yan_hf.data.collator.tasks import (
     TextPair,
     classification,
     last_word,

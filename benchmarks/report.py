@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from yan_hf.model_card import processor_name
+from yan_hf.hub.model_card import processor_name
 
 
 def conditions() -> dict[str, object]:

@@ -31,7 +31,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from yan_hf import YanConfig, YanDataCollator, YanForAutoEncoding, YanForConditionalGeneration, train_tokenizer
-from yan_hf.callbacks import EpochCallback
+from yan_hf.training.callbacks import EpochCallback
 
 
 HUB_NAME = "roneneldan/TinyStories"

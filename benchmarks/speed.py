@@ -37,7 +37,7 @@ from decoders import (
 from report import peak_memory, save, timed
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.cpu_linear import OneDnnLinear, linear
+from yan_hf.inference.cpu_kernels import OneDnnLinear, linear
 
 
 SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")

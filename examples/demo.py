@@ -30,10 +30,10 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
-from yan_hf.babi import BabiExample, simulate, simulate_many
+from babi import BabiExample, simulate, simulate_many
 from yan_hf.configuration_yan import BACKBONES
-from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
-from yan_hf.tasks import TextPair
+from curriculum import Curriculum, CurriculumStream, train_by_curriculum
+from yan_hf.data.collator.tasks import TextPair
 
 
 MAX_STATEMENTS = 3

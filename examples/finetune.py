@@ -31,8 +31,8 @@ from yan_hf import (
     YanForConditionalGeneration,
     compute_metrics,
 )
-from yan_hf.data_checks import check_vocabulary
-from yan_hf.trainer import YanTrainer
+from yan_hf.data.collator.checks import check_vocabulary
+from yan_hf.training.trainer import YanTrainer
 
 
 def make_model(tokenizer, data: DataArguments, arguments: ModelArguments) -> PreTrainedModel:

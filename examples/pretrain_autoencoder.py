@@ -25,9 +25,9 @@ from common import (
 from transformers import Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForAutoEncoding
-from yan_hf.curriculum import as_reading
-from yan_hf.data_checks import check_vocabulary
-from yan_hf.trainer import YanTrainer
+from curriculum import as_reading
+from yan_hf.data.collator.checks import check_vocabulary
+from yan_hf.training.trainer import YanTrainer
 
 
 @dataclass

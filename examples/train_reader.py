@@ -42,8 +42,8 @@ from yan_hf import (
     prepare_tokenizer,
     train_tokenizer,
 )
-from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
-from yan_hf.tasks import TextPair, question_answering
+from curriculum import Curriculum, CurriculumStream, train_by_curriculum
+from yan_hf.data.collator.tasks import TextPair, question_answering
 
 
 @dataclass

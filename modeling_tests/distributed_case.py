@@ -92,7 +92,7 @@ def loss_and_gradients(auto_encoding: bool, backbone: str, max_points: int, rank
     model = make_model(auto_encoding, backbone)
     wrapped = DistributedDataParallel(model) if size == 2 else model
     batch = rows_of(joined_batch(), rank, size)
-    with draws_by_row(rank, size), patch("yan_hf.objective.mmd_loss.__defaults__", _defaults(max_points)):
+    with draws_by_row(rank, size), patch("yan_hf.losses.mmd_loss.__defaults__", _defaults(max_points)):
         output = wrapped(**batch)
     output.loss.backward()
     terms = {**output.loss_terms, "loss": output.loss.detach()}
@@ -105,7 +105,7 @@ def loss_and_gradients(auto_encoding: bool, backbone: str, max_points: int, rank
 
 
 def _defaults(max_points: int) -> tuple:
-    from yan_hf.objective import mmd_loss
+    from yan_hf.losses import mmd_loss
 
     return tuple(max_points if value == 2_000 else value for value in mmd_loss.__defaults__)
 

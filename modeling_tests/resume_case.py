@@ -10,7 +10,7 @@ from conftest import small_config
 from transformers import Seq2SeqTrainingArguments, TrainerCallback, set_seed
 
 from yan_hf import YanDataCollator, YanForConditionalGeneration, train_tokenizer
-from yan_hf.trainer import YanTrainer
+from yan_hf.training.trainer import YanTrainer
 
 
 class WaitAfter(TrainerCallback):

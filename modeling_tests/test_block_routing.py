@@ -10,7 +10,7 @@ from conftest import batch_of_rows, small_config, small_model
 from transformers.generation import CompileConfig
 
 from yan_hf import YanConfig, YanForConditionalGeneration, YanGenerationConfig
-from yan_hf.routing import (
+from yan_hf.experts import (
     RoutingOptions,
     block_of_token,
     choose_experts,

@@ -7,8 +7,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from yan_hf.babi import simulate_many
-from yan_hf.cli import main
+from babi import simulate_many
+from yan_hf.cli.main.main import main
 
 
 @pytest.fixture

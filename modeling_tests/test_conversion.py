@@ -19,7 +19,7 @@ from yan_hf import (
     export_research_checkpoint,
     train_tokenizer,
 )
-from yan_hf.cli import main
+from yan_hf.cli.main.main import main
 
 
 def saved(folder: Path, checkpoint: dict | None = None, **changes) -> Path:
@@ -248,7 +248,7 @@ def test_memory_stays_near_the_files_size(tmp_path):
     script = """
 import resource, sys
 import yan_hf
-from yan_hf.conversion import convert_research_checkpoint
+from yan_hf.hub.research import convert_research_checkpoint
 from yan_hf import YanForConditionalGeneration
 import transformers.modeling_utils, safetensors.torch, torch
 open("/proc/self/clear_refs", "w").write("5")

@@ -9,8 +9,8 @@ from transformers.activations import ACT2FN
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from yan_hf import YanGenerationConfig, cpu_linear, decoding
-from yan_hf.cpu_linear import OneDnnLinear, apply_linear, linear, linear_gelu
-from yan_hf.decoding import cut_after_end, make_processors, read_tokens
+from yan_hf.inference.cpu_kernels import OneDnnLinear, apply_linear, linear, linear_gelu
+from yan_hf.sampling import cut_after_end, make_processors, read_tokens
 
 
 def head_and_states(vocab_size=60, width=16, dtype=torch.float32):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from yan_hf.babi import simulate_many
+from babi import simulate_many
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, TextStreamer
 from transformers.generation.streamers import TextDiffusionStreamer
 
 from yan_hf import YanForConditionalGeneration, YanGenerationConfig, cpu_linear
-from yan_hf.cpu_linear import OneDnnLinear
+from yan_hf.inference.cpu_kernels import OneDnnLinear
 from yan_hf.solver import solve_flow, time_grid
 
 

@@ -14,7 +14,7 @@ from hub_server import Hub
 from transformers import AutoTokenizer
 
 from yan_hf import YanForConditionalGeneration, train_tokenizer
-from yan_hf.cli import main
+from yan_hf.cli.main.main import main
 
 
 HERE = Path(__file__).resolve().parent
@@ -124,7 +124,7 @@ def test_a_folder_with_its_code_and_card_goes_up_in_one_commit_and_loads_without
     card = """
 from huggingface_hub import ModelCard, create_repo, upload_folder
 from yan_hf import CardFacts, create_model_card
-from yan_hf.model_card import save_card
+from yan_hf.hub.model_card import save_card
 row = {"lengths": "predicted", "steps": 3, "exact_match": 0.5, "exact_match_spread": 0.0, "tokens_per_second": 9.0}
 facts = CardFacts("tiny", "words in, words out", "Words", "words", license="apache-2.0", repository=repo)
 card = create_model_card(YanForConditionalGeneration.from_pretrained(folder), facts, [row], 1, hardware="a test")

@@ -13,7 +13,7 @@ from torch.nn.functional import conv1d, silu, softplus
 
 from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration
 from yan_hf import selective_scan as scan_module
-from yan_hf.mamba import YanBidirectionalMamba, YanMambaMixer, scan_orders
+from yan_hf.mixers import YanBidirectionalMamba, YanMambaMixer, scan_orders
 
 
 SIDES = ["left", "right"]

@@ -11,7 +11,7 @@ from conftest import batch_of_rows, small_model
 from peft import LoraConfig, get_peft_model
 
 from yan_hf import OffloadStats, YanForAutoEncoding, YanForConditionalGeneration, YanModel
-from yan_hf.routing import experts_of_blocks
+from yan_hf.experts import experts_of_blocks
 
 
 EXACT = [{"mode": "on_demand"}, {"mode": "speculative"}]

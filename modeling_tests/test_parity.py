@@ -8,7 +8,7 @@ import torch
 from research_reference import Reference, random_checkpoint
 
 from yan_hf import YanForConditionalGeneration, convert_research_checkpoint
-from yan_hf.routing import choose_experts
+from yan_hf.experts import choose_experts
 
 
 SHAPES = {

@@ -12,7 +12,7 @@ from conftest import small_config
 from transformers import AutoModelForSeq2SeqLM
 
 from yan_hf import YanForConditionalGeneration, train_tokenizer
-from yan_hf.babi import simulate_many
+from babi import simulate_many
 
 
 README = Path(__file__).resolve().parents[1] / "README.md"

@@ -4,7 +4,7 @@
 import torch
 from conftest import small_config
 
-from yan_hf.routing import YanGate, choose_experts, gate_log_probs
+from yan_hf.experts import YanGate, choose_experts, gate_log_probs
 
 
 def test_padding_gets_the_uniform_distribution():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import batch_of_rows
 
-from yan_hf.routing import gate_log_probs
+from yan_hf.experts import gate_log_probs
 from yan_hf.solver import SOLVERS, evaluation_times, integrate, solve_flow, time_grid
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from yan_hf import tasks
-from yan_hf.babi import ACTORS, MOVES, PLACES, simulate, simulate_many
+from babi import ACTORS, MOVES, PLACES, simulate, simulate_many
 
 
 def test_middle_sentence():

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainerState
 
 from yan_hf import EmaCallback, LossTermsCallback, YanDataCollator, YanForAutoEncoding, YanTrainer
-from yan_hf.trainer import last_complete_checkpoint
+from yan_hf.training.trainer import last_complete_checkpoint
 
 
 class _Tokenizer:

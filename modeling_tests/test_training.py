@@ -17,10 +17,10 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
-from yan_hf.callbacks import EpochCallback
-from yan_hf.curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_reading
-from yan_hf.metrics import normalize_answer
-from yan_hf.tasks import TextPair
+from yan_hf.training.callbacks import EpochCallback
+from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_reading
+from yan_hf.evaluation.evaluate.metrics import normalize_answer
+from yan_hf.data.collator.tasks import TextPair
 
 
 PAIRS = [

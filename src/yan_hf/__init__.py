@@ -8,7 +8,7 @@ targets with PEFT. What it exports is imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .auto import register
 
 
 __version__ = "0.1.0"
@@ -34,21 +34,21 @@ _EXPORTS = {
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 if TYPE_CHECKING:
-    from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
+    from .training.callbacks import EmaCallback, EpochCallback, LossTermsCallback
     from .configuration_yan import YanConfig
-    from .conversion import convert_research_checkpoint, export_research_checkpoint, export_with_code
-    from .data import YanDataCollator, corrupt_spans, encode_pairs
-    from .evaluation import evaluate_model, generate_texts
+    from .hub.research import convert_research_checkpoint, export_research_checkpoint, export_with_code
+    from .data.collator import YanDataCollator, corrupt_spans, encode_pairs
+    from .evaluation.evaluate import evaluate_model, generate_texts
     from .generation_config_yan import YanGenerationConfig
     from .generation_yan import YanGenerateOutput
-    from .metrics import compute_metrics, exact_match
-    from .model_card import CardFacts, ModelCardCallback, create_model_card
+    from .evaluation.metrics import compute_metrics, exact_match
+    from .hub.model_card import CardFacts, ModelCardCallback, create_model_card
     from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
-    from .offload import ExpertOffload, OffloadStats
-    from .outputs import YanAutoEncodingOutput, YanModelOutput, YanOutput
-    from .task_data import TaskEncoder
-    from .tokenization import prepare_tokenizer, train_tokenizer
-    from .trainer import YanTrainer
+    from .inference.offload import ExpertOffload, OffloadStats
+    from .modeling_yan import YanAutoEncodingOutput, YanModelOutput, YanOutput
+    from .data.tasks import TaskEncoder
+    from .data.tokenization import prepare_tokenizer, train_tokenizer
+    from .training.trainer import YanTrainer
 
 register()
 

@@ -119,7 +119,7 @@ class YanConfig(PreTrainedConfig):
             there is no choice to draw or to route.
         expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
         routing (`str`): `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first
-            agree on a core set of experts, and each then chooses inside it ([`~yan_hf.routing.core_experts`]; dMoE,
+            agree on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
             arXiv 2605.30876). It holds in training, where the mixture's weights are restricted too, and in
             `generate`, which can override this field and the next four.
         routing_block_size (`int`, *optional*): Real target tokens of a block; `None` is the whole target.

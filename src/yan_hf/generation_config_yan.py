@@ -10,8 +10,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
 
 from .configuration_yan import ROUTINGS, YanConfig
-from .decoding import make_processors
-from .reranking import RERANKERS
+from .sampling import make_processors
+from .sampling import RERANKERS
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 

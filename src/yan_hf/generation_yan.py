@@ -11,15 +11,15 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .compiled import CompiledSampler
-from .cpu_linear import OneDnnLinear
-from .decoding import ReadTokens, cut_after_end, make_processors, read_tokens
+from .inference.compiled import CompiledSampler
+from .inference.cpu_kernels import OneDnnLinear
+from .sampling import ReadTokens, cut_after_end, make_processors, read_tokens
 from .distributed import run_whole
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
-from .lengths import given_lengths, predicted_lengths
-from .noise import NoiseSource
-from .reranking import best_candidates, consensus, cycle_distance
-from .routing import RoutingOptions, experts_of_blocks
+from .sampling import given_lengths, predicted_lengths
+from .sampling import NoiseSource
+from .sampling import best_candidates, consensus, cycle_distance
+from .experts import RoutingOptions, experts_of_blocks
 from .sampling import SamplingOptions, Written, encode, write
 from .solver import evaluation_times
 from .validation import check_finite, check_no_choice_of_experts, check_no_prefix_tuning, check_source

@@ -1,18 +1,413 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""
-The two halves of `generate` that touch the network, as functions of tensors and static options: encode the source,
-then solve and decode. Nothing in them waits for a value on the host, so that each can be one graph.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, field
+"""The tensor half of `generate`: lengths, noise, encoding, solving, decoding, and the choice among candidates."""
 
 import torch
+from transformers.configuration_utils import PreTrainedConfig
+from .validation import check_finite
+from collections.abc import Callable
+import numpy as np
+from dataclasses import dataclass
+from torch import nn
+from transformers.generation.logits_process import LogitsProcessorList, MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
+from .inference.cpu_kernels import is_plain_linear, linear
+from collections import Counter
+from dataclasses import dataclass, field
 from transformers.modeling_utils import PreTrainedModel
-
-from .decoding import ReadTokens, read_tokens
-from .routing import RoutingOptions, choose_experts, restrict_to_core
+from .experts import RoutingOptions, choose_experts, restrict_to_core
 from .solver import evaluation_times, solve_flow
+
+
+def predicted_lengths(
+    logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The likeliest lengths within the limits.
+
+    Args:
+        logits: Of the length head, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens.
+        config: A resolved [`YanGenerationConfig`].
+        num_sequences: Rows that each source gets before its length candidates: samples times candidates.
+        given_width: Positions that fixed latents or experts hold.
+
+    Returns:
+        Lengths `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the allowed ones; `m`
+        is `num_length_candidates`, or as many as the limits allow.
+
+    Raises:
+        ValueError: for limits that leave no length, and logits that are not finite.
+    """
+    longest = config.max_new_tokens if given_width is None else min(config.max_new_tokens, given_width)
+    if config.min_new_tokens > longest:
+        raise ValueError(
+            f"`min_new_tokens={config.min_new_tokens}` is more than the {longest} positions that `initial_latents` or "
+            "`expert_indices` hold."
+        )
+    logits = logits.float()
+    check_finite("length_logits", logits)
+    allowed = logits[:, config.min_new_tokens - 1 : longest]
+    order = allowed.argsort(dim=-1, descending=True, stable=True)
+    order = order[:, : config.num_length_candidates]
+    log_probs = allowed.log_softmax(dim=-1).gather(1, order)
+    lengths = (order + config.min_new_tokens + config.length_slack).clamp(max=longest)
+    return lengths.repeat_interleave(num_sequences, dim=0), log_probs.repeat_interleave(num_sequences, dim=0)
+
+
+def given_lengths(
+    target_lengths: int | list[int] | torch.Tensor,
+    config: PreTrainedConfig,
+    table_size: int,
+    batch_size: int,
+    device: torch.device,
+    num_sequences: int,
+    given_width: int | None = None,
+) -> torch.Tensor:
+    """
+    Checks the lengths that the caller knows: an integer, or one for each source.
+
+    Returns:
+        Lengths `(B · num_sequences, 1)`.
+
+    Raises:
+        ValueError: for lengths that are no integers, not one for each row, outside the position table or the fixed
+            latents, or together with options that choose among predicted lengths.
+    """
+    for name, neutral in (("num_length_candidates", 1), ("length_slack", 0)):
+        if getattr(config, name) != neutral:
+            raise ValueError(
+                f"`{name}={getattr(config, name)}` chooses among predicted lengths, but `target_lengths` gives them."
+            )
+    lengths = torch.as_tensor(target_lengths, device=device)
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
+        raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
+    if lengths.dim() == 1 and len(lengths) != batch_size:
+        raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {batch_size} rows.")
+    lengths = lengths.long().expand(batch_size)
+    shortest, width = torch.stack([lengths.min(), lengths.max()]).tolist()
+    if shortest < 1 or width > table_size:
+        raise ValueError(
+            f"`target_lengths` must be in 1 to `max_position_embeddings={table_size}`, but reach from {shortest} to "
+            f"{width}."
+        )
+    if given_width is not None and width > given_width:
+        raise ValueError(
+            f"`target_lengths` reach {width}, but `initial_latents` or `expert_indices` hold {given_width} positions."
+        )
+    return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
+
+
+class NoiseSource:
+    """
+    Draws noise for the positions of a batch of canvases.
+
+    With `seeds`, what a row gets depends on its own seed and length and on nothing else: each row is drawn by itself,
+    as long as itself, on the CPU, so that a seed means the same on every device and in every batch.
+
+    Args:
+        lengths: Lengths of the canvases, `(R,)`, for returned sequences times their candidates, which lie next to each
+            other, times the lengths tried for each of these, which share their seed.
+        width: Positions of the widest canvas, `L`.
+        generator: Source of the randomness; the global one by default.
+        seeds: One seed for each returned sequence. Its first candidate uses the seed itself.
+        num_candidates: Candidates for each returned sequence.
+        num_lengths: Lengths tried for each candidate.
+
+    Raises:
+        ValueError: for seeds that are no integers from 0 to 2⁶³ - 1, or not one for each returned sequence.
+    """
+
+    def __init__(
+        self,
+        lengths: torch.Tensor,
+        width: int,
+        generator: torch.Generator | None = None,
+        seeds: torch.Tensor | list[int] | None = None,
+        num_candidates: int = 1,
+        num_lengths: int = 1,
+    ):
+        self.shape = (len(lengths), width)
+        self.device = lengths.device
+        self.generator = generator
+        self.row_generators: list[torch.Generator] | None = None
+        if seeds is None:
+            return
+        seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
+        if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
+            raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
+        num_sequences = len(lengths) // (num_candidates * num_lengths)
+        if len(seeds) != num_sequences:
+            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {num_sequences} returned sequences.")
+        self.row_lengths = lengths.tolist()
+        self.row_generators = [
+            torch.Generator().manual_seed(self._candidate_seed(seed, candidate))
+            for seed in seeds
+            for candidate in range(num_candidates)
+            for _ in range(num_lengths)
+        ]
+
+    @staticmethod
+    def _candidate_seed(seed: int, candidate: int) -> int:
+        if candidate == 0:
+            return seed
+        # Far apart, also for neighbouring seeds.
+        return int(np.random.SeedSequence([seed, candidate]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def draw(
+        self, sample: Callable[..., torch.Tensor], *size: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """`sample`, `torch.randn` or `torch.rand`, for every position: `(R, L, *size)`, 0 behind a row's canvas."""
+        if self.row_generators is None:
+            device = self.device if self.generator is None else self.generator.device
+            return sample(*self.shape, *size, generator=self.generator, device=device, dtype=dtype).to(self.device)
+        noise = torch.zeros(*self.shape, *size, dtype=dtype)
+        for row, (length, row_generator) in enumerate(zip(self.row_lengths, self.row_generators)):
+            noise[row, :length] = sample(length, *size, generator=row_generator, dtype=dtype)
+        return noise.to(self.device)
+
+
+# Logits of one block: 2^25 float32 values are 128 MiB. A whole batch of long targets over a large vocabulary has many
+# gigabytes of logits, and none of them is needed once its token is read.
+_BLOCK_ELEMENTS = 2**25
+# On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
+_CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
+
+
+@dataclass
+class ReadTokens:
+    """
+    Tokens read off latents.
+
+    Args:
+        tokens: `(B, L)`, int64.
+        log_probs: Log-probability of each token by the vocabulary head, before any processor, `(B, L)`, float32;
+            `None` unless asked for.
+        logits: `(B, L, V)`; `None` unless asked for.
+        is_finite: Whether the chosen tokens' logits are finite numbers, a tensor `()`.
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor | None
+    logits: torch.Tensor | None
+    is_finite: torch.Tensor
+
+
+def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu") -> LogitsProcessorList:
+    """
+    Transformers' processors that the generation configuration asks for, in Transformers' order.
+
+    Raises:
+        ValueError: from the processors themselves, for values out of range.
+    """
+    processors = LogitsProcessorList()
+    if config.suppress_tokens is not None:
+        processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
+    if config.do_sample:
+        if config.temperature is not None and config.temperature != 1.0:
+            processors.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k:
+            processors.append(TopKLogitsWarper(top_k=config.top_k))
+        if config.top_p is not None and config.top_p < 1.0:
+            processors.append(TopPLogitsWarper(top_p=config.top_p))
+        if config.min_p is not None:
+            processors.append(MinPLogitsWarper(min_p=config.min_p))
+        if config.typical_p is not None and config.typical_p < 1.0:
+            processors.append(TypicalLogitsWarper(mass=config.typical_p))
+    return processors
+
+
+def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
+    return (
+        states.device.type == "cpu"
+        and not torch.compiler.is_compiling()  # a compiler would unroll the loop
+        and is_plain_linear(head)
+        and head.weight.device == states.device
+    )
+
+
+def _argmax_by_vocabulary(
+    head: nn.Linear, states: torch.Tensor, with_scores: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Argmax, its logit and, `with_scores`, the logarithm of the partition sum; `(T, d)` → `(T,)` each."""
+    tokens = best = partition = None
+    part_size = min(_CPU_VOCABULARY, max(1024, _CPU_BLOCK_ELEMENTS // len(states)))
+    for start in range(0, head.out_features, part_size):
+        part = slice(start, start + part_size)
+        bias = None if head.bias is None else head.bias[part]
+        logits = linear(states, head.weight[part], bias)
+        part_best, part_tokens = logits.max(dim=-1)
+        if with_scores:
+            part_sum = logits.float().logsumexp(dim=-1)
+            partition = part_sum if partition is None else torch.logaddexp(partition, part_sum)
+        if best is None:
+            tokens, best = part_tokens, part_best
+        else:
+            # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there.
+            better = (part_best > best) | part_best.isnan()
+            tokens = torch.where(better, part_tokens + start, tokens)
+            best = torch.where(better, part_best, best)
+    return tokens, best, partition
+
+
+def read_tokens(
+    head: nn.Module,
+    states: torch.Tensor,
+    *,
+    processors: LogitsProcessorList | None = None,
+    uniform: torch.Tensor | None = None,
+    context_ids: torch.Tensor | None = None,
+    end_token_ids: list[int] | None = None,
+    min_length: int = 1,
+    with_scores: bool = False,
+    with_logits: bool = False,
+) -> ReadTokens:
+    """
+    Reads a token off every position, a block of positions at a time.
+
+    Args:
+        head: The vocabulary head, from `(T, d)` to logits `(T, V)`.
+        states: What it reads, `(B, L, d)`.
+        processors: Applied to the logits, float32, of each position by itself, `(T, V)`.
+        uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.
+        context_ids: Given to the processors as the ids so far, `(B, Lx)`: the source, since there is no prefix.
+        end_token_ids: Tokens that are not taken at the first `min_length - 1` positions.
+        with_scores: Whether to give the tokens' log-probabilities.
+        with_logits: Whether to give the logits.
+    """
+    batch_size, length, _ = states.shape
+    flat_states = states.flatten(0, 1)
+    num_tokens = len(flat_states)
+    processors = processors or None
+    forbids_end = bool(end_token_ids) and min_length > 1
+    is_argmax = processors is None and uniform is None and not with_logits and not forbids_end
+    by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
+    vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
+    block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
+    blocks = []
+    for start in range(0, num_tokens, block_size):
+        block = slice(start, min(start + block_size, num_tokens))
+        if by_vocabulary:
+            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
+            blocks.append((tokens, chosen, partition, None))
+            continue
+        logits = head(flat_states[block])
+        scores = logits
+        indices = torch.arange(block.start, block.stop, device=states.device)
+        if forbids_end:
+            early = indices % length < min_length - 1
+            scores = scores.clone()
+            scores[:, end_token_ids] = scores[:, end_token_ids].masked_fill(early[:, None], -torch.inf)
+        if processors is not None:
+            rows = indices // length
+            prefix = (
+                context_ids[rows]
+                if context_ids is not None
+                else torch.empty(len(rows), 0, dtype=torch.long, device=states.device)
+            )
+            scores = processors(prefix, scores.float().clone())
+        tokens = scores.argmax(dim=-1) if uniform is None else _draw(scores, uniform.flatten()[block])
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
+        partition = logits.float().logsumexp(dim=-1) if with_scores else None
+        blocks.append((tokens, chosen, partition, logits if with_logits else None))
+
+    def join(parts: tuple) -> torch.Tensor | None:
+        if parts[0] is None:
+            return None
+        return torch.cat(parts).view(batch_size, length, *parts[0].shape[1:])
+
+    tokens, chosen, partition, logits = map(join, zip(*blocks))
+    return ReadTokens(
+        tokens=tokens,
+        log_probs=chosen.float() - partition if with_scores else None,
+        logits=logits,
+        is_finite=torch.isfinite(chosen).all(),
+    )
+
+
+def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One token for each row of `scores` `(T, V)` by inverting the cumulative distribution at `uniform` `(T,)`."""
+    # In double precision: over a large vocabulary the rounding of a float32 sum is larger than many probabilities. One
+    # number for each token, rather than one for each entry of the vocabulary, keeps draws cheap and repeatable.
+    cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    # The last token with any probability, where rounding puts the threshold on the end of the sum.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
+    return torch.minimum(drawn, last)
+
+
+def cut_after_end(
+    tokens: torch.Tensor, lengths: torch.Tensor, end_token_ids: list[int] | None, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Pads behind the first end token of each canvas.
+
+    Args:
+        tokens: `(B, L)`.
+        lengths: Lengths of the canvases, `(B,)`.
+
+    Returns:
+        The tokens, `(B, L)`; their number with the end token, `(B,)`; and which positions are kept, `(B, L)`.
+    """
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    for token in end_token_ids or ():
+        is_end = (tokens == token) & (positions < lengths[:, None])
+        first_end = torch.where(is_end, positions, tokens.shape[1]).amin(dim=-1)
+        lengths = torch.minimum(lengths, first_end + 1)
+    kept = positions < lengths[:, None]
+    return tokens.masked_fill(~kept, pad_token_id), lengths, kept
+
+
+RERANKERS = ("score", "joint", "cycle", "mbr")
+
+
+def cycle_distance(latents: torch.Tensor, encoded: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """
+    How far the latents that were written are from those of the text that was read off them.
+
+    Args:
+        latents: The ODE's end, `(R, L, d)`.
+        encoded: The encoder's latents of the tokens, `(R, L, d)`.
+        kept: Positions of the text, `(R, L)`.
+
+    Returns:
+        Mean over the text's positions of the mean squared difference, `(R,)`, float32.
+    """
+    difference = (latents.float() - encoded.float()).square().mean(dim=-1) * kept
+    return difference.sum(dim=-1) / kept.sum(dim=-1).clamp(min=1)
+
+
+def token_f1(first: list[int], second: list[int]) -> float:
+    """F1 of two texts as bags of tokens; 1 for two empty texts."""
+    if not first or not second:
+        return float(first == second)
+    common = sum((Counter(first) & Counter(second)).values())
+    return 2 * common / (len(first) + len(second))
+
+
+def consensus(texts: list[list[int]]) -> list[float]:
+    """Mean token F1 of each candidate with the others: the utility of minimum Bayes risk decoding."""
+    if len(texts) == 1:
+        return [1.0]
+    similarity = [[0.0] * len(texts) for _ in texts]
+    for row, first in enumerate(texts):
+        for column in range(row):
+            similarity[row][column] = similarity[column][row] = token_f1(first, texts[column])
+    return [sum(row) / (len(texts) - 1) for row in similarity]
+
+
+def best_candidates(utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """
+    The row of the best candidate of each returned sequence.
+
+    Args:
+        utility: Higher is better, `(B, c)`. Among equal ones the higher score wins, then the first.
+        scores: Mean log-probabilities, `(B, c)`.
+
+    Returns:
+        Indices into the `B · c` rows, `(B,)`.
+    """
+    is_best = utility == utility.amax(dim=-1, keepdim=True)
+    choice = scores.masked_fill(~is_best, -torch.inf).argmax(dim=-1)
+    return choice + utility.shape[1] * torch.arange(len(choice), device=choice.device)
 
 
 @dataclass(frozen=True)
@@ -167,4 +562,4 @@ def encode_and_write(
     return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
 
 
-__all__ = ["SamplingOptions", "Written", "encode", "encode_and_write", "write"]
+__all__ = ['NoiseSource', 'RERANKERS', 'ReadTokens', 'SamplingOptions', 'Written', 'best_candidates', 'consensus', 'cut_after_end', 'cycle_distance', 'encode', 'encode_and_write', 'given_lengths', 'make_processors', 'predicted_lengths', 'read_tokens', 'token_f1', 'write']

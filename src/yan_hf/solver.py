@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from .outputs import YanFlowContext, YanFlowOutput
+from .modeling_yan import YanFlowContext, YanFlowOutput
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,257 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Tokenized examples, span corruption and the data collator."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    max_source_length: int | None = None,
+    max_target_length: int | None = None,
+    truncate_targets: bool = False,
+) -> dict[str, list[list[int]]]:
+    """
+    Tokenizes source-target pairs, for `datasets.Dataset.map(..., batched=True)`.
+
+    Args:
+        tokenizer: A tokenizer with the special tokens YAN needs; see [`prepare_tokenizer`].
+        sources: Source texts.
+        targets: Target texts, one for each source.
+        max_source_length: Longer sources are cut there.
+        max_target_length: Longest target, the end token included.
+        truncate_targets: Whether to cut longer targets, keeping the end token, instead of raising.
+
+    Returns:
+        `input_ids` and `labels`; every target ends with exactly one end token and has no begin token.
+
+    Raises:
+        ValueError: for lists of different lengths, an empty source, and a target over `max_target_length`.
+    """
+    if len(sources) != len(targets):
+        raise ValueError(f"There are {len(sources)} sources but {len(targets)} targets.")
+    truncation = {"truncation": True, "max_length": max_source_length} if max_source_length else {}
+    input_ids = tokenizer(list(sources), **truncation)["input_ids"]
+    labels = []
+    for row, ids in enumerate(tokenizer(list(targets), add_special_tokens=False)["input_ids"]):
+        ids = [*ids, tokenizer.eos_token_id]
+        if max_target_length is not None and len(ids) > max_target_length:
+            if not truncate_targets:
+                raise ValueError(
+                    f"Target {row} has {len(ids)} tokens with its end token, more than `max_target_length="
+                    f"{max_target_length}`: {targets[row][:80]!r}. Raise the limit, or pass `truncate_targets=True`."
+                )
+            ids = [*ids[: max_target_length - 1], tokenizer.eos_token_id]
+        labels.append(ids)
+    for row, ids in enumerate(input_ids):
+        if not ids:
+            raise ValueError(f"Source {row} has no tokens: {sources[row]!r}. Leave the row out.")
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def corrupt_spans(
+    ids: np.ndarray, mask_token_id: int, rng: np.random.Generator, rate: float = 0.08, max_span: int = 3
+) -> np.ndarray:
+    """
+    Collapses random spans to one mask token each.
+
+    Args:
+        ids: Tokens of one text, `(L,)`.
+        mask_token_id: The mask token.
+        rng: Source of the randomness.
+        rate: Share of the tokens that is masked: at least one token, and at most as many as spans of `max_span` with
+            kept tokens between them can cover.
+        max_span: Spans are 1 to `max_span` tokens long, evenly drawn; the last one is cut to meet the rate.
+
+    Returns:
+        The shorter text. Spans never touch, so that every mask token stands for one span.
+    """
+    length = len(ids)
+    if length == 0:
+        return ids.copy()
+    num_masked = min(max(1, round(rate * length)), max(1, length - 1))
+    # Spans of at most `max_span` need kept tokens between them.
+    while -(-num_masked // max_span) > length - num_masked + 1:
+        num_masked -= 1
+    spans = rng.integers(1, max_span + 1, size=num_masked)
+    count = int(np.searchsorted(np.cumsum(spans), num_masked)) + 1
+    spans = spans[:count]
+    spans[-1] -= spans.sum() - num_masked
+    # `k` spans that do not touch lie in the `n - masked + 1` gaps between kept tokens, at most one in each.
+    num_gaps = length - num_masked + 1
+    if count > num_gaps:
+        # Too many short ones: as few as possible instead, in random order.
+        count = -(-num_masked // max_span)
+        spans = np.full(count, max_span)
+        spans[-1] -= spans.sum() - num_masked
+        rng.shuffle(spans)
+    gaps = np.sort(rng.choice(num_gaps, size=count, replace=False))
+    starts = gaps + np.concatenate([[0], np.cumsum(spans)[:-1]])
+    edges = np.zeros(length + 1, dtype=np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, starts + spans, -1)
+    masked = np.cumsum(edges)[:length] > 0
+    kept = ~masked
+    kept[starts] = True
+    return np.where(masked, mask_token_id, ids)[kept]
+
+
+@dataclass
+class YanDataCollator:
+    """
+    Makes padded batches out of tokenized examples.
+
+    Every random choice is a function of `seed`, the epoch and the example's tokens alone: batches are the same with
+    any number of loader workers.
+
+    Args:
+        tokenizer: Gives the pad, mask and end tokens and the padding side of sources.
+        objective: `"pairs"`: examples hold `input_ids` and `labels`. `"span_infilling"`: they hold the clean text as
+            `input_ids`; the source is the text with spans collapsed, the target the whole text. `"auto_encoding"`:
+            the same at the target's length, for [`YanForAutoEncoding`].
+        mask_rate: Share of the tokens masked by span corruption.
+        max_span: Longest masked span.
+        max_length: Clean texts are cut there, the end token included.
+        canvas_slack: Probability that a target's canvas is longer than the target, the rest end tokens that count in
+            the loss, so that a wrong length at inference is harmless.
+        max_slack: Most end tokens added.
+        max_target_length: Canvases are not made longer than that; set it to the model's position table.
+        pad_to_multiple_of: Rounds the padded lengths up.
+        seed: Seed of the corruption and the slack.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    objective: Literal["pairs", "span_infilling", "auto_encoding"] = "pairs"
+    mask_rate: float = 0.08
+    max_span: int = 3
+    max_length: int | None = None
+    canvas_slack: float = 0.0
+    max_slack: int = 8
+    max_target_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    seed: int = 0
+    # In shared memory, so that loader workers that run already see `set_epoch`.
+    _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long).share_memory_(), repr=False)
+
+    def __post_init__(self):
+        objectives = ("pairs", "span_infilling", "auto_encoding")
+        if self.objective not in objectives:
+            raise ValueError(f"`objective` must be one of {', '.join(objectives)}, but is {self.objective!r}.")
+        for name, value in (("mask_rate", self.mask_rate), ("canvas_slack", self.canvas_slack)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], but is {value}.")
+        if self.max_span < 1 or self.max_slack < 1:
+            raise ValueError(
+                f"`max_span` and `max_slack` must be at least 1, but are {self.max_span} and {self.max_slack}."
+            )
+        for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
+            if getattr(self.tokenizer, name) is None:
+                raise ValueError(f"The tokenizer has no `{name}`; call `yan_hf.prepare_tokenizer(tokenizer, model)`.")
+
+    def set_epoch(self, epoch: int):
+        """Changes the random choices; call it at the start of each epoch ([`callbacks.EpochCallback`] does)."""
+        self._epoch.fill_(epoch)
+
+    def at_epoch(self, epoch: int) -> "YanDataCollator":
+        """A collator like this one that stays at an epoch, so that every evaluation sees the same masked spans."""
+        return replace(self, _epoch=torch.full((1,), epoch).share_memory_())
+
+    def __call__(self, features: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            features: Examples with lists of token ids.
+
+        Returns:
+            `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100; and
+            `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label.
+
+        Raises:
+            ValueError: for an example without the columns or the tokens that the objective needs.
+        """
+        features = list(features)
+        if not features:
+            raise ValueError("There are no examples to make a batch of.")
+        rows = [self._build(row, feature) for row, feature in enumerate(features)]
+        sources, masks, labels = zip(*rows)
+        side = self.tokenizer.padding_side
+        batch = {
+            "input_ids": self._pad(sources, self.tokenizer.pad_token_id, side),
+            "attention_mask": self._pad(masks, 0, side),
+            # Targets start at their first position, whatever side sources are padded on, except where source and
+            # label stand for the same position.
+            "labels": self._pad(labels, -100, side if self.objective == "auto_encoding" else "right"),
+        }
+        if self.objective == "pairs" and all("token_weights" in feature for feature in features):
+            # One weight for each label; the end tokens of a longer canvas count in full.
+            weights = [
+                np.pad(
+                    np.asarray(feature["token_weights"], np.float32),
+                    (0, len(target) - len(feature["labels"])),
+                    constant_values=1.0,
+                )
+                for feature, target in zip(features, labels)
+            ]
+            batch["token_weights"] = self._pad(weights, 0, "right")
+        return batch
+
+    def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        for name in ("input_ids", "labels") if self.objective == "pairs" else ("input_ids",):
+            if name not in feature:
+                raise ValueError(
+                    f"Example {row} has no column `{name}`, but {sorted(feature)}; tokenize the data first."
+                )
+            if feature[name] is None or len(feature[name]) == 0:
+                raise ValueError(f"Example {row} has an empty `{name}`. Leave such rows out.")
+        ids = _token_ids(feature, "input_ids", row)
+        eos = self.tokenizer.eos_token_id
+        rng = np.random.default_rng([self.seed, int(self._epoch), zlib.crc32(ids.tobytes())])
+        if self.objective == "pairs":
+            source, target = ids, _token_ids(feature, "labels", row)
+            mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=np.int64)
+            if mask.shape != ids.shape:
+                raise ValueError(
+                    f"Example {row} has {len(ids)} `input_ids`, but an `attention_mask` of shape {mask.shape}."
+                )
+        else:
+            text = ids[:-1] if ids[-1] == eos else ids
+            if self.max_length is not None:
+                text = text[: self.max_length - 1]
+            source = corrupt_spans(text, self.tokenizer.mask_token_id, rng, self.mask_rate, self.max_span)
+            source, target = np.append(source, eos), np.append(text, eos)
+            if self.objective == "auto_encoding":
+                source = np.pad(source, (0, len(target) - len(source)), constant_values=self.tokenizer.pad_token_id)
+            mask = np.ones_like(source)
+        if self.canvas_slack > 0 and self.objective != "auto_encoding" and rng.random() < self.canvas_slack:
+            slack = int(rng.integers(1, self.max_slack + 1))
+            if self.max_target_length is not None:
+                slack = max(0, min(slack, self.max_target_length - len(target)))
+            target = np.pad(target, (0, slack), constant_values=eos)
+        return source, mask, target
+
+    def _pad(self, rows: Sequence[np.ndarray], value: int, side: str) -> torch.Tensor:
+        width = max(len(row) for row in rows)
+        if self.pad_to_multiple_of:
+            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padded = np.full((len(rows), width), value, dtype=rows[0].dtype)
+        for index, row in enumerate(rows):
+            padded[index, slice(width - len(row), None) if side == "left" else slice(len(row))] = row
+        return torch.from_numpy(padded)
+
+
+def _token_ids(feature: dict[str, Any], name: str, row: int) -> np.ndarray:
+    values = np.asarray(feature[name])
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"Example {row} must hold a list of whole numbers in `{name}`, but has {str(feature[name])[:80]}."
+        )
+    return values.astype(np.int64)
+
+
+__all__ = ['YanDataCollator', 'corrupt_spans', 'encode_pairs']

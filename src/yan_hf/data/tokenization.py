@@ -1,0 +1,185 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Tokenizers: sentencepiece training, and what YAN needs of an existing tokenizer."""
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+# In the order of their ids.
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+# sentencepiece writes a space as this; here the space is left as it is, so that the character stays free for text.
+_SPIECE_SPACE = "▁"
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int = 8_000,
+    model_type: str = "unigram",
+    model_max_length: int | None = None,
+    **trainer_options: Any,
+) -> PreTrainedTokenizerFast:
+    """
+    Trains a sentencepiece tokenizer with byte fallback, and `<pad> <s> </s> <unk> <mask>` as ids 0 to 4.
+
+    Encoding appends the end token. Any Unicode text decodes to itself, white space included; only where a text spells
+    out a special token does it stand for that token (pass `split_special_tokens=True` to keep it as text).
+
+    Args:
+        texts: Lines of text to train on.
+        vocab_size: Tokens in all, with the special tokens and 256 bytes. Fewer come out where the text has too few
+            distinct pieces.
+        model_type: `"unigram"` or `"bpe"`.
+        model_max_length: Longest sequence that the tokenizer does not warn about.
+        trainer_options: More options of `sentencepiece.SentencePieceTrainer.train`.
+
+    Returns:
+        A tokenizer that `save_pretrained` writes and `AutoTokenizer.from_pretrained` reads.
+
+    Raises:
+        ValueError: for another model type, an empty corpus, or a vocabulary too small for the text's characters.
+    """
+    import sentencepiece
+
+    if model_type not in ("unigram", "bpe"):
+        raise ValueError(f'`model_type` must be "unigram" or "bpe", but is {model_type!r}.')
+    smallest = len(SPECIAL_TOKENS) + 256
+    if vocab_size <= smallest:
+        raise ValueError(
+            f"`vocab_size` must be over {smallest}, the special tokens and the bytes, but is {vocab_size}."
+        )
+    buffer = io.BytesIO()
+    options = {
+        "vocab_size": vocab_size,
+        "model_type": model_type,
+        "hard_vocab_limit": False,
+        "byte_fallback": True,
+        "character_coverage": 0.9995,
+        # Nothing is normalised away: decoding gives the text back.
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "pad_id": 0,
+        "bos_id": 1,
+        "eos_id": 2,
+        "unk_id": 3,
+        "user_defined_symbols": [SPECIAL_TOKENS["mask_token"]],
+        "minloglevel": 2,
+        **{
+            key.removesuffix("_token") + "_piece": piece
+            for key, piece in SPECIAL_TOKENS.items()
+            if key != "mask_token"
+        },
+        **trainer_options,
+    }
+    try:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=_nonempty(texts), model_writer=buffer, **options)
+    except RuntimeError as error:
+        raise ValueError(f"sentencepiece could not train a vocabulary of {vocab_size}: {error}") from error
+    processor = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
+    return _to_fast_tokenizer(processor, model_type, model_max_length)
+
+
+def _nonempty(texts: Iterable[str]) -> Iterator[str]:
+    count = 0
+    for text in texts:
+        for line in text.splitlines():
+            if line:
+                count += 1
+                yield line
+    if count == 0:
+        raise ValueError("There is no text to train a tokenizer on: every line is empty.")
+
+
+def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | None) -> PreTrainedTokenizerFast:
+    """The same vocabulary in the `tokenizers` library, with real spaces in the pieces."""
+    size = processor.get_piece_size()
+    pieces = [processor.id_to_piece(index).replace(_SPIECE_SPACE, " ") for index in range(size)]
+    scores = [processor.get_score(index) for index in range(size)]
+    if model_type == "unigram":
+        model = models.Unigram(list(zip(pieces, scores)), unk_id=3, byte_fallback=True)
+    else:
+        vocab = {piece: index for index, piece in enumerate(pieces)}
+        model = models.BPE(vocab, _merges(vocab, scores), unk_token=SPECIAL_TOKENS["unk_token"], byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    if model_type == "unigram":
+        # A text may contain "<0x41>" as it stands; cut at "<", it is not taken for the byte.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("<", behavior="isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS.values()]
+    )
+    eos = SPECIAL_TOKENS["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.token_to_id(eos))]
+    )
+    options = {"model_max_length": model_max_length} if model_max_length else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS, **options
+    )
+
+
+def _merges(vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """The merges behind a sentencepiece BPE vocabulary, whose scores rank its pieces."""
+    merges = []
+    for piece, index in vocab.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocab and right in vocab:
+                merges.append((-scores[index], vocab[left], vocab[right], left, right))
+    return [(left, right) for _, _, _, left, right in sorted(merges)]
+
+
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> PreTrainedTokenizerBase:
+    """
+    Gives an existing tokenizer (GPT-2, Llama, T5 style) the special tokens YAN needs, in place, and fits a model.
+
+    Missing begin, end, pad and mask tokens are added; a pad token that is also the end token is replaced by one of its
+    own. A tokenizer with only one of begin and end tokens uses it for both, as GPT-2's does.
+
+    Args:
+        tokenizer: The tokenizer.
+        model: A YAN model, whose tables are resized where the vocabulary has outgrown them, and whose configurations
+            get the special tokens.
+
+    Returns:
+        The tokenizer.
+    """
+    if tokenizer.eos_token is None and tokenizer.bos_token is not None:
+        tokenizer.eos_token = tokenizer.bos_token
+    added = {}
+    if tokenizer.eos_token is None:
+        added["eos_token"] = SPECIAL_TOKENS["eos_token"]
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        added["pad_token"] = SPECIAL_TOKENS["pad_token"]
+    if tokenizer.mask_token is None:
+        added["mask_token"] = SPECIAL_TOKENS["mask_token"]
+    if added:
+        tokenizer.add_special_tokens(added)
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    if model is not None:
+        model._tokenizer_prepared = True  # from now on this vocabulary is the model's
+        if len(tokenizer) > model.config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer))
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
+            value = getattr(tokenizer, name)
+            setattr(model.config, name, value)
+            generation_config = getattr(model, "generation_config", None)
+            if generation_config is not None and name != "mask_token_id":
+                setattr(generation_config, name, value)
+    return tokenizer
+
+
+__all__ = ['SPECIAL_TOKENS', 'prepare_tokenizer', 'train_tokenizer']

@@ -1,0 +1,232 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The training objective: mixture-of-experts flow matching and the terms beside it (arXiv 2604.15009, sections 3 and 4).
+
+Everything here is a function of tensors. Masks are 1 on the target tokens that count. Sums run in float32 at least,
+whatever the model's precision or autocast.
+
+`group` is there for a batch that is spread over processes: the value on one process is then its share, times the
+number of processes, so that the average over the processes, and of their gradients, is the joined batch's.
+"""
+
+import math
+import numpy as np
+import torch
+from torch import nn
+from .distributed import LossGroup
+
+
+# Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
+MMD_BANDWIDTHS = (0.2, 0.5, 1.0, 2.0, 5.0)
+MMD_MAX_POINTS = 2_000
+
+
+def upcast(values: torch.Tensor) -> torch.Tensor:
+    """To float32, or float64 where it is that already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def token_mean(values: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
+    """Mean of `values` `(B, Ly)` over the tokens of `mask` `(B, Ly)`, which may hold weights; 0 if there are none."""
+    values = upcast(values)
+    mask = mask.to(values.dtype)
+    # `where` and not a product alone: a non-finite value at a masked position must not reach the sum.
+    values = torch.where(mask > 0, values, 0.0)
+    count = mask.sum() if group is None else group.total(mask.sum()) / group.size
+    return (values * mask).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def sample_times(
+    batch_size: int, beta: tuple[float, float] | list[float], device: torch.device, generator: torch.Generator | None
+) -> torch.Tensor:
+    """One time in [0, 1] per sequence, from Beta(a, b): `(B,)` float32."""
+    a, b = beta
+    if a == b == 1:
+        return torch.rand(batch_size, generator=generator, device=device)
+    if generator is None:
+        concentrations = torch.tensor([float(a), float(b)], device=device)
+        return torch.distributions.Beta(*concentrations).sample((batch_size,))
+    # torch's Beta takes no generator, and reseeding the global ones would disturb others: NumPy's, seeded from ours.
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
+    times = np.random.default_rng(seed).beta(a, b, size=batch_size)
+    return torch.from_numpy(times).to(device, torch.float32)
+
+
+def expert_log_densities(expert_fields: torch.Tensor, velocity: torch.Tensor, sigma: float) -> torch.Tensor:
+    """
+    `log N(u*; u_k, σ²I)`, the full normal density, for each expert.
+
+    Args:
+        expert_fields: `u_k`, `(..., K, d)`.
+        velocity: `u*`, `(..., d)`.
+        sigma: `σ`.
+
+    Returns:
+        `(..., K)`, float32 at least.
+    """
+    size = velocity.shape[-1]
+    squared_distances = (upcast(expert_fields) - upcast(velocity)[..., None, :]).square().sum(dim=-1)
+    return -0.5 * squared_distances / sigma**2 - 0.5 * size * math.log(2 * math.pi * sigma**2)
+
+
+def flow_matching_nll(
+    expert_fields: torch.Tensor, gate_log_probs: torch.Tensor, velocity: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """
+    Per-token `-log Σ_k π_k N(u*; u_k, σ²I)` (section 3): the summand of `L_flow`.
+
+    Args:
+        expert_fields: `u_k(z_t, t)`, `(..., K, d)`.
+        gate_log_probs: `log π_k(z_t, t)`, `(..., K)`.
+        velocity: The conditional velocity `u* = z1 - z0`, `(..., d)`.
+        sigma: `σ`.
+
+    Returns:
+        `(...,)`, float32 at least.
+    """
+    with torch.autocast(expert_fields.device.type, enabled=False):
+        log_densities = expert_log_densities(expert_fields, velocity, sigma)
+        return -torch.logsumexp(upcast(gate_log_probs) + log_densities, dim=-1)
+
+
+def responsibilities(
+    expert_fields: torch.Tensor, gate_log_probs: torch.Tensor, velocity: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """`γ_k ∝ π_k N(u*; u_k, σ²I)`: the posterior probability of each expert, `(..., K)`. Arguments as above."""
+    log_densities = expert_log_densities(expert_fields, velocity, sigma)
+    return torch.softmax(upcast(gate_log_probs) + log_densities, dim=-1)
+
+
+def latent_loss(
+    latents: torch.Tensor, target_latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """Squared distance of the sampled latent to the target's, summed over the width, mean over the tokens."""
+    return token_mean((upcast(latents) - upcast(target_latents)).square().sum(dim=-1), mask, group)
+
+
+def token_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    label_smoothing: float = 0.0,
+    group: LossGroup | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of the decoded tokens, mean over the tokens of `mask`. No shift: position i predicts label i."""
+    losses = nn.functional.cross_entropy(
+        upcast(logits).flatten(0, 1),
+        labels.masked_fill(mask == 0, -100).flatten(),
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return token_mean(losses.view(labels.shape), mask, group)
+
+
+def gate_entropy_loss(
+    gate_log_probs: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """Minus the mean entropy of the gate."""
+    log_probs = upcast(gate_log_probs)
+    return token_mean((log_probs.exp() * log_probs).sum(dim=-1), mask, group)
+
+
+def load_balance_loss(
+    gate_log_probs: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """`Σ_k p̄_k log(K p̄_k)` with `p̄` the gate's mean over the tokens: 0 when balanced, `log K` when collapsed."""
+    probs = upcast(gate_log_probs).exp()
+    weights = mask.to(probs.dtype)[..., None]
+    total, count = (probs * weights).sum(dim=(0, 1)), weights.sum()
+    if group is not None:
+        # Not a mean over tokens: the gate's mean is taken over all processes first.
+        total, count = group.sum(total), group.total(count)
+    mean_probs = total / count.clamp(min=torch.finfo(probs.dtype).tiny)
+    # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
+    floor = torch.finfo(probs.dtype).tiny
+    return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
+
+
+def mmd_loss(
+    latents: torch.Tensor,
+    mask: torch.Tensor,
+    generator: torch.Generator | None = None,
+    bandwidths: tuple[float, ...] = MMD_BANDWIDTHS,
+    max_points: int = MMD_MAX_POINTS,
+    group: LossGroup | None = None,
+) -> torch.Tensor:
+    """
+    Unbiased squared maximum mean discrepancy between the target latents and `N(0, I)`.
+
+    The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). Where the batch has
+    more than `max_points` tokens, a random subset of them is taken.
+
+    Args:
+        latents: `(B, Ly, d)`.
+        mask: `(B, Ly)`; tokens with a positive value count.
+        generator: Source of the randomness.
+
+    Returns:
+        A scalar; 0 where fewer than two tokens count. With a `group`, that of the points of all processes, at most
+        `max_points` of them together.
+    """
+    points = upcast(latents).flatten(0, 1)  # (n, d)
+    # Weights rather than a selection by mask keep the shapes static, for `torch.compile`.
+    weights = (mask > 0).flatten().to(points.dtype)
+    if group is not None:
+        padding = group.largest(len(points), points.device) - len(points)
+        points, weights = nn.functional.pad(points, (0, 0, 0, padding)), nn.functional.pad(weights, (0, padding))
+    size = len(points) * (1 if group is None else group.size)
+    reference = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
+    if size > max_points:
+        # Random keys in [0, 1) and one more for a real token: real tokens come first, in random order.
+        keys = torch.rand(len(points), generator=generator, device=points.device) + weights
+        chosen = keys.topk(min(max_points, len(points))).indices
+        points, weights, reference, keys = points[chosen], weights[chosen], reference[chosen], keys[chosen]
+    if group is not None:
+        points, weights, reference = group.gather(points), group.gather(weights), group.gather(reference)
+        if size > max_points:
+            chosen = group.gather(keys).topk(max_points).indices
+            points, weights, reference = points[chosen], weights[chosen], reference[chosen]
+    count = weights.sum()
+    pairs = (count * (count - 1)).clamp(min=1)
+    with torch.autocast(points.device.type, enabled=False):
+        within = _kernel_sum(points, points, weights, bandwidths) + _kernel_sum(
+            reference, reference, weights, bandwidths
+        )
+        across = _kernel_sum(points, reference, weights, bandwidths)
+    # Each point's kernel with itself, 1 for each bandwidth, is left out of the unbiased estimate.
+    estimate = (within - 2 * len(bandwidths) * count) / pairs - 2 * across / count.clamp(min=1).square()
+    return torch.where(count >= 2, estimate, 0.0)
+
+
+def _kernel_sum(
+    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, bandwidths: tuple[float, ...]
+) -> torch.Tensor:
+    # |x|² + |y|² - 2xy needs no (n, n, d) tensor and, unlike `cdist`, has a gradient at distance zero.
+    squared = (x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :] - 2 * x @ y.T).clamp(min=0)
+    if x is y:
+        # A point's distance to itself is zero, not the rounding error of the line above.
+        squared = squared.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
+    kernel = sum(torch.exp(squared / (-2 * bandwidth**2)) for bandwidth in bandwidths)
+    return weights @ kernel @ weights
+
+
+def l2_loss(latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
+    """Mean square of the target latents."""
+    return token_mean(upcast(latents).square().mean(dim=-1), mask, group)
+
+
+def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
+    """
+    Cross-entropy of the length head.
+
+    Args:
+        length_logits: `(B, N)`; entry `i` stands for `i + 1` tokens.
+        lengths: True target lengths, `(B,)`; rows of length 0 do not count.
+    """
+    losses = nn.functional.cross_entropy(
+        upcast(length_logits), (lengths - 1).masked_fill(lengths < 1, -100), reduction="none"
+    )
+    return token_mean(losses, lengths > 0, group)
+
+
+__all__ = ['expert_log_densities', 'flow_matching_nll', 'gate_entropy_loss', 'l2_loss', 'latent_loss', 'length_loss', 'load_balance_loss', 'mmd_loss', 'responsibilities', 'sample_times', 'token_loss', 'token_mean']
