@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import yaml
+from curriculum import CurriculumTrainer
 from quality_systems import (
     AR_SYSTEMS,
     SYSTEMS,
@@ -48,7 +49,6 @@ from yan_hf import (
     YanForConditionalGeneration,
     create_model_card,
 )
-from curriculum import CurriculumTrainer
 from yan_hf.hub.model_card import describe_hardware
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
 from quality_tasks import Task
 from transformers import (
     BartConfig,
@@ -19,9 +20,8 @@ from transformers import (
 from transformers.utils import logging
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
-from yan_hf.evaluation.evaluate.metrics import score_texts
 from yan_hf.data.collator.tasks import TextPair
+from yan_hf.evaluation.evaluate.metrics import score_texts
 
 
 AR_SYSTEMS = ("ar-gpt2", "ar-bart")

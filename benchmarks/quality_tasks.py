@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curriculum import as_masked_text, as_reading
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from yan_hf import encode_pairs, train_tokenizer
-from curriculum import as_masked_text, as_reading
 from yan_hf.data.collator.tasks import (
     TextPair,
     classification,

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from babi import BabiExample, simulate, simulate_many
+from curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.utils import logging
 
@@ -30,9 +32,7 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
-from babi import BabiExample, simulate, simulate_many
 from yan_hf.configuration_yan import BACKBONES
-from curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from yan_hf.data.collator.tasks import TextPair
 
 

@@ -22,10 +22,10 @@ from common import (
     prepare,
     read_splits,
 )
+from curriculum import as_reading
 from transformers import Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForAutoEncoding
-from curriculum import as_reading
 from yan_hf.data.collator.checks import check_vocabulary
 from yan_hf.training.trainer import YanTrainer
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from datasets import DatasetDict, load_dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -42,7 +43,6 @@ from yan_hf import (
     prepare_tokenizer,
     train_tokenizer,
 )
-from curriculum import Curriculum, CurriculumStream, train_by_curriculum
 from yan_hf.data.collator.tasks import TextPair, question_answering
 
 

@@ -7,9 +7,15 @@ import torch
 from conftest import batch_of_rows, small_config, small_model
 
 from yan_hf import YanGenerationConfig
-from yan_hf.sampling import given_lengths, predicted_lengths
-from yan_hf.sampling import NoiseSource
-from yan_hf.sampling import best_candidates, consensus, cycle_distance, token_f1
+from yan_hf.sampling import (
+    NoiseSource,
+    best_candidates,
+    consensus,
+    cycle_distance,
+    given_lengths,
+    predicted_lengths,
+    token_f1,
+)
 
 
 def resolved(**fields):

@@ -5,9 +5,9 @@ import gzip
 import json
 
 import pytest
+from babi import simulate_many
 from transformers import AutoTokenizer
 
-from babi import simulate_many
 from yan_hf.cli.main.main import main
 
 

@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 from transformers.generation import CompileConfig
 
 from yan_hf import compiled
-from yan_hf.inference.compiled import length_buckets
 from yan_hf.experts import choose_experts
+from yan_hf.inference.compiled import length_buckets
 from yan_hf.solver import solve_flow, time_grid
 
 

@@ -4,12 +4,12 @@
 import numpy as np
 import pytest
 import torch
+from babi import simulate_many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from yan_hf import YanDataCollator, corrupt_spans, encode_pairs, train_tokenizer
-from babi import simulate_many
 
 
 TEXTS = [" ".join(example.context) for example in simulate_many(60, (1, 6), seed=0)]

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from babi import simulate_many
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-from babi import simulate_many
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

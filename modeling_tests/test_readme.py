@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from babi import simulate_many
 from conftest import small_config
 from transformers import AutoModelForSeq2SeqLM
 
 from yan_hf import YanForConditionalGeneration, train_tokenizer
-from babi import simulate_many
 
 
 README = Path(__file__).resolve().parents[1] / "README.md"

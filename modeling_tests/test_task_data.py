@@ -9,8 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from yan_hf import TaskEncoder, YanForConditionalGeneration, prepare_tokenizer, train_tokenizer
 from yan_hf.data.collator.checks import check_vocabulary
-from yan_hf.data.collator.tasks import encode_split, load_splits
-from yan_hf.data.collator.tasks import TextPair
+from yan_hf.data.collator.tasks import TextPair, encode_split, load_splits
 
 
 QUESTION = {"context": "Mary went to the kitchen.", "question": "Where is Mary?", "answer": "kitchen"}

@@ -3,9 +3,9 @@
 
 import numpy as np
 import pytest
+from babi import ACTORS, MOVES, PLACES, simulate, simulate_many
 
 from yan_hf import tasks
-from babi import ACTORS, MOVES, PLACES, simulate, simulate_many
 
 
 def test_middle_sentence():

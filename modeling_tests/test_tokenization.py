@@ -6,12 +6,12 @@ import random
 
 import pytest
 import sentencepiece
+from babi import simulate_many
 from conftest import small_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from yan_hf import prepare_tokenizer, train_tokenizer
-from babi import simulate_many
 
 
 CORPUS = [" ".join(example.context) + " Ünïcode naïve café 123." for example in simulate_many(200, 4, seed=0)]

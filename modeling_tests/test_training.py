@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
+from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_reading
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from yan_hf import (
@@ -17,10 +18,9 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
-from yan_hf.training.callbacks import EpochCallback
-from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_reading
-from yan_hf.evaluation.evaluate.metrics import normalize_answer
 from yan_hf.data.collator.tasks import TextPair
+from yan_hf.evaluation.evaluate.metrics import normalize_answer
+from yan_hf.training.callbacks import EpochCallback
 
 
 PAIRS = [

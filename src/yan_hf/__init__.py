@@ -34,20 +34,27 @@ _EXPORTS = {
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 if TYPE_CHECKING:
-    from .training.callbacks import EmaCallback, EpochCallback, LossTermsCallback
     from .configuration_yan import YanConfig
-    from .hub.research import convert_research_checkpoint, export_research_checkpoint, export_with_code
     from .data.collator import YanDataCollator, corrupt_spans, encode_pairs
-    from .evaluation.evaluate import evaluate_model, generate_texts
-    from .generation_config_yan import YanGenerationConfig
-    from .generation_yan import YanGenerateOutput
-    from .evaluation.metrics import compute_metrics, exact_match
-    from .hub.model_card import CardFacts, ModelCardCallback, create_model_card
-    from .modeling_yan import YanForAutoEncoding, YanForConditionalGeneration, YanModel, YanPreTrainedModel
-    from .inference.offload import ExpertOffload, OffloadStats
-    from .modeling_yan import YanAutoEncodingOutput, YanModelOutput, YanOutput
     from .data.tasks import TaskEncoder
     from .data.tokenization import prepare_tokenizer, train_tokenizer
+    from .evaluation.evaluate import evaluate_model, generate_texts
+    from .evaluation.metrics import compute_metrics, exact_match
+    from .generation_config_yan import YanGenerationConfig
+    from .generation_yan import YanGenerateOutput
+    from .hub.model_card import CardFacts, ModelCardCallback, create_model_card
+    from .hub.research import convert_research_checkpoint, export_research_checkpoint, export_with_code
+    from .inference.offload import ExpertOffload, OffloadStats
+    from .modeling_yan import (
+        YanAutoEncodingOutput,
+        YanForAutoEncoding,
+        YanForConditionalGeneration,
+        YanModel,
+        YanModelOutput,
+        YanOutput,
+        YanPreTrainedModel,
+    )
+    from .training.callbacks import EmaCallback, EpochCallback, LossTermsCallback
     from .training.trainer import YanTrainer
 
 register()

@@ -123,4 +123,4 @@ def register():
     when_imported("peft.utils.constants", _register_peft)
 
 
-__all__ = ['PEFT_TARGET_MODULES', 'register', 'when_imported']
+__all__ = ["PEFT_TARGET_MODULES", "register", "when_imported"]

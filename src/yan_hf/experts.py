@@ -2,17 +2,18 @@
 """The mixture: expert vector fields, the gate over them, and routing: which expert serves which token."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
+
 from .configuration_yan import YanConfig
-from .inference.cpu_kernels import OneDnnLinear, linear, linear_gelu
-from dataclasses import dataclass
-from .inference.cpu_kernels import apply_linear
+from .inference.cpu_kernels import OneDnnLinear, apply_linear, linear, linear_gelu
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -351,4 +352,17 @@ def experts_of_blocks(
     return used.scatter(1, places, True)[:, :-1].view(batch_size, num_blocks, num_experts)
 
 
-__all__ = ['RoutingOptions', 'YanExpertRoutes', 'YanExperts', 'YanGate', 'YanRoutedExperts', 'block_of_token', 'choose_experts', 'core_experts', 'expert_fields', 'experts_of_blocks', 'gate_log_probs', 'restrict_to_core']
+__all__ = [
+    "RoutingOptions",
+    "YanExpertRoutes",
+    "YanExperts",
+    "YanGate",
+    "YanRoutedExperts",
+    "block_of_token",
+    "choose_experts",
+    "core_experts",
+    "expert_fields",
+    "experts_of_blocks",
+    "gate_log_probs",
+    "restrict_to_core",
+]

@@ -10,8 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
 
 from .configuration_yan import ROUTINGS, YanConfig
-from .sampling import make_processors
-from .sampling import RERANKERS
+from .sampling import RERANKERS, make_processors
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 

@@ -11,16 +11,27 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .distributed import run_whole
+from .experts import RoutingOptions, experts_of_blocks
+from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
 from .inference.compiled import CompiledSampler
 from .inference.cpu_kernels import OneDnnLinear
-from .sampling import ReadTokens, cut_after_end, make_processors, read_tokens
-from .distributed import run_whole
-from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
-from .sampling import given_lengths, predicted_lengths
-from .sampling import NoiseSource
-from .sampling import best_candidates, consensus, cycle_distance
-from .experts import RoutingOptions, experts_of_blocks
-from .sampling import SamplingOptions, Written, encode, write
+from .sampling import (
+    NoiseSource,
+    ReadTokens,
+    SamplingOptions,
+    Written,
+    best_candidates,
+    consensus,
+    cut_after_end,
+    cycle_distance,
+    encode,
+    given_lengths,
+    make_processors,
+    predicted_lengths,
+    read_tokens,
+    write,
+)
 from .solver import evaluation_times
 from .validation import check_finite, check_no_choice_of_experts, check_no_prefix_tuning, check_source
 

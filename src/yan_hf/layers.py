@@ -1,17 +1,18 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The layers of encoder, flow and decoder: attention, feed-forward networks, norms and embeddings."""
 
+import math
 from collections.abc import Callable
+
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+
 from .configuration_yan import YanConfig
-from .inference.cpu_kernels import apply_linear
-import math
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from .inference.cpu_kernels import OneDnnLinear, apply_linear, is_plain_linear, linear, linear_gelu
 from .mixers import YanBidirectionalMamba
 
@@ -345,4 +346,20 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-__all__ = ['YanAdaptiveNorm', 'YanAttention', 'YanCrossAttention', 'YanDecoderLayer', 'YanEncoderLayer', 'YanFeedForward', 'YanFlowLayer', 'YanLengthHead', 'YanPositionEmbedding', 'YanTimeEmbedding', 'adaptive_layer_norm', 'eager_attention_forward', 'masked_mean', 'positions_from_mask', 'zero_padding']
+__all__ = [
+    "YanAdaptiveNorm",
+    "YanAttention",
+    "YanCrossAttention",
+    "YanDecoderLayer",
+    "YanEncoderLayer",
+    "YanFeedForward",
+    "YanFlowLayer",
+    "YanLengthHead",
+    "YanPositionEmbedding",
+    "YanTimeEmbedding",
+    "adaptive_layer_norm",
+    "eager_attention_forward",
+    "masked_mean",
+    "positions_from_mask",
+    "zero_padding",
+]

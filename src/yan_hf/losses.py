@@ -10,9 +10,11 @@ number of processes, so that the average over the processes, and of their gradie
 """
 
 import math
+
 import numpy as np
 import torch
 from torch import nn
+
 from .distributed import LossGroup
 
 
@@ -229,4 +231,17 @@ def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor, group: LossG
     return token_mean(losses, lengths > 0, group)
 
 
-__all__ = ['expert_log_densities', 'flow_matching_nll', 'gate_entropy_loss', 'l2_loss', 'latent_loss', 'length_loss', 'load_balance_loss', 'mmd_loss', 'responsibilities', 'sample_times', 'token_loss', 'token_mean']
+__all__ = [
+    "expert_log_densities",
+    "flow_matching_nll",
+    "gate_entropy_loss",
+    "l2_loss",
+    "latent_loss",
+    "length_loss",
+    "load_balance_loss",
+    "mmd_loss",
+    "responsibilities",
+    "sample_times",
+    "token_loss",
+    "token_mean",
+]

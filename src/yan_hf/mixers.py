@@ -2,9 +2,11 @@
 """Mamba mixers: Mamba-1 in one direction (Gu and Dao 2023, section 3.4), and two of those as a bidirectional one."""
 
 import math
+
 import torch
 from torch import nn
 from transformers import initialization as init
+
 from .configuration_yan import YanConfig
 from .selective_scan import causal_conv, resolve_implementation, selective_scan
 
@@ -156,4 +158,4 @@ class YanBidirectionalMamba(nn.Module):
         return self.proj(torch.cat([forward, backward], dim=-1))
 
 
-__all__ = ['YanBidirectionalMamba', 'YanMambaMixer', 'YanTimeStepProjection', 'scan_orders']
+__all__ = ["YanBidirectionalMamba", "YanMambaMixer", "YanTimeStepProjection", "scan_orders"]

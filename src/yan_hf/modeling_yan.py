@@ -1,39 +1,67 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What the models return, and what the solver steps of one target share."""
 
-from dataclasses import dataclass, field
-import torch
-from transformers.modeling_outputs import ModelOutput
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
-from .layers import YanAttention, YanCrossAttention
-from .layers import YanAdaptiveNorm, YanDecoderLayer, YanEncoderLayer, YanFlowLayer, YanLengthHead, YanPositionEmbedding, YanTimeEmbedding
+
 from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
 from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
-from .experts import YanExperts, YanRoutedExperts, expert_fields
-from .mixers import YanMambaMixer, YanTimeStepProjection
-from .inference.offload import ExpertOffloadMixin
-from .experts import RoutingOptions, YanExpertRoutes, YanGate, gate_log_probs, restrict_to_core
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
-from .layers import YanLengthHead, YanPositionEmbedding, masked_mean, positions_from_mask
-from .configuration_yan import YanConfig
 from .distributed import loss_group
+from .experts import (
+    RoutingOptions,
+    YanExpertRoutes,
+    YanExperts,
+    YanGate,
+    YanRoutedExperts,
+    choose_experts,
+    expert_fields,
+    gate_log_probs,
+    restrict_to_core,
+)
 from .generation_yan import YanGenerationConfig, YanGenerationMixin
-from .losses import flow_matching_nll, gate_entropy_loss, l2_loss, latent_loss, length_loss, load_balance_loss, mmd_loss, sample_times, token_loss, token_mean
-from .experts import RoutingOptions, choose_experts, gate_log_probs, restrict_to_core
+from .inference.offload import ExpertOffloadMixin
+from .layers import (
+    YanAdaptiveNorm,
+    YanAttention,
+    YanCrossAttention,
+    YanDecoderLayer,
+    YanEncoderLayer,
+    YanFlowLayer,
+    YanLengthHead,
+    YanPositionEmbedding,
+    YanTimeEmbedding,
+    masked_mean,
+    positions_from_mask,
+)
+from .losses import (
+    flow_matching_nll,
+    gate_entropy_loss,
+    l2_loss,
+    latent_loss,
+    length_loss,
+    load_balance_loss,
+    mmd_loss,
+    sample_times,
+    token_loss,
+    token_mean,
+)
+from .mixers import YanMambaMixer, YanTimeStepProjection
 from .solver import solve_flow, time_grid
 from .validation import check_labels, check_mask, check_no_cache, check_source, check_state
 
@@ -1042,4 +1070,18 @@ class YanForAutoEncoding(YanPreTrainedModel):
         )
 
 
-__all__ = ['YanAutoEncodingOutput', 'YanDecoder', 'YanEncoder', 'YanFlow', 'YanFlowConditioning', 'YanFlowContext', 'YanFlowOutput', 'YanForAutoEncoding', 'YanForConditionalGeneration', 'YanModel', 'YanModelOutput', 'YanOutput', 'YanPreTrainedModel']
+__all__ = [
+    "YanAutoEncodingOutput",
+    "YanDecoder",
+    "YanEncoder",
+    "YanFlow",
+    "YanFlowConditioning",
+    "YanFlowContext",
+    "YanFlowOutput",
+    "YanForAutoEncoding",
+    "YanForConditionalGeneration",
+    "YanModel",
+    "YanModelOutput",
+    "YanOutput",
+    "YanPreTrainedModel",
+]

@@ -1,20 +1,29 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The tensor half of `generate`: lengths, noise, encoding, solving, decoding, and the choice among candidates."""
 
-import torch
-from transformers.configuration_utils import PreTrainedConfig
-from .validation import check_finite
-from collections.abc import Callable
-import numpy as np
-from dataclasses import dataclass
-from torch import nn
-from transformers.generation.logits_process import LogitsProcessorList, MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
-from .inference.cpu_kernels import is_plain_linear, linear
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 from transformers.modeling_utils import PreTrainedModel
+
 from .experts import RoutingOptions, choose_experts, restrict_to_core
+from .inference.cpu_kernels import is_plain_linear, linear
 from .solver import evaluation_times, solve_flow
+from .validation import check_finite
 
 
 def predicted_lengths(
@@ -562,4 +571,22 @@ def encode_and_write(
     return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
 
 
-__all__ = ['NoiseSource', 'RERANKERS', 'ReadTokens', 'SamplingOptions', 'Written', 'best_candidates', 'consensus', 'cut_after_end', 'cycle_distance', 'encode', 'encode_and_write', 'given_lengths', 'make_processors', 'predicted_lengths', 'read_tokens', 'token_f1', 'write']
+__all__ = [
+    "NoiseSource",
+    "RERANKERS",
+    "ReadTokens",
+    "SamplingOptions",
+    "Written",
+    "best_candidates",
+    "consensus",
+    "cut_after_end",
+    "cycle_distance",
+    "encode",
+    "encode_and_write",
+    "given_lengths",
+    "make_processors",
+    "predicted_lengths",
+    "read_tokens",
+    "token_f1",
+    "write",
+]

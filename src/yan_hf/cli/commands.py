@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
+
 from ..data.files import is_json_lines, iterate_column
 
 
@@ -197,10 +198,10 @@ def _generate(options: argparse.Namespace) -> Result:
 
 
 def _evaluate(options: argparse.Namespace) -> Result:
-    from ..data.collator import YanDataCollator
     from ..data.checks import check_vocabulary
-    from ..evaluation.evaluate import evaluate_model
+    from ..data.collator import YanDataCollator
     from ..data.tasks import TaskEncoder, encode_split, load_splits
+    from ..evaluation.evaluate import evaluate_model
 
     model, tokenizer = _with_tokenizer(options)
     check_vocabulary(tokenizer, model)
@@ -304,4 +305,4 @@ def _benchmark(options: argparse.Namespace) -> Result:
     return conditions
 
 
-__all__ = ['add_commands', 'load_checkpoint']
+__all__ = ["add_commands", "load_checkpoint"]

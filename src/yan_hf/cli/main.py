@@ -9,8 +9,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from .commands import add_commands
+
 from ..data.files import iterate_column, texts_of
+from .commands import add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,4 +109,4 @@ def _lists(column: Any) -> tuple[np.ndarray, np.ndarray]:
     return lengths, compute.list_flatten(column).to_numpy()
 
 
-__all__ = ['check_examples', 'check_vocabulary']
+__all__ = ["check_examples", "check_vocabulary"]

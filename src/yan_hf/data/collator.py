@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -254,4 +255,4 @@ def _token_ids(feature: dict[str, Any], name: str, row: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-__all__ = ['YanDataCollator', 'corrupt_spans', 'encode_pairs']
+__all__ = ["YanDataCollator", "corrupt_spans", "encode_pairs"]

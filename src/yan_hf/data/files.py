@@ -71,4 +71,4 @@ def texts_of(row: dict[str, Any], column: str, where: str) -> list[str]:
     return texts
 
 
-__all__ = ['is_json_lines', 'iterate_column', 'iterate_rows', 'open_text', 'texts_of']
+__all__ = ["is_json_lines", "iterate_column", "iterate_rows", "open_text", "texts_of"]

@@ -1,14 +1,13 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Tasks: how the columns of a data set become source and target texts, and how these become token ids."""
 
-import re
-from collections.abc import Sequence
-from typing import NamedTuple
 import os
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
@@ -470,4 +469,19 @@ def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: s
     return encoded, sum(encoder.skipped.values())
 
 
-__all__ = ['ANSWER_HEADER', 'TASKS', 'Task', 'TaskEncoder', 'TextPair', 'classification', 'encode_split', 'last_word', 'load_splits', 'middle_sentence', 'question_answering', 'space_with_answer', 'split_sentences', 'summarization']
+__all__ = [
+    "ANSWER_HEADER",
+    "TASKS",
+    "Task",
+    "TaskEncoder",
+    "TextPair",
+    "classification",
+    "encode_split",
+    "last_word",
+    "load_splits",
+    "middle_sentence",
+    "question_answering",
+    "space_with_answer",
+    "split_sentences",
+    "summarization",
+]

@@ -4,6 +4,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from typing import Any
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -182,4 +183,4 @@ def prepare_tokenizer(
     return tokenizer
 
 
-__all__ = ['SPECIAL_TOKENS', 'prepare_tokenizer', 'train_tokenizer']
+__all__ = ["SPECIAL_TOKENS", "prepare_tokenizer", "train_tokenizer"]

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from statistics import mean, stdev
 from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
+
 from .metrics import METRICS, score_texts
 
 
@@ -197,4 +199,4 @@ def evaluate_model(
 _LENGTH_MODES = ("predicted", "true")
 
 
-__all__ = ['evaluate_model', 'generate_examples', 'generate_texts']
+__all__ = ["evaluate_model", "generate_examples", "generate_texts"]

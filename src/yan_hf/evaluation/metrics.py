@@ -5,8 +5,10 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from typing import Any
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+
 from ..sampling import token_f1
 
 
@@ -137,4 +139,4 @@ def compute_metrics(
     return compute
 
 
-__all__ = ['METRICS', 'compute_metrics', 'exact_match', 'normalize_answer', 'rouge', 'score_texts', 'text_f1']
+__all__ = ["METRICS", "compute_metrics", "exact_match", "normalize_answer", "rouge", "score_texts", "text_f1"]

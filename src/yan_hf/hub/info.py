@@ -5,8 +5,10 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
+
 from ..checkpoint_files import finish_save
 from ..configuration_yan import YanConfig
 from ..generation_config_yan import YanGenerationConfig
@@ -132,4 +134,4 @@ def _license(folder: Path) -> str | None:
     return ModelCard.load(path, ignore_metadata_errors=True).data.license
 
 
-__all__ = ['checkpoint_info', 'is_table']
+__all__ = ["checkpoint_info", "is_table"]

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
-from .info import is_table
+
 from ..evaluation.evaluate import evaluate_model
+from .info import is_table
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -317,4 +319,13 @@ def save_card(card: ModelCard, folder: str | os.PathLike) -> Path:
     return folder / CARD_FILE
 
 
-__all__ = ['CardFacts', 'ModelCardCallback', 'create_model_card', 'describe_hardware', 'describe_recipe', 'parameter_counts', 'processor_name', 'save_card']
+__all__ = [
+    "CardFacts",
+    "ModelCardCallback",
+    "create_model_card",
+    "describe_hardware",
+    "describe_recipe",
+    "parameter_counts",
+    "processor_name",
+    "save_card",
+]

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
+
 from ..configuration_yan import AUTO_MAP, YanConfig
 from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
 from .research_layout import Weight, read_config, read_loss_weights, weights_of, write_config
@@ -299,4 +301,4 @@ def _replacing(folder: Path):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-__all__ = ['convert_research_checkpoint', 'export_research_checkpoint', 'export_with_code']
+__all__ = ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"]

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
 from ..configuration_yan import LOSS_TERMS, YanConfig
 
 
@@ -212,4 +213,4 @@ def _block(config: YanConfig, part: str, index: int, backbone: str, cross_attent
         yield from _linear(f"{ours}.adaptive_norm", f"{theirs}.adaLN.1", rows, d)
 
 
-__all__ = ['Weight', 'read_config', 'read_loss_weights', 'weights_of', 'write_config']
+__all__ = ["Weight", "read_config", "read_loss_weights", "weights_of", "write_config"]

@@ -13,12 +13,13 @@ import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
+
 import torch
 from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
-from ..sampling import ReadTokens
-from ..sampling import SamplingOptions, Written, encode, encode_and_write, write
+
+from ..sampling import ReadTokens, SamplingOptions, Written, encode, encode_and_write, write
 
 
 logger = logging.get_logger(__name__)
@@ -216,4 +217,4 @@ class CompiledSampler:
         )
 
 
-__all__ = ['CompiledSampler', 'MAX_PROGRAMS', 'length_buckets']
+__all__ = ["CompiledSampler", "MAX_PROGRAMS", "length_buckets"]

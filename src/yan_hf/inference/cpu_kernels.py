@@ -4,6 +4,7 @@
 import platform
 import threading
 from typing import Any
+
 import torch
 from torch import nn
 from transformers.activations import GELUActivation
@@ -93,4 +94,4 @@ def linear_gelu(
     return act_fn(linear(states, weight, bias))
 
 
-__all__ = ['OneDnnLinear', 'apply_linear', 'is_plain_linear', 'linear', 'linear_gelu']
+__all__ = ["OneDnnLinear", "apply_linear", "is_plain_linear", "linear", "linear_gelu"]

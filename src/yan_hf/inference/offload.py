@@ -16,8 +16,10 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Any
+
 import torch
 from torch import nn
+
 from ..experts import YanExperts
 
 
@@ -575,4 +577,4 @@ class ExpertOffloadMixin:
         return self  # it is there already; the experts stay in CPU memory
 
 
-__all__ = ['ExpertOffload', 'ExpertOffloadMixin', 'MODES', 'OffloadStats', 'SPECULATIONS', 'WEIGHTS']
+__all__ = ["ExpertOffload", "ExpertOffloadMixin", "MODES", "OffloadStats", "SPECULATIONS", "WEIGHTS"]

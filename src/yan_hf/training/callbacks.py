@@ -4,6 +4,7 @@
 import os
 from pathlib import Path
 from typing import Any
+
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.utils import logging
+
 from ..data.collator import YanDataCollator
 
 
@@ -182,4 +184,4 @@ class EmaCallback(TrainerCallback):
             self._swap()
 
 
-__all__ = ['EmaCallback', 'EpochCallback', 'LossTermsCallback']
+__all__ = ["EmaCallback", "EpochCallback", "LossTermsCallback"]

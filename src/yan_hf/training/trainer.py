@@ -4,16 +4,18 @@
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_peft_available
-from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
+
 from ..configuration_yan import YanConfig
 from ..data.checks import check_examples, check_vocabulary
 from ..hub.model_card import CARD_FILE, ModelCardCallback
 from ..modeling_yan import YanForAutoEncoding
+from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
 
 
 if is_peft_available():
@@ -154,4 +156,4 @@ def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
     return [(name, rows) for name, rows in [("training", train_dataset), *evaluations.items()] if rows is not None]
 
 
-__all__ = ['YanTrainer', 'last_complete_checkpoint']
+__all__ = ["YanTrainer", "last_complete_checkpoint"]
