@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_yan import YanConfig
-from .inference.cpu_kernels import OneDnnLinear, apply_linear, linear, linear_gelu
+from .layers import KERNELS, apply_linear, linear, linear_gelu
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -61,7 +61,7 @@ _EAGER_FORWARD = YanRoutedExperts.forward.__wrapped__
 class YanExperts(YanRoutedExperts):
     """The expert vector fields: one chosen expert per token, or all of them where the mixture's density is needed."""
 
-    # Computes in the experts' place while their weights are in CPU memory ([`~yan_hf.inference.offload.ExpertOffload`]).
+    # Computes in the experts' place while their weights are in CPU memory (`yan_hf.inference.offload`).
     offload: Any = None
 
     def forward(
@@ -86,7 +86,7 @@ class YanExperts(YanRoutedExperts):
         return output
 
     def _is_eager(self, hidden_states: torch.Tensor) -> bool:
-        if self.config._experts_implementation == "grouped_mm" and OneDnnLinear.is_active():
+        if self.config._experts_implementation == "grouped_mm" and KERNELS.linear is not None:
             return True  # the grouped product on the CPU is the same loop, over slower kernels
         # Gradient checks run in float64, and no grouped kernel does.
         return self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64

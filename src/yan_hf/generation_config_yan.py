@@ -6,15 +6,25 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from .configuration_yan import ROUTINGS, YanConfig
-from .sampling import RERANKERS, make_processors
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 
 DEFAULT_MAX_LENGTH = 128
+RERANKERS = ("score", "joint", "cycle", "mbr")
 
 _ONE_PASS = "YAN writes all tokens at once instead of extending a prefix"
 _BEAMS = f"{_ONE_PASS}, so there are no beams to search"
@@ -381,4 +391,28 @@ class YanGenerationConfig(GenerationConfig):
             raise ValueError(f"`compile_config` must be a `CompileConfig`, but is {self.compile_config!r}.")
 
 
-__all__ = ["REFUSED_ARGUMENTS", "YanGenerationConfig"]
+def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu") -> LogitsProcessorList:
+    """
+    Transformers' processors that the generation configuration asks for, in Transformers' order.
+
+    Raises:
+        ValueError: from the processors themselves, for values out of range.
+    """
+    processors = LogitsProcessorList()
+    if config.suppress_tokens is not None:
+        processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
+    if config.do_sample:
+        if config.temperature is not None and config.temperature != 1.0:
+            processors.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k:
+            processors.append(TopKLogitsWarper(top_k=config.top_k))
+        if config.top_p is not None and config.top_p < 1.0:
+            processors.append(TopPLogitsWarper(top_p=config.top_p))
+        if config.min_p is not None:
+            processors.append(MinPLogitsWarper(min_p=config.min_p))
+        if config.typical_p is not None and config.typical_p < 1.0:
+            processors.append(TypicalLogitsWarper(mass=config.typical_p))
+    return processors
+
+
+__all__ = ["REFUSED_ARGUMENTS", "RERANKERS", "YanGenerationConfig", "make_processors"]

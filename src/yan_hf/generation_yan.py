@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,8 @@ from transformers.utils import logging
 
 from .distributed import run_whole
 from .experts import RoutingOptions, experts_of_blocks
-from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig
-from .inference.compiled import CompiledSampler
-from .inference.cpu_kernels import OneDnnLinear
+from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors
+from .layers import KERNELS
 from .sampling import (
     NoiseSource,
     ReadTokens,
@@ -27,13 +26,18 @@ from .sampling import (
     cycle_distance,
     encode,
     given_lengths,
-    make_processors,
     predicted_lengths,
     read_tokens,
     write,
 )
 from .solver import evaluation_times
-from .validation import check_finite, check_no_choice_of_experts, check_no_prefix_tuning, check_source
+from .validation import (
+    check_finite,
+    check_no_choice_of_experts,
+    check_no_prefix_tuning,
+    check_source,
+    inference_module,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -176,10 +180,9 @@ class YanGenerationMixin:
         in_training = [module for module in self.modules() if module.training]
         if in_training:
             self.eval()
-        fast = not config.compile and self.device.type == "cpu" and OneDnnLinear.is_available()
         run_whole(self, "_generate")
         try:
-            with OneDnnLinear() if fast else nullcontext():
+            with self._fast_kernels(config):
                 output = self._generate(
                     config, input_ids, attention_mask, inputs_embeds, streamer, logits_processor, given
                 )
@@ -212,7 +215,7 @@ class YanGenerationMixin:
                 "Leave it out, or call `disable_expert_offload()` first."
             )
         elif config.compile:
-            compiled = CompiledSampler(self, config.compile_config)
+            compiled = inference_module("compiled").CompiledSampler(self, config.compile_config)
         source = None
         if given.target_lengths is None and not self.config.length_head_trained:
             raise ValueError(
@@ -359,6 +362,16 @@ class YanGenerationMixin:
             core_experts=core,
             num_field_evaluations=len(evaluation_times(list(options.times), options.solver)),
         )
+
+    def _fast_kernels(self, config: YanGenerationConfig) -> AbstractContextManager:
+        """Faster products on the CPU, where the package that brings them is there."""
+        if config.compile or self.device.type != "cpu":
+            return nullcontext()
+        try:
+            kernels = inference_module("cpu_kernels")
+        except ImportError:
+            return nullcontext()  # slower, and the same tokens
+        return kernels.use_onednn(KERNELS) if kernels.is_available() else nullcontext()
 
     def _prepare_generation(
         self, generation_config: YanGenerationConfig | None, kwargs: dict[str, Any]

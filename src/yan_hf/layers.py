@@ -2,19 +2,68 @@
 """The layers of encoder, flow and decoder: attention, feed-forward networks, norms and embeddings."""
 
 import math
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_yan import YanConfig
-from .inference.cpu_kernels import OneDnnLinear, apply_linear, is_plain_linear, linear, linear_gelu
 from .mixers import YanBidirectionalMamba
+
+
+class Kernels(threading.local):
+    """
+    Faster products for the calling thread, which `yan_hf.inference.cpu_kernels` puts here while `generate` runs.
+
+    `linear` takes states `(..., d)`, weight `(n, d)`, bias and `"none"` or `"gelu"`; it gives the result, or `None`
+    where PyTorch should compute it.
+    """
+
+    linear: Callable[..., torch.Tensor | None] | None = None
+
+
+KERNELS = Kernels()
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a layer's weight may be used without calling the layer: no adapter, hook or parametrization is there."""
+    return (
+        type(module) is nn.Linear
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "_hf_hook" not in module.__dict__
+        and type(module._parameters.get("weight")) is nn.Parameter
+    )
+
+
+def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`nn.functional.linear`, by the thread's [`Kernels`] where they can."""
+    product = None if KERNELS.linear is None else KERNELS.linear(states, weight, bias, "none")
+    return nn.functional.linear(states, weight, bias) if product is None else product
+
+
+def linear_gelu(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, act_fn: nn.Module
+) -> torch.Tensor:
+    """`act_fn(linear(states))`, in one go where the thread's [`Kernels`] can and the activation is the exact GELU."""
+    if KERNELS.linear is not None and type(act_fn) is GELUActivation:
+        product = KERNELS.linear(states, weight, bias, "gelu")
+        if product is not None:
+            return product
+    return act_fn(linear(states, weight, bias))
+
+
+def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """`layer(states)`, by the thread's [`Kernels`] where the layer is a plain one."""
+    if KERNELS.linear is not None and is_plain_linear(layer):
+        return linear(states, layer.weight, layer.bias)
+    return layer(states)
 
 
 def eager_attention_forward(
@@ -111,7 +160,7 @@ class YanFeedForward(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if OneDnnLinear.is_active() and is_plain_linear(self.up_proj):
+        if KERNELS.linear is not None and is_plain_linear(self.up_proj):
             inner = linear_gelu(hidden_states, self.up_proj.weight, self.up_proj.bias, self.act_fn)
         else:
             inner = self.act_fn(self.up_proj(hidden_states))
@@ -347,6 +396,8 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 __all__ = [
+    "KERNELS",
+    "Kernels",
     "YanAdaptiveNorm",
     "YanAttention",
     "YanCrossAttention",
@@ -358,7 +409,11 @@ __all__ = [
     "YanPositionEmbedding",
     "YanTimeEmbedding",
     "adaptive_layer_norm",
+    "apply_linear",
     "eager_attention_forward",
+    "is_plain_linear",
+    "linear",
+    "linear_gelu",
     "masked_mean",
     "positions_from_mask",
     "zero_padding",

@@ -1,5 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What the models return, and what the solver steps of one target share."""
+"""
+YAN: encoder, mixture-of-experts flow and position-wise decoder (arXiv 2604.15009).
+
+Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabulary, `K` experts.
+"""
 
 import os
 import re
@@ -34,8 +38,8 @@ from .experts import (
     gate_log_probs,
     restrict_to_core,
 )
-from .generation_yan import YanGenerationConfig, YanGenerationMixin
-from .inference.offload import ExpertOffloadMixin
+from .generation_config_yan import YanGenerationConfig
+from .generation_yan import YanGenerationMixin
 from .layers import (
     YanAdaptiveNorm,
     YanAttention,
@@ -62,8 +66,9 @@ from .losses import (
     token_mean,
 )
 from .mixers import YanMambaMixer, YanTimeStepProjection
-from .solver import solve_flow, time_grid
-from .validation import check_labels, check_mask, check_no_cache, check_source, check_state
+from .sampling import solve_flow
+from .solver import time_grid
+from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
 
 
 @dataclass
@@ -235,7 +240,7 @@ _EP_PLAN = {
 }
 
 
-class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
+class YanPreTrainedModel(PreTrainedModel):
     """Initialisation, freezing by name and the features that Transformers asks a model for."""
 
     config: YanConfig
@@ -435,10 +440,44 @@ class YanPreTrainedModel(ExpertOffloadMixin, PreTrainedModel):
         return self.train(self.training)
 
     def train(self, mode: bool = True):
+        if mode and self.expert_offload is not None:
+            raise RuntimeError(
+                "The model cannot enter training mode while its experts are offloaded: their copies on the device "
+                "have no gradient. Call `model.disable_expert_offload()` first."
+            )
         super().train(mode)
         if mode:
             self._frozen_to_eval()
         return self
+
+    @property
+    def expert_offload(self) -> Any:
+        """The expert offloading that is on, with its `stats`; `None` while all experts are resident."""
+        base = getattr(self, self.base_model_prefix, self)
+        experts = getattr(getattr(base, "flow", base), "experts", None)
+        return getattr(experts, "offload", None)
+
+    def enable_expert_offload(self, *arguments: Any, **keywords: Any) -> Any:
+        """
+        Keeps the experts' weights in CPU memory and a bounded number of them on the device; arguments and result are
+        those of `yan_hf.inference.offload.enable_expert_offload`.
+
+        Raises:
+            ImportError: where the package is not installed.
+        """
+        return inference_module("offload").enable_expert_offload(self, *arguments, **keywords)
+
+    def disable_expert_offload(self) -> Any:
+        """Brings all experts to the device, and gives the statistics; does nothing where offloading is not on."""
+        if self.expert_offload is None:
+            return None
+        return inference_module("offload").disable_expert_offload(self)
+
+    def _apply(self, fn: Any, recurse: bool = True):
+        if self.expert_offload is None:
+            return super()._apply(fn, recurse)
+        self.expert_offload.check_placement(fn)
+        return self  # it is there already; the experts stay in CPU memory
 
 
 class YanEncoder(YanPreTrainedModel):

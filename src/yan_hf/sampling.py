@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,12 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 from transformers.modeling_utils import PreTrainedModel
 
 from .experts import RoutingOptions, choose_experts, restrict_to_core
-from .inference.cpu_kernels import is_plain_linear, linear
-from .solver import evaluation_times, solve_flow
+from .layers import is_plain_linear, linear
+from .solver import evaluation_times, integrate
 from .validation import check_finite
 
 
@@ -199,30 +194,6 @@ class ReadTokens:
     is_finite: torch.Tensor
 
 
-def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu") -> LogitsProcessorList:
-    """
-    Transformers' processors that the generation configuration asks for, in Transformers' order.
-
-    Raises:
-        ValueError: from the processors themselves, for values out of range.
-    """
-    processors = LogitsProcessorList()
-    if config.suppress_tokens is not None:
-        processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
-    if config.do_sample:
-        if config.temperature is not None and config.temperature != 1.0:
-            processors.append(TemperatureLogitsWarper(config.temperature))
-        if config.top_k:
-            processors.append(TopKLogitsWarper(top_k=config.top_k))
-        if config.top_p is not None and config.top_p < 1.0:
-            processors.append(TopPLogitsWarper(top_p=config.top_p))
-        if config.min_p is not None:
-            processors.append(MinPLogitsWarper(min_p=config.min_p))
-        if config.typical_p is not None and config.typical_p < 1.0:
-            processors.append(TypicalLogitsWarper(mass=config.typical_p))
-    return processors
-
-
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
     return (
         states.device.type == "cpu"
@@ -365,9 +336,6 @@ def cut_after_end(
     return tokens.masked_fill(~kept, pad_token_id), lengths, kept
 
 
-RERANKERS = ("score", "joint", "cycle", "mbr")
-
-
 def cycle_distance(latents: torch.Tensor, encoded: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """
     How far the latents that were written are from those of the text that was read off them.
@@ -417,6 +385,51 @@ def best_candidates(utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor
     is_best = utility == utility.amax(dim=-1, keepdim=True)
     choice = scores.masked_fill(~is_best, -torch.inf).argmax(dim=-1)
     return choice + utility.shape[1] * torch.arange(len(choice), device=choice.device)
+
+
+def solve_flow(
+    flow: Callable[..., Any],
+    initial_state: torch.Tensor,
+    context: Any,
+    times: list[float],
+    select: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor | None,
+    solver: str = "euler",
+    on_step: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Solves the ODE with one expert held for each target token (section 5 of the model's paper), or along the mixture's
+    mean.
+
+    The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
+    Euler steps cost `S` passes of the trunk.
+
+    Args:
+        flow: The vector field, [`YanFlow`].
+        initial_state: `z0`, `(B, Ly, d)`.
+        context: What all evaluations share; may hold the time's part of all of them.
+        times: Increasing grid from 0 to 1.
+        select: Expert indices `(B, Ly)`, or a function from the gate's log-probabilities `(B, Ly, K)` to them; `None`
+            follows the mean of all experts under the gate.
+        solver: A name in `SOLVERS`.
+        on_step: Called with every new state.
+
+    Returns:
+        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly)`, where they were chosen.
+    """
+    experts = select
+
+    def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
+        nonlocal experts
+        timesteps = None
+        if time not in context.conditioning:
+            # One time for the whole batch, so that embedding and adaptive scales are computed for a single row.
+            dtype = torch.promote_types(state.dtype, torch.float32)
+            timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
+        output = flow(state, timesteps, context, experts=experts, conditioning=context.conditioning.get(time))
+        experts = output.expert_indices
+        return output.velocity
+
+    return integrate(velocity, initial_state, times, solver, on_step), experts
 
 
 @dataclass(frozen=True)
@@ -573,7 +586,6 @@ def encode_and_write(
 
 __all__ = [
     "NoiseSource",
-    "RERANKERS",
     "ReadTokens",
     "SamplingOptions",
     "Written",
@@ -584,7 +596,6 @@ __all__ = [
     "encode",
     "encode_and_write",
     "given_lengths",
-    "make_processors",
     "predicted_lengths",
     "read_tokens",
     "token_f1",

@@ -1,6 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Checks of what users pass to the model: each failure names the argument, the value and the remedy."""
 
+import importlib
+from types import ModuleType
+
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -190,6 +193,24 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         )
 
 
+def inference_module(name: str) -> ModuleType:
+    """
+    A module of `yan_hf.inference`: what works on a model from outside does not travel with a checkpoint's code.
+
+    Raises:
+        ImportError: where the package is not installed.
+    """
+    try:
+        return importlib.import_module(f"yan_hf.inference.{name}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("yan_hf"):
+            raise
+        raise ImportError(
+            f"This needs `yan_hf.inference.{name}`, which is not among the code saved with a checkpoint. Install the "
+            "package: `pip install yan-hf`."
+        ) from error
+
+
 __all__ = [
     "check_finite",
     "check_ids",
@@ -199,4 +220,5 @@ __all__ = [
     "check_no_cache",
     "check_source",
     "check_state",
+    "inference_module",
 ]
