@@ -37,7 +37,8 @@ from decoders import (
 from report import peak_memory, save, timed
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.inference.cpu_kernels import OneDnnLinear, linear
+from yan_hf.inference import cpu_kernels
+from yan_hf.layers import KERNELS, linear
 
 
 SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
@@ -53,8 +54,8 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     size = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = min(timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(7))
-    if device.type == "cpu" and OneDnnLinear.is_available():
-        with OneDnnLinear():
+    if device.type == "cpu" and cpu_kernels.is_available():
+        with cpu_kernels.use_onednn(KERNELS):
             product = min(product, *(timed(lambda: linear(left, right), device) for _ in range(7)))
     return 2 * source.numel() * source.element_size() / copy, size**3 / product
 

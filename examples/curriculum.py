@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from .data.collator import YanDataCollator, encode_pairs
-from .data.tasks import TextPair
+from yan_hf.data.collator import YanDataCollator, encode_pairs
+from yan_hf.data.tasks import TextPair
 
 
 class Curriculum:
