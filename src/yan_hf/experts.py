@@ -216,8 +216,12 @@ class RoutingOptions:
     """
     How experts are routed; hashable, so that a compiled program can be one for each.
 
+    Tokens are put into blocks, and a block agrees: on the experts that its tokens may choose from (its core set, with
+    `routing="block"`), and, with a `scope` beyond the token, on one choice for all of them, a core set of one.
+
     Args:
         routing: `"token"` or `"block"`.
+        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
         block_size: Real target tokens of a block; `None` is the whole target.
         top_k: Experts that a token votes for; `None` is all of them.
         core_threshold: Share of the votes that a core set has to exceed.
@@ -225,6 +229,7 @@ class RoutingOptions:
     """
 
     routing: str = "token"
+    scope: str = "token"
     block_size: int | None = None
     top_k: int | None = None
     core_threshold: float = 1.0
@@ -235,7 +240,8 @@ class RoutingOptions:
         """Those of a [`YanConfig`], or of a resolved [`YanGenerationConfig`]: the fields have the same names."""
         return cls(
             config.routing,
-            config.routing_block_size,
+            config.expert_scope,
+            None if config.expert_scope == "target" else config.routing_block_size,
             config.routing_top_k,
             float(config.core_threshold),
             config.min_experts,
@@ -255,6 +261,45 @@ def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torc
         return torch.zeros_like(attention_mask, dtype=torch.long)
     places = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
     return places // block_size
+
+
+def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+    """The sum over each block's real tokens, given to every token of the block: `(B, Ly, K)` → `(B, Ly, K)`."""
+    values = values.masked_fill(~attention_mask.bool()[..., None], 0.0)
+    if block_size is None:
+        return values.sum(dim=1, keepdim=True).expand_as(values)
+    blocks = block_of_token(attention_mask, block_size)[..., None].expand_as(values)
+    num_blocks = RoutingOptions(block_size=block_size).num_blocks(values.shape[1])
+    sums = values.new_zeros(values.shape[0], num_blocks, values.shape[2]).scatter_add(1, blocks, values)
+    return sums.gather(1, blocks)
+
+
+def share_choice(
+    log_probs: torch.Tensor,
+    uniform: torch.Tensor | None,
+    attention_mask: torch.Tensor,
+    options: RoutingOptions,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The gate and the noise of a choice that the tokens of a block share; as they are where each token has its own.
+
+    The block's distribution is the softmax of its real tokens' mean log-probabilities (of their logits, that is); its
+    noise is that of its first token.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        uniform: Noise for the draw, `(B, Ly, K)`, of canvases without padding before their last token; or `None`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens.
+        options: How to route.
+    """
+    if options.scope == "token":
+        return log_probs, uniform
+    counts = sum_over_blocks(torch.ones_like(log_probs[..., :1]), attention_mask, options.block_size).clamp(min=1)
+    log_probs = (sum_over_blocks(log_probs, attention_mask, options.block_size) / counts).log_softmax(dim=-1)
+    if uniform is not None:
+        first = block_of_token(attention_mask, options.block_size) * (options.block_size or 0)
+        uniform = uniform.gather(1, first[..., None].expand_as(uniform))
+    return log_probs, uniform
 
 
 @torch.no_grad()
@@ -365,4 +410,6 @@ __all__ = [
     "experts_of_blocks",
     "gate_log_probs",
     "restrict_to_core",
+    "share_choice",
+    "sum_over_blocks",
 ]

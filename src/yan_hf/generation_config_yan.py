@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from .configuration_yan import ROUTINGS, YanConfig
+from .configuration_yan import EXPERT_SCOPES, ROUTINGS, YanConfig
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 
@@ -57,6 +57,8 @@ _READ = {
     "expert_temperature",
     "init_noise",
     "routing",
+    "expert_scope",
+    "reselect_experts",
     "routing_block_size",
     "routing_top_k",
     "core_threshold",
@@ -147,6 +149,10 @@ class YanGenerationConfig(GenerationConfig):
         expert_temperature (`float`, defaults to 1.0): Divides the gate's log-probabilities; below 1 sharpens it.
         init_noise (`float`, *optional*): Scale of the initial state, by default the model configuration's. 0 is the
             deterministic start.
+        expert_scope (`str`, *optional*): Whose tokens share one choice of expert, `"token"`, `"block"` or
+            `"target"`; by default the model configuration's.
+        reselect_experts (`bool`, *optional*): Whether experts are chosen anew at every solver step; by default the
+            model configuration's.
         routing (`str`, *optional*): `"token"` or `"block"`; this and the next four are explained in [`YanConfig`] and
             by default the model configuration's.
         routing_block_size (`int`, *optional*): Real target tokens of a block; the position table's size is the whole
@@ -182,6 +188,8 @@ class YanGenerationConfig(GenerationConfig):
         self.expert_temperature: float | None = kwargs.pop("expert_temperature", None)
         self.init_noise: float | None = kwargs.pop("init_noise", None)
         self.routing: str | None = kwargs.pop("routing", None)
+        self.expert_scope: str | None = kwargs.pop("expert_scope", None)
+        self.reselect_experts: bool | None = kwargs.pop("reselect_experts", None)
         self.routing_block_size: int | None = kwargs.pop("routing_block_size", None)
         self.routing_top_k: int | None = kwargs.pop("routing_top_k", None)
         self.core_threshold: float | None = kwargs.pop("core_threshold", None)
@@ -241,6 +249,8 @@ class YanGenerationConfig(GenerationConfig):
             "expert_temperature": 1.0,
             "init_noise": model_config.init_noise,
             "routing": model_config.routing,
+            "expert_scope": model_config.expert_scope,
+            "reselect_experts": model_config.reselect_experts,
             "routing_block_size": model_config.routing_block_size,
             "routing_top_k": model_config.routing_top_k,
             "core_threshold": model_config.core_threshold,
@@ -308,6 +318,7 @@ class YanGenerationConfig(GenerationConfig):
             "output_trajectory",
             "output_expert_indices",
             "output_routing",
+            "reselect_experts",
             "compile",
             "do_sample",
         ):
@@ -360,6 +371,7 @@ class YanGenerationConfig(GenerationConfig):
             ("solver", tuple(SOLVERS)),
             ("rerank", RERANKERS),
             ("routing", ROUTINGS),
+            ("expert_scope", EXPERT_SCOPES),
         ):
             value = getattr(self, name)
             if value is not None and value not in choices:

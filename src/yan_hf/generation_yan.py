@@ -16,24 +16,23 @@ from .experts import RoutingOptions, experts_of_blocks
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors
 from .layers import KERNELS
 from .sampling import (
+    DecodedTokens,
     NoiseSource,
-    ReadTokens,
+    SampleOutput,
     SamplingOptions,
-    Written,
     best_candidates,
     consensus,
-    cut_after_end,
     cycle_distance,
+    decode_tokens,
     encode,
     given_lengths,
     predicted_lengths,
-    read_tokens,
-    write,
+    sample,
+    truncate_at_eos,
 )
 from .solver import evaluation_times
 from .validation import (
     check_finite,
-    check_no_choice_of_experts,
     check_no_prefix_tuning,
     check_source,
     inference_module,
@@ -88,7 +87,7 @@ class YanGenerateOutput(ModelOutput):
 
 
 @dataclass
-class _Given:
+class GenerationInputs:
     """What the caller fixes beyond the configuration."""
 
     target_lengths: int | list[int] | torch.Tensor | None
@@ -173,9 +172,7 @@ class YanGenerationMixin:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
         check_no_prefix_tuning(self)
-        if self.config.velocity_field == "mixture":
-            check_no_choice_of_experts(config, expert_indices)
-        given = _Given(target_lengths, generator, seeds, initial_latents, expert_indices)
+        given = GenerationInputs(target_lengths, generator, seeds, initial_latents, expert_indices)
         # Also a part alone may be in training mode, as an adapter that has just been added is.
         in_training = [module for module in self.modules() if module.training]
         if in_training:
@@ -199,7 +196,7 @@ class YanGenerationMixin:
         inputs_embeds: torch.Tensor | None,
         streamer: BaseStreamer | None,
         logits_processor: LogitsProcessorList | None,
-        given: _Given,
+        given: GenerationInputs,
     ) -> YanGenerateOutput:
         # 1. Encode the source, once.
         inputs = (input_ids, attention_mask, inputs_embeds)
@@ -255,6 +252,7 @@ class YanGenerationMixin:
             lengths, width, given.generator, given.seeds, num_candidates=config.num_candidates, num_lengths=num_lengths
         )
         hidden_size, num_experts = self.config.hidden_size, self.config.num_experts
+        num_choices_of_experts = len(config.times()) - 1 if config.reselect_experts else 1
         num_returned = len(lengths) // num_choices
         if given.initial_latents is None:
             initial_state = config.init_noise * noise.draw(torch.randn, hidden_size)
@@ -264,10 +262,15 @@ class YanGenerationMixin:
             initial_state = initial_state.repeat_interleave(num_choices, dim=0)
         experts = uniform = None
         if given.expert_indices is not None:
-            experts = self._check_given("expert_indices", given.expert_indices, (num_returned, width), device)
+            experts = given.expert_indices
+            if not config.reselect_experts:
+                experts = experts[None]
+            shape = (num_choices_of_experts, num_returned, width)
+            experts = experts.movedim(0, -1) if experts.dim() == 3 else experts
+            experts = self._check_given("expert_indices", experts, (*shape[1:], shape[0]), device)
             experts = self._check_experts(experts).repeat_interleave(num_choices, dim=0)
-        elif config.expert_selection == "sample" and self.config.velocity_field == "expert":
-            uniform = noise.draw(torch.rand, num_experts)
+        elif config.expert_selection == "sample":
+            uniform = noise.draw(torch.rand, num_choices_of_experts, num_experts)
 
         # 4. Solve the ODE: the first pass of the trunk chooses one expert per token and gives the first velocity.
         processors = LogitsProcessorList([*(logits_processor or ()), *make_processors(config, device)])
@@ -286,9 +289,11 @@ class YanGenerationMixin:
             expert_temperature=float(config.expert_temperature),
             repeats=repeats,
             keep_states=bool(config.output_trajectory),
-            read_argmax=is_plain and not (end_token_ids and config.min_new_tokens > 1),
+            decode_argmax=is_plain and not (end_token_ids and config.min_new_tokens > 1),
             with_scores=with_scores,
             routing=RoutingOptions.from_config(config),
+            reselect=config.reselect_experts,
+            is_start_given=given.initial_latents is not None,
             keep_core=bool(config.output_routing),
         )
         if getattr(streamer, "skip_prompt", False) and input_ids is not None:
@@ -298,39 +303,39 @@ class YanGenerationMixin:
             rows = slice(None, None, num_choices)
             draft = self.model.decoder(state[rows])
             context_ids = reading["context_ids"]
-            draft = read_tokens(
+            draft = decode_tokens(
                 self.lm_head, draft, **{**reading, "context_ids": None if context_ids is None else context_ids[rows]}
             )
             pad_token_id = config.pad_token_id or 0
-            streamer.put_draft(cut_after_end(draft.tokens, lengths[rows], end_token_ids, pad_token_id)[0].cpu())
+            streamer.put_draft(truncate_at_eos(draft.tokens, lengths[rows], end_token_ids, pad_token_id)[0].cpu())
 
         arguments = (lengths, initial_state, uniform, experts)
-        written: Written
+        sampled: SampleOutput
         if compiled is not None and source is None:
-            written = compiled.encode_and_write(options, *inputs, *arguments)
+            sampled = compiled.encode_and_sample(options, *inputs, *arguments)
         elif compiled is not None:
-            written = compiled.write(options, source, attention_mask, *arguments)
+            sampled = compiled.sample(options, source, attention_mask, *arguments)
         else:
             if source is None:
                 source = self.model.encode(*inputs).last_hidden_state
             on_step = show_draft if takes_drafts else None
-            written = write(self, options, source, attention_mask, *arguments, on_step=on_step)
+            sampled = sample(self, options, source, attention_mask, *arguments, callback_on_step_end=on_step)
 
         # 5. Decode, read off the tokens, cut after the end token.
-        read = written.tokens
+        read = sampled.tokens
         if read is None:
-            read = read_tokens(
+            read = decode_tokens(
                 self.lm_head,
-                written.decoded,
+                sampled.decoded,
                 uniform=noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None,
                 with_scores=with_scores,
                 with_logits=bool(config.output_scores),
                 **reading,
             )
-        check_finite("gate_logits", written.is_finite)
+        check_finite("gate_logits", sampled.is_finite)
         check_finite("logits", read.is_finite)
         canvas_lengths = lengths
-        tokens, lengths, kept = cut_after_end(read.tokens, lengths, end_token_ids, config.pad_token_id or 0)
+        tokens, lengths, kept = truncate_at_eos(read.tokens, lengths, end_token_ids, config.pad_token_id or 0)
         scores = None
         if with_scores:
             scores = read.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / lengths
@@ -338,9 +343,9 @@ class YanGenerationMixin:
         # 6. Keep the best candidate of each returned sequence.
         if num_choices > 1:
             joint = scores + length_log_probs.flatten() / lengths
-            chosen = self._choose(config, tokens, lengths, kept, scores, joint, written.latents, num_choices)
-            written = self._rows(written, chosen)
-            read = ReadTokens(tokens, None, None if read.logits is None else read.logits[chosen], read.is_finite)
+            chosen = self._choose(config, tokens, lengths, kept, scores, joint, sampled.latents, num_choices)
+            sampled = self._rows(sampled, chosen)
+            read = DecodedTokens(tokens, None, None if read.logits is None else read.logits[chosen], read.is_finite)
             tokens, lengths, scores = tokens[chosen], lengths[chosen], scores[chosen]
             canvas_lengths = canvas_lengths[chosen]
         if streamer is not None:
@@ -348,16 +353,16 @@ class YanGenerationMixin:
             streamer.end()
         distinct, core = None, None
         if config.output_routing:
-            distinct, core = self._routing(config, written, canvas_lengths, given.expert_indices is None)
+            distinct, core = self._routing(config, sampled, canvas_lengths, given.expert_indices is None)
         return YanGenerateOutput(
             sequences=tokens,
             sequence_scores=scores,
             lengths=lengths,
             length_mode=length_mode,
-            latents=written.latents,
+            latents=sampled.latents,
             logits=read.logits,
-            trajectory=written.states,
-            expert_indices=written.experts if config.output_expert_indices else None,
+            trajectory=sampled.states,
+            expert_indices=self._expert_indices(config, sampled) if config.output_expert_indices else None,
             distinct_experts=distinct,
             core_experts=core,
             num_field_evaluations=len(evaluation_times(list(options.times), options.solver)),
@@ -461,14 +466,21 @@ class YanGenerationMixin:
             utility = torch.tensor([consensus(group) for group in groups], device=scores.device)
         return best_candidates(utility.view(-1, num_choices), scores.view(-1, num_choices))
 
+    @staticmethod
+    def _expert_indices(config: YanGenerationConfig, sampled: SampleOutput) -> torch.Tensor:
+        """As returned: `(B, L)`, or `(S, B, L)` where experts are chosen anew at every step."""
+        return sampled.experts.movedim(-1, 0) if config.reselect_experts else sampled.experts[..., 0]
+
     def _routing(
-        self, config: YanGenerationConfig, written: Written, lengths: torch.Tensor, is_routed: bool
+        self, config: YanGenerationConfig, sampled: SampleOutput, lengths: torch.Tensor, is_routed: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """How many experts each block chose, `(B, N)`, and its core set, `(B, N, K)`, if the gate was asked."""
-        canvas = torch.arange(written.experts.shape[1], device=lengths.device) < lengths[:, None]
+        canvas = torch.arange(sampled.experts.shape[1], device=lengths.device) < lengths[:, None]
         num_experts, block_size = self.config.num_experts, config.routing_block_size
-        used = experts_of_blocks(written.experts, canvas, num_experts, block_size)
-        core = written.core
+        used = torch.stack(
+            [experts_of_blocks(experts, canvas, num_experts, block_size) for experts in sampled.experts.unbind(-1)]
+        ).any(dim=0)
+        core = sampled.core
         if core is not None:
             core = core[:, : used.shape[1]]  # a compiled canvas may have more blocks
         elif is_routed:
@@ -476,15 +488,15 @@ class YanGenerationMixin:
         return used.sum(dim=-1), core
 
     @staticmethod
-    def _rows(written: Written, rows: torch.Tensor) -> Written:
-        return Written(
-            latents=written.latents[rows],
-            decoded=written.decoded[rows],
-            experts=None if written.experts is None else written.experts[rows],
-            states=None if written.states is None else written.states[:, rows],
+    def _rows(sampled: SampleOutput, rows: torch.Tensor) -> SampleOutput:
+        return SampleOutput(
+            latents=sampled.latents[rows],
+            decoded=sampled.decoded[rows],
+            experts=None if sampled.experts is None else sampled.experts[rows],
+            states=None if sampled.states is None else sampled.states[:, rows],
             tokens=None,
-            is_finite=written.is_finite,
-            core=None if written.core is None else written.core[rows],
+            is_finite=sampled.is_finite,
+            core=None if sampled.core is None else sampled.core[rows],
         )
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class YanTimeEmbedding(nn.Module):
         return nn.functional.gelu(self.proj(embedding.to(self.proj.weight.dtype)))
 
 
-class YanAdaptiveNorm(nn.Linear):
+class AdaLNModulation(nn.Linear):
     """
     Scales and shifts of a flow block's norms, from the GELU of the time embedding: `(B, d)` → `(B, 2·n·d)`, `n` norms.
 
@@ -208,7 +208,7 @@ def adaptive_layer_norm(
     hidden_states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """
-    A norm of a flow block: states `(B, Ly, d)`, scale and shift `(B or 1, 1, d)`, two of [`YanAdaptiveNorm`]'s chunks.
+    A norm of a flow block: states `(B, Ly, d)`, scale and shift `(B or 1, 1, d)`, two of [`AdaLNModulation`]'s chunks.
 
     A function, since an adapter that stands in the layer's place has its `forward` and nothing else of it.
     """
@@ -282,7 +282,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
         if self.has_cross_attention:
             self.cross_attn = YanCrossAttention(config, layer_idx)
         self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
-        self.adaptive_norm = YanAdaptiveNorm(config, num_norms=3 if self.has_cross_attention else 2)
+        self.modulation = AdaLNModulation(config, num_norms=3 if self.has_cross_attention else 2)
         self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout
 
@@ -290,15 +290,16 @@ class YanFlowLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         time_embedding: torch.Tensor,
-        source: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+        source_latents: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         source_mask: torch.Tensor | None,
-        conditioning: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+        source_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        if conditioning is None:
-            conditioning = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
-        chunks = conditioning.view(conditioning.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
+        if modulation is None:
+            modulation = self.modulation(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
+        chunks = modulation.view(modulation.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
         normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
         if self.is_mamba:
             padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
@@ -308,8 +309,9 @@ class YanFlowLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
         hidden_states = zero_padding(hidden_states, padding_mask)
         if self.has_cross_attention:
-            # The source comes as latents, or as keys and values where one source serves many steps.
-            key_value = source if isinstance(source, tuple) else self.cross_attn.project_key_value(source)
+            key_value = source_key_value  # computed once where one source serves many steps
+            if key_value is None:
+                key_value = self.cross_attn.project_key_value(source_latents)
             normed = adaptive_layer_norm(hidden_states, chunks[4], chunks[5], self.eps)
             update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
             hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
@@ -332,6 +334,10 @@ class YanPositionEmbedding(nn.Embedding):
         frequencies = torch.exp(torch.arange(half_size) * (-math.log(10_000) / half_size))
         angles = torch.arange(self.num_embeddings)[:, None] * frequencies
         return scale * torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class YanStartProjection(nn.Linear):
+    """From the source's latents to the flow's start. A class of its own, so that it starts as the identity."""
 
 
 class YanDecoderLayer(GradientCheckpointingLayer):
@@ -398,7 +404,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 __all__ = [
     "KERNELS",
     "Kernels",
-    "YanAdaptiveNorm",
+    "AdaLNModulation",
     "YanAttention",
     "YanCrossAttention",
     "YanDecoderLayer",
@@ -407,6 +413,7 @@ __all__ = [
     "YanFlowLayer",
     "YanLengthHead",
     "YanPositionEmbedding",
+    "YanStartProjection",
     "YanTimeEmbedding",
     "adaptive_layer_norm",
     "apply_linear",

@@ -15,9 +15,9 @@ from transformers.generation.logits_process import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
-from .experts import RoutingOptions, choose_experts, restrict_to_core
+from .experts import RoutingOptions, choose_experts, restrict_to_core, share_choice
 from .layers import is_plain_linear, linear
-from .solver import evaluation_times, integrate
+from .solver import SOLVERS, evaluation_times, integrate
 from .validation import check_finite
 
 
@@ -176,7 +176,7 @@ _CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
 
 
 @dataclass
-class ReadTokens:
+class DecodedTokens:
     """
     Tokens read off latents.
 
@@ -227,7 +227,7 @@ def _argmax_by_vocabulary(
     return tokens, best, partition
 
 
-def read_tokens(
+def decode_tokens(
     head: nn.Module,
     states: torch.Tensor,
     *,
@@ -238,7 +238,7 @@ def read_tokens(
     min_length: int = 1,
     with_scores: bool = False,
     with_logits: bool = False,
-) -> ReadTokens:
+) -> DecodedTokens:
     """
     Reads a token off every position, a block of positions at a time.
 
@@ -294,7 +294,7 @@ def read_tokens(
         return torch.cat(parts).view(batch_size, length, *parts[0].shape[1:])
 
     tokens, chosen, partition, logits = map(join, zip(*blocks))
-    return ReadTokens(
+    return DecodedTokens(
         tokens=tokens,
         log_probs=chosen.float() - partition if with_scores else None,
         logits=logits,
@@ -314,7 +314,7 @@ def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.minimum(drawn, last)
 
 
-def cut_after_end(
+def truncate_at_eos(
     tokens: torch.Tensor, lengths: torch.Tensor, end_token_ids: list[int] | None, pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
@@ -392,13 +392,14 @@ def solve_flow(
     initial_state: torch.Tensor,
     context: Any,
     times: list[float],
-    select: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor | None,
+    expert_selector: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    expert_indices: torch.Tensor | None = None,
+    reselect: bool = False,
     solver: str = "euler",
-    on_step: Callable[[torch.Tensor], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Solves the ODE with one expert held for each target token (section 5 of the model's paper), or along the mixture's
-    mean.
+    Solves the ODE along one expert for each target token (section 5 of the model's paper).
 
     The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
     Euler steps cost `S` passes of the trunk.
@@ -406,30 +407,71 @@ def solve_flow(
     Args:
         flow: The vector field, [`YanFlow`].
         initial_state: `z0`, `(B, Ly, d)`.
-        context: What all evaluations share; may hold the time's part of all of them.
+        context: What all evaluations share; may hold the times' part of all of them.
         times: Increasing grid from 0 to 1.
-        select: Expert indices `(B, Ly)`, or a function from the gate's log-probabilities `(B, Ly, K)` to them; `None`
-            follows the mean of all experts under the gate.
+        expert_selector: From the gate's log-probabilities, `(B, Ly, K)`, and the number of the solver step to the
+            experts, `(B, Ly)`.
+        expert_indices: The experts, `(B, Ly, C)`, instead; `C` as in the result.
+        reselect: Whether experts are chosen at the beginning of every solver step, or once and held.
         solver: A name in `SOLVERS`.
-        on_step: Called with every new state.
+        callback_on_step_end: Called with every new state.
 
     Returns:
-        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly)`, where they were chosen.
+        The state at the last time, `(B, Ly, d)`, and the experts of every choice, `(B, Ly, C)`: `C` is 1, or the
+        number of solver steps with `reselect`.
     """
-    experts = select
+    num_stages = len(SOLVERS[solver].nodes)
+    choices = [] if expert_indices is None else list(expert_indices.unbind(dim=-1))
+    evaluation = 0
 
     def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
-        nonlocal experts
-        timesteps = None
-        if time not in context.conditioning:
-            # One time for the whole batch, so that embedding and adaptive scales are computed for a single row.
-            dtype = torch.promote_types(state.dtype, torch.float32)
-            timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
-        output = flow(state, timesteps, context, experts=experts, conditioning=context.conditioning.get(time))
-        experts = output.expert_indices
+        nonlocal evaluation
+        step = evaluation // num_stages if reselect else 0
+        evaluation += 1
+        known = choices[step] if step < len(choices) else None
+        # One time for the whole batch, so that embedding and modulation are computed for a single row.
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        output = flow(
+            state,
+            torch.full((1,), time, device=state.device, dtype=dtype),
+            context,
+            modulation=context.modulations.get(time),
+            expert_indices=known,
+            expert_selector=None if known is not None else lambda log_probs: expert_selector(log_probs, step),
+        )
+        if known is None:
+            choices.append(output.expert_indices)
         return output.velocity
 
-    return integrate(velocity, initial_state, times, solver, on_step), experts
+    state = integrate(velocity, initial_state, times, solver, callback_on_step_end)
+    return state, torch.stack(choices, dim=-1)
+
+
+def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor) -> torch.Tensor:
+    """
+    The source's latents on the target's canvas: of `n` source tokens and `m` target tokens, position `j` gets that of
+    the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either changes nothing.
+
+    Args:
+        source: `h`, `(B, Lx, d)`.
+        source_mask: `(B, Lx)`, 1 on real tokens, or `None` without padding.
+        canvas: `(B, Ly)`, 1 on real positions.
+
+    Returns:
+        `(B, Ly, d)`; zeros at padding.
+    """
+    if source_mask is None:
+        source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
+    # Real tokens first, in their order.
+    order = source_mask.long().argsort(dim=-1, descending=True, stable=True)
+    last_source = (source_mask.long().sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    last_target = (canvas.long().sum(dim=-1, keepdim=True) - 1).clamp(min=1)
+    places = (canvas.long().cumsum(dim=-1) - 1).clamp(min=0)
+    # Rounded in integers, halves upwards.
+    nearest = ((2 * places * last_source + last_target) // (2 * last_target)).clamp(max=last_source)
+    index = order.gather(1, nearest)
+    latents = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
+    return latents * canvas.to(latents.dtype)[..., None]
 
 
 @dataclass(frozen=True)
@@ -443,9 +485,11 @@ class SamplingOptions:
         expert_temperature: Divides the gate's log-probabilities.
         repeats: Targets for each source.
         keep_states: Whether to keep the state after every step.
-        read_argmax: Whether to read the tokens too, as the argmax.
+        decode_argmax: Whether to read the tokens too, as the argmax.
         with_scores: Whether to give their log-probabilities.
         routing: How experts are routed.
+        reselect: Whether they are chosen anew at every solver step.
+        is_start_given: Whether the initial state is `z0` itself, to which nothing of the source is added.
         keep_core: Whether to keep the core sets.
     """
 
@@ -454,23 +498,25 @@ class SamplingOptions:
     expert_temperature: float = 1.0
     repeats: int = 1
     keep_states: bool = False
-    read_argmax: bool = True
+    decode_argmax: bool = True
     with_scores: bool = False
     routing: RoutingOptions = field(default_factory=RoutingOptions)
+    reselect: bool = False
+    is_start_given: bool = False
     keep_core: bool = False
 
 
 @dataclass
-class Written:
+class SampleOutput:
     """
     What solving and decoding gives.
 
     Args:
         latents: The ODE's end, `(R, L, d)`.
         decoded: What the vocabulary head reads, `(R, L, d)`.
-        experts: `(R, L)`.
+        experts: `(R, L, C)`: of every choice, one or as many as solver steps.
         states: The initial state and that after every step, `(S + 1, R, L, d)`, if asked for.
-        tokens: With `read_argmax`.
+        tokens: With `decode_argmax`.
         is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
         core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
     """
@@ -479,7 +525,7 @@ class Written:
     decoded: torch.Tensor
     experts: torch.Tensor | None
     states: torch.Tensor | None
-    tokens: ReadTokens | None
+    tokens: DecodedTokens | None
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
 
@@ -495,7 +541,7 @@ def encode(
     return source, model.predict_lengths(source, attention_mask)
 
 
-def write(
+def sample(
     model: PreTrainedModel,
     options: SamplingOptions,
     source: torch.Tensor,
@@ -503,9 +549,9 @@ def write(
     lengths: torch.Tensor,
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
-    experts: torch.Tensor | None,
-    on_step: Callable[[torch.Tensor], None] | None = None,
-) -> Written:
+    expert_indices: torch.Tensor | None,
+    callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+) -> SampleOutput:
     """
     Solves the ODE and decodes its end.
 
@@ -514,61 +560,68 @@ def write(
         options: Static options.
         source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
         lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
-        initial_state: `z0`, `(R, L, d)`.
-        uniform: Noise for the draw of experts, `(R, L, K)`; `None` takes the gate's mode.
-        experts: Experts `(R, L)` instead of a choice by the gate.
-        on_step: Called with the state after every step.
+        initial_state: The noise of `z0`, or `z0` itself with `options.is_start_given`, `(R, L, d)`.
+        uniform: Noise for the draw of experts, `(R, L, C, K)`; `None` takes the gate's mode.
+        expert_indices: Experts `(R, L, C)` instead of a choice by the gate.
+        callback_on_step_end: Called with the state after every step.
     """
     state = initial_state.to(source.dtype)
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
+    if not options.is_start_given:
+        state = state + model.model.start(source, source_mask, canvas, options.repeats)
     is_finite = torch.ones((), dtype=torch.bool, device=source.device)
     states, core = [state], None
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
-        return torch.where(canvas.bool(), experts, experts[:, :1])
+        is_real = canvas.bool().view(*canvas.shape, *[1] * (experts.dim() - 2))
+        return torch.where(is_real, experts, experts[:, :1])
 
-    def select(log_probs: torch.Tensor) -> torch.Tensor:
+    def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
         nonlocal is_finite, core
-        is_finite = torch.isfinite(log_probs).all()
-        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
-        return held(choose_experts(log_probs, uniform, options.expert_temperature))
+        is_finite = is_finite & torch.isfinite(log_probs).all()
+        noise = None if uniform is None else uniform[:, :, step]
+        log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
+        log_probs, allowed = restrict_to_core(log_probs, canvas, options.routing)
+        core = allowed if core is None or allowed is None else core | allowed
+        return held(choose_experts(log_probs, noise, options.expert_temperature))
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
             states.append(state)
-        if on_step is not None:
-            on_step(state)
+        if callback_on_step_end is not None:
+            callback_on_step_end(state)
 
-    chosen = None
-    if model.config.velocity_field == "expert":
-        chosen = select if experts is None else held(experts)
     times = list(options.times)
-    context = model.model.prepare_context(
-        source, source_mask, canvas, times=evaluation_times(times, options.solver), repeats=options.repeats
-    )
+    context = model.model.prepare_context(source, source_mask, canvas, options.repeats)
+    context.source_key_values = model.model.flow.cache_cross_attention(source, options.repeats)
+    unique_times = list(dict.fromkeys(evaluation_times(times, options.solver)))
+    context.modulations = model.model.flow.embed_times(unique_times, source.device)
     latents, experts = solve_flow(
         model.model.flow,
         state,
         context,
         times,
-        chosen,
+        select,
+        None if expert_indices is None else held(expert_indices),
+        options.reselect,
         options.solver,
-        after_step if options.keep_states or on_step is not None else None,
+        after_step if options.keep_states or callback_on_step_end is not None else None,
     )
     decoded = model.model.decoder(latents)
-    return Written(
+    tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
+    return SampleOutput(
         latents=latents,
         decoded=decoded,
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
-        tokens=read_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.read_argmax else None,
+        tokens=tokens,
         is_finite=is_finite,
         core=core if options.keep_core else None,
     )
 
 
-def encode_and_write(
+def encode_and_sample(
     model: PreTrainedModel,
     options: SamplingOptions,
     input_ids: torch.Tensor | None,
@@ -577,27 +630,29 @@ def encode_and_write(
     lengths: torch.Tensor,
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
-    experts: torch.Tensor | None,
-) -> Written:
+    expert_indices: torch.Tensor | None,
+) -> SampleOutput:
     """Both halves at once, where the lengths do not wait for the encoder."""
     source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-    return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
+    return sample(model, options, source, attention_mask, lengths, initial_state, uniform, expert_indices)
 
 
 __all__ = [
     "NoiseSource",
-    "ReadTokens",
+    "DecodedTokens",
     "SamplingOptions",
-    "Written",
+    "SampleOutput",
     "best_candidates",
     "consensus",
-    "cut_after_end",
+    "truncate_at_eos",
     "cycle_distance",
     "encode",
-    "encode_and_write",
+    "encode_and_sample",
     "given_lengths",
     "predicted_lengths",
-    "read_tokens",
+    "sample",
+    "solve_flow",
+    "stretch",
+    "decode_tokens",
     "token_f1",
-    "write",
 ]

@@ -43,24 +43,6 @@ def check_no_prefix_tuning(model: PreTrainedModel) -> None:
         )
 
 
-def check_no_choice_of_experts(config: PreTrainedConfig, expert_indices: torch.Tensor | None) -> None:
-    """Raises `ValueError` for options of `generate` that choose or show experts: the mixture's mean has no choice."""
-    asked = {
-        "expert_indices": expert_indices is not None,
-        "expert_selection": config.expert_selection != "sample",
-        "expert_temperature": config.expert_temperature != 1,
-        "routing": config.routing != "token",
-        "output_expert_indices": config.output_expert_indices,
-        "output_routing": config.output_routing,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise ValueError(
-                f"`{name}` is about the choice of one expert for each token, but this model has "
-                '`velocity_field="mixture"`, which follows the mean of all experts. Leave it out.'
-            )
-
-
 def check_source(
     config: PreTrainedConfig,
     input_ids: torch.Tensor | None,

@@ -192,9 +192,8 @@ def create_model_card(
         eval_results=evaluations or None,
     )
     slack = getattr(generation, "length_slack", 0)
-    routing = f"one chosen for each token at t = 0 ({config.routing} routing)"
-    if config.velocity_field == "mixture":
-        routing = "of which each pass follows the mean under the gate"
+    when = "at every solver step" if config.reselect_experts else "at t = 0"
+    routing = f"one chosen for each {config.expert_scope} {when} ({config.routing} routing)"
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),

@@ -19,7 +19,7 @@ from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from ..sampling import ReadTokens, SamplingOptions, Written, encode, encode_and_write, write
+from ..sampling import DecodedTokens, SampleOutput, SamplingOptions, encode, encode_and_sample, sample
 
 
 logger = logging.get_logger(__name__)
@@ -119,7 +119,7 @@ class CompiledSampler:
         source, length_logits = self._run(encode, *inputs)
         return source[:batch_size, :length].clone(), length_logits[:batch_size].clone()
 
-    def write(
+    def sample(
         self,
         options: SamplingOptions,
         source: torch.Tensor,
@@ -128,14 +128,14 @@ class CompiledSampler:
         initial_state: torch.Tensor,
         uniform: torch.Tensor | None,
         experts: torch.Tensor | None,
-    ) -> Written:
-        """As [`sampling.write`]."""
+    ) -> SampleOutput:
+        """As [`sampling.sample`]."""
         _, source_mask, source = self._pad_source(None, source_mask, source)
         target = self._pad_target(len(source) * options.repeats, lengths, initial_state, uniform, experts)
-        written = self._run(write, options, source, source_mask, *target)
-        return self._cut(written, *initial_state.shape[:2])
+        sampled = self._run(sample, options, source, source_mask, *target)
+        return self._cut(sampled, *initial_state.shape[:2])
 
-    def encode_and_write(
+    def encode_and_sample(
         self,
         options: SamplingOptions,
         input_ids: torch.Tensor | None,
@@ -145,12 +145,12 @@ class CompiledSampler:
         initial_state: torch.Tensor,
         uniform: torch.Tensor | None,
         experts: torch.Tensor | None,
-    ) -> Written:
-        """As [`sampling.encode_and_write`]."""
+    ) -> SampleOutput:
+        """As [`sampling.encode_and_sample`]."""
         inputs = self._pad_source(input_ids, attention_mask, inputs_embeds)
         target = self._pad_target(len(inputs[1]) * options.repeats, lengths, initial_state, uniform, experts)
-        written = self._run(encode_and_write, options, *inputs, *target)
-        return self._cut(written, *initial_state.shape[:2])
+        sampled = self._run(encode_and_sample, options, *inputs, *target)
+        return self._cut(sampled, *initial_state.shape[:2])
 
     def _pad_source(
         self,
@@ -196,24 +196,24 @@ class CompiledSampler:
             return program(self.model, *arguments)
 
     @staticmethod
-    def _cut(written: Written, num_rows: int, width: int) -> Written:
+    def _cut(sampled: SampleOutput, num_rows: int, width: int) -> SampleOutput:
         """The rows and positions that were asked for, out of memory that the next replay overwrites."""
 
         def cut(values: torch.Tensor | None) -> torch.Tensor | None:
             return None if values is None else values[:num_rows, :width].clone()
 
-        tokens = written.tokens
+        tokens = sampled.tokens
         if tokens is not None:
-            tokens = ReadTokens(cut(tokens.tokens), cut(tokens.log_probs), None, tokens.is_finite.clone())
+            tokens = DecodedTokens(cut(tokens.tokens), cut(tokens.log_probs), None, tokens.is_finite.clone())
         return dataclasses.replace(
-            written,
-            latents=cut(written.latents),
-            decoded=cut(written.decoded),
-            experts=cut(written.experts),
-            states=None if written.states is None else written.states[:, :num_rows, :width].clone(),
+            sampled,
+            latents=cut(sampled.latents),
+            decoded=cut(sampled.decoded),
+            experts=cut(sampled.experts),
+            states=None if sampled.states is None else sampled.states[:, :num_rows, :width].clone(),
             tokens=tokens,
-            is_finite=written.is_finite.clone(),
-            core=None if written.core is None else written.core[:num_rows].clone(),
+            is_finite=sampled.is_finite.clone(),
+            core=None if sampled.core is None else sampled.core[:num_rows].clone(),
         )
 
 

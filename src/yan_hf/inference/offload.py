@@ -520,11 +520,6 @@ def enable_expert_offload(
 
 
 def _check_can_offload(model: PreTrainedModel, experts: nn.Module):
-    if model.config.velocity_field == "mixture":
-        raise ValueError(
-            'With `velocity_field="mixture"` every expert is computed at every pass: none can stay behind in CPU '
-            "memory."
-        )
     if model.training:
         raise RuntimeError(
             "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first."
