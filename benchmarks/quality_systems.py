@@ -20,8 +20,8 @@ from transformers import (
 from transformers.utils import logging
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.data.collator.tasks import TextPair
-from yan_hf.evaluation.evaluate.metrics import score_texts
+from yan_hf.data.tasks import TextPair
+from yan_hf.evaluation.metrics import score_texts
 
 
 AR_SYSTEMS = ("ar-gpt2", "ar-bart")

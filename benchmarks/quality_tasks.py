@@ -14,7 +14,7 @@ from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from yan_hf import encode_pairs, train_tokenizer
-from yan_hf.data.collator.tasks import (
+from yan_hf.data.tasks import (
     TextPair,
     classification,
     last_word,

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from yan_hf import YanConfig, train_tokenizer
-from yan_hf.data.collator.tasks import TASKS, TaskEncoder, encode_split, load_splits
+from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits
 
 
 @dataclass

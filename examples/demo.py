@@ -33,7 +33,7 @@ from yan_hf import (
     train_tokenizer,
 )
 from yan_hf.configuration_yan import BACKBONES
-from yan_hf.data.collator.tasks import TextPair
+from yan_hf.data.tasks import TextPair
 
 
 MAX_STATEMENTS = 3

@@ -25,7 +25,7 @@ from common import (
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, evaluate_model
-from yan_hf.evaluation.evaluate.metrics import METRICS
+from yan_hf.evaluation.metrics import METRICS
 
 
 @dataclass

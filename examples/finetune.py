@@ -31,7 +31,7 @@ from yan_hf import (
     YanForConditionalGeneration,
     compute_metrics,
 )
-from yan_hf.data.collator.checks import check_vocabulary
+from yan_hf.data.checks import check_vocabulary
 from yan_hf.training.trainer import YanTrainer
 
 

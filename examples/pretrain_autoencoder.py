@@ -26,7 +26,7 @@ from curriculum import as_reading
 from transformers import Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForAutoEncoding
-from yan_hf.data.collator.checks import check_vocabulary
+from yan_hf.data.checks import check_vocabulary
 from yan_hf.training.trainer import YanTrainer
 
 

@@ -43,7 +43,7 @@ from yan_hf import (
     prepare_tokenizer,
     train_tokenizer,
 )
-from yan_hf.data.collator.tasks import TextPair, question_answering
+from yan_hf.data.tasks import TextPair, question_answering
 
 
 @dataclass

@@ -14,7 +14,7 @@ from conftest import small_config
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from yan_hf import YanForConditionalGeneration, train_tokenizer
-from yan_hf.cli.main.main import main
+from yan_hf.cli.main import main
 
 
 WORDS = ["one", "two", "three", "four", "five"]

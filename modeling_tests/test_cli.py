@@ -8,7 +8,7 @@ import pytest
 from babi import simulate_many
 from transformers import AutoTokenizer
 
-from yan_hf.cli.main.main import main
+from yan_hf.cli.main import main
 
 
 @pytest.fixture

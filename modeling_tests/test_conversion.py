@@ -19,7 +19,7 @@ from yan_hf import (
     export_research_checkpoint,
     train_tokenizer,
 )
-from yan_hf.cli.main.main import main
+from yan_hf.cli.main import main
 
 
 def saved(folder: Path, checkpoint: dict | None = None, **changes) -> Path:

@@ -18,7 +18,7 @@ from yan_hf import (
     create_model_card,
     train_tokenizer,
 )
-from yan_hf.evaluation.evaluate.evaluate import evaluate_model
+from yan_hf.evaluation.evaluate import evaluate_model
 from yan_hf.hub.model_card import TEMPLATE, parameter_counts, save_card
 
 

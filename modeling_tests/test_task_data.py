@@ -8,8 +8,8 @@ from conftest import small_model
 from datasets import ClassLabel, Dataset, Features, Value
 
 from yan_hf import TaskEncoder, YanForConditionalGeneration, prepare_tokenizer, train_tokenizer
-from yan_hf.data.collator.checks import check_vocabulary
-from yan_hf.data.collator.tasks import TextPair, encode_split, load_splits
+from yan_hf.data.checks import check_vocabulary
+from yan_hf.data.tasks import TextPair, encode_split, load_splits
 
 
 QUESTION = {"context": "Mary went to the kitchen.", "question": "Where is Mary?", "answer": "kitchen"}

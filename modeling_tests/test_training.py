@@ -18,8 +18,8 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
-from yan_hf.data.collator.tasks import TextPair
-from yan_hf.evaluation.evaluate.metrics import normalize_answer
+from yan_hf.data.tasks import TextPair
+from yan_hf.evaluation.metrics import normalize_answer
 from yan_hf.training.callbacks import EpochCallback
 
 

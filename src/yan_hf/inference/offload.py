@@ -291,8 +291,8 @@ class ExpertOffload:
             self._load(group)
             is_member = torch.isin(index, torch.tensor(group, device=index.device))  # (T, 1)
             slots = self._slots_of(group, index)
-            if self._experts.config._experts_implementation == "batched_mm":
-                # Its sums depend on the size of the batch: all tokens, of which the group's count.
+            if self._experts.implementation(hidden_states) in ("batched_mm", "blocks"):
+                # Their sums depend on the size of the batch: all tokens, of which the group's count.
                 fields = torch.where(is_member, self._slots(hidden_states, slots, weights), fields)
             else:
                 rows = is_member[:, 0].nonzero()[:, 0]
@@ -533,7 +533,9 @@ class ExpertOffloadMixin:
                 "The experts have adapters that are not merged, which offloading does not know. Call "
                 "`merge_and_unload()` on the adapted model first."
             )
-        if experts._is_expert_parallel or any("_hf_hook" in module.__dict__ for module in self.modules()):
+        # Older versions of Transformers have expert parallelism, but not the attribute.
+        is_part = getattr(experts, "_is_expert_parallel", False) or len(experts.up_proj) < self.config.num_experts
+        if is_part or any("_hf_hook" in module.__dict__ for module in self.modules()):
             raise RuntimeError(
                 "The model is spread over devices or processes (`device_map` or expert parallelism), which does not "
                 "go together with expert offloading. Load it whole, on the CPU, and name the `device` here."
