@@ -4,6 +4,7 @@
 import dataclasses
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -11,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .checkpoint_files import finish_save
+from .saving import staged_save, write_code
 
 
 logger = logging.get_logger(__name__)
@@ -395,12 +396,22 @@ class YanConfig(PreTrainedConfig):
                     f"`vocab_size={self.vocab_size}`, but is {value}."
                 )
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
-        """As in the base class, after a save that was killed has been brought to its end."""
-        if os.path.isdir(pretrained_model_name_or_path):
-            finish_save(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
+        """
+        As in the base class, and a process killed meanwhile leaves the old file. Where there is an `auto_map`, the
+        modules that it names are written too; entries whose module is not at hand are left out.
+        """
+        kept = getattr(self, "auto_map", None)
+        with staged_save(save_directory) as folder:
+            try:
+                if kept:
+                    self.auto_map = write_code(kept, Path(__file__).parent, folder)
+                super().save_pretrained(folder)
+            finally:
+                if kept:
+                    self.auto_map = kept
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).resolve().name, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):

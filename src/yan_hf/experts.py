@@ -75,7 +75,8 @@ class YanExperts(YanRoutedExperts):
             return self.offload.compute(hidden_states, top_k_index, top_k_weights)
         if top_k_index is None:
             return self.all_fields(hidden_states)
-        routed = _EAGER_FORWARD if self._is_eager(hidden_states) else YanRoutedExperts.forward
+        own = {"eager": _EAGER_FORWARD, "blocks": YanExperts.by_blocks}
+        routed = own.get(self.implementation(hidden_states), YanRoutedExperts.forward)
         output = routed(self, hidden_states, top_k_index, top_k_weights)
         share = self.down_proj.shape[-1] / self.intermediate_dim
         if share < 1:
@@ -85,16 +86,52 @@ class YanExperts(YanRoutedExperts):
             output = output - ((1 - share) * biases).detach()
         return output
 
-    def _is_eager(self, hidden_states: torch.Tensor) -> bool:
-        if self.config._experts_implementation == "grouped_mm" and KERNELS.linear is not None:
-            return True  # the grouped product on the CPU is the same loop, over slower kernels
-        # Gradient checks run in float64, and no grouped kernel does.
-        return self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64
+    def implementation(self, hidden_states: torch.Tensor) -> str:
+        """Transformers' name of what computes `hidden_states`, or `"blocks"` for [`~YanExperts.by_blocks`]."""
+        chosen = self.config._experts_implementation
+        if hidden_states.dtype == torch.float64:
+            return "eager"  # gradient checks run in it, and no grouped kernel does
+        if chosen == "grouped_mm" and KERNELS.linear is not None:
+            return "eager"  # the grouped product on the CPU is the same loop, over slower kernels
+        if chosen == "grouped_mm" and hidden_states.device.type == "cuda" and self.up_proj.dtype != torch.bfloat16:
+            return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host
+        return chosen
+
+    def by_blocks(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        As the eager implementation, in shapes that do not depend on the choice: nothing waits for the device.
+
+        An expert's tokens fill blocks of one size, the last one with zeros. Whatever the choice, `T·k / size + K`
+        blocks are enough; each is multiplied by its expert's weights.
+        """
+        num_tokens, k = top_k_index.shape
+        # Of all experts, also where this module holds a part of them: the same shapes give the same bits.
+        all_experts = self.config.num_experts
+        size = 8 * max(1, -(-num_tokens * k // (8 * all_experts)))
+        num_blocks = num_tokens * k // size + all_experts
+        # Under expert parallelism, indices past the last expert are another rank's.
+        top_k_weights = top_k_weights * (top_k_index < self.num_experts)
+        experts, order = top_k_index.flatten().clamp(max=self.num_experts - 1).sort(stable=True)
+        places = torch.arange(len(experts), device=experts.device)
+        counts = (experts[:, None] == torch.arange(self.num_experts, device=experts.device)).sum(dim=0)
+        padded = (counts + size - 1) // size * size
+        ends = padded.cumsum(0)
+        places = places + ((ends - padded) - (counts.cumsum(0) - counts))[experts]  # of the sorted in the blocks
+        blocks = hidden_states.new_zeros(num_blocks * size, hidden_states.shape[-1])
+        blocks = blocks.index_copy(0, places, hidden_states[order // k]).view(num_blocks, size, -1)
+        starts = torch.arange(num_blocks, device=ends.device) * size
+        expert = torch.searchsorted(ends, starts, right=True).clamp(max=self.num_experts - 1)  # of each block
+        inner = self.act_fn(torch.bmm(blocks, self.up_proj[expert].mT) + self.up_proj_bias[expert, None])
+        fields = torch.bmm(inner, self.down_proj[expert].mT) + self.down_proj_bias[expert, None]
+        fields = fields.flatten(0, 1)[places[order.argsort()]].view(num_tokens, k, -1)
+        return (fields * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
 
     def all_fields(self, hidden_states: torch.Tensor, only: int | None = None) -> torch.Tensor:
         """The fields of every expert, `(T, d)` → `(T, K, d)`, or of `only` one, `(T, 1, d)`."""
         num_experts = self.num_experts if only is None else 1
-        if not self._is_eager(hidden_states):
+        if self.implementation(hidden_states) not in ("eager", "blocks"):
             return _all_by_index(partial(YanRoutedExperts.forward, self), hidden_states, num_experts, only or 0)
         part = slice(None) if only is None else slice(only, only + 1)
         up_proj, down_proj = self.up_proj[part].transpose(1, 2), self.down_proj[part].transpose(1, 2)

@@ -6,6 +6,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
@@ -18,10 +19,13 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+from transformers.utils import logging
 
 from .configuration_yan import EXPERT_SCOPES, ROUTINGS, YanConfig
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_LENGTH = 128
 RERANKERS = ("score", "joint", "cycle", "mbr")
@@ -31,10 +35,6 @@ _BEAMS = f"{_ONE_PASS}, so there are no beams to search"
 _PREFIX = f"{_ONE_PASS}, so a penalty or constraint on the tokens so far does not apply"
 _ASSIST = f"{_ONE_PASS}, so there are no next tokens for an assistant to draft"
 _CACHE = "the state of the solver is recomputed at every step, so there is no key-value cache of generated tokens"
-_SAMPLE = (
-    "without `do_sample=True` the tokens are the argmax of the final logits, and randomness comes from the initial "
-    "noise and the experts alone; set it too"
-)
 
 # The fields that `generate` reads. All others of Transformers' configuration must keep a value that changes nothing.
 _READ = {
@@ -53,6 +53,8 @@ _READ = {
     "compile_config",
     "do_sample",
     "suppress_tokens",
+    "stop_strings",
+    "renormalize_logits",
     "expert_selection",
     "expert_temperature",
     "init_noise",
@@ -78,19 +80,21 @@ _READ = {
 # Read too, but only with `do_sample`.
 _READ_IF_SAMPLED = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
 
+# As in Transformers, left aside with a warning where they have no part: without sampling, and without beams.
+_LEFT_ASIDE = {"early_stopping", "length_penalty"}
+
 # Why they are refused, where more can be said than that `generate` has no use for them.
 _REASONS = {
     **dict.fromkeys(
-        ("num_beams", "num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty", "constraints"),
+        ("num_beams", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
         _BEAMS,
     ),
-    "force_words_ids": _BEAMS,
-    **dict.fromkeys(_READ_IF_SAMPLED, _SAMPLE),
-    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "stop_strings", "penalty_alpha"), _PREFIX),
+    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "penalty_alpha"), _PREFIX),
     **dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "dola_layers"), _PREFIX),
     **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "decoder_start_token_id"), _PREFIX),
     **dict.fromkeys(("prompt_lookup_num_tokens", "use_mtp"), _ASSIST),
     **dict.fromkeys(("cache_implementation", "cache_config"), _CACHE),
+    "bad_words_ids": "tokens are chosen by themselves; list single ones in `suppress_tokens`",
     "min_length": "`min_new_tokens` is the shortest target, and the source does not count",
     "max_time": "the number of solver steps is fixed in advance; lower `num_inference_steps`",
     "guidance_scale": "classifier-free guidance of next-token logits has no counterpart here",
@@ -99,13 +103,17 @@ _REASONS = {
 # Arguments of Transformers' `generate` that are no fields of its configuration.
 REFUSED_ARGUMENTS = {
     "assistant_model": _ASSIST,
-    "stopping_criteria": _PREFIX,
     "prefix_allowed_tokens_fn": _PREFIX,
     "negative_prompt_ids": _PREFIX,
     "past_key_values": _CACHE,
     "decoder_input_ids": f"{_ONE_PASS}: fix `initial_latents` or `target_lengths` instead",
     "custom_generate": "`generate` is YAN's own already",
 }
+
+
+def plain_value(value: Any) -> Any:
+    """NumPy's and torch's numbers and arrays as Python's own, in which a configuration is checked and saved."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else value
 
 
 class YanGenerationConfig(GenerationConfig):
@@ -141,6 +149,8 @@ class YanGenerationConfig(GenerationConfig):
         temperature, top_k, top_p, min_p, typical_p (*optional*): With `do_sample`, as in Transformers, whose
             processors and defaults they are (so `top_k` is 50; 0 turns it off).
         suppress_tokens (`list[int]`, *optional*): Tokens that are never taken.
+        stop_strings (`str` or `list[str]`, *optional*): The text is cut behind the first of them; `generate` needs the
+            `tokenizer` then.
         compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
             to buckets ([`~yan_hf.compiled`]).
         compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
@@ -175,6 +185,7 @@ class YanGenerationConfig(GenerationConfig):
     """
 
     def __init__(self, **kwargs: Any):
+        kwargs = {name: plain_value(value) for name, value in kwargs.items()}
         self.num_inference_steps: int | None = kwargs.pop("num_inference_steps", None)
         self.solver: str | None = kwargs.pop("solver", None)
         self.time_schedule: str | list[float] | None = kwargs.pop("time_schedule", None)
@@ -294,8 +305,8 @@ class YanGenerationConfig(GenerationConfig):
         """The end tokens as a list, which may be empty."""
         if self.eos_token_id is None:
             return []
-        ids = [self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id
-        return [int(token) for token in ids]
+        ids = plain_value(self.eos_token_id)
+        return [ids] if isinstance(ids, int) else [int(token) for token in ids]
 
     def times(self) -> list[float]:
         """The solver's grid, of a resolved configuration."""
@@ -309,7 +320,11 @@ class YanGenerationConfig(GenerationConfig):
         neutral = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1.0, "penalty_alpha": 0.0}
         read = _READ | _READ_IF_SAMPLED if self.do_sample else _READ
         for name, value in vars(self).items():
-            if name in read or name.startswith("_") or value is None or value is False or value == neutral.get(name):
+            if name in read or name.startswith("_") or value in (None, False, [], {}, neutral.get(name)):
+                continue
+            if name in _READ_IF_SAMPLED | _LEFT_ASIDE:
+                missing = "`do_sample=True`" if name in _READ_IF_SAMPLED else "beams, which YAN does not have"
+                logger.warning_once(f"`{name}={value!r}` changes nothing without {missing}.")
                 continue
             raise ValueError(f"`{name}={value!r}` is not possible: {_REASONS.get(name, 'YAN has no use for it')}.")
         for name in (
@@ -338,7 +353,7 @@ class YanGenerationConfig(GenerationConfig):
         at_least_one = ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps")
         at_least_one += ("num_return_sequences", "num_length_candidates", "num_candidates")
         at_least_one += ("routing_block_size", "routing_top_k", "min_experts")
-        for name in (*at_least_one, "length_slack", "top_k"):
+        for name in (*at_least_one, "length_slack", *(["top_k"] if self.do_sample else [])):
             value, lowest = getattr(self, name), int(name in at_least_one)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
                 raise ValueError(f"`{name}` must be an integer of at least {lowest}, but is {value!r}.")
@@ -351,7 +366,7 @@ class YanGenerationConfig(GenerationConfig):
             ("time_shift", True),
             ("init_noise", False),
         ):
-            value = getattr(self, name)
+            value = getattr(self, name) if name != "temperature" or self.do_sample else None
             if value is not None and not (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)
@@ -427,4 +442,4 @@ def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu"
     return processors
 
 
-__all__ = ["REFUSED_ARGUMENTS", "RERANKERS", "YanGenerationConfig", "make_processors"]
+__all__ = ["REFUSED_ARGUMENTS", "RERANKERS", "YanGenerationConfig", "make_processors", "plain_value"]

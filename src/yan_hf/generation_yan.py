@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .distributed import run_whole
 from .experts import RoutingOptions, experts_of_blocks
-from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors
+from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors, plain_value
 from .layers import KERNELS
 from .sampling import (
     DecodedTokens,
@@ -22,9 +24,11 @@ from .sampling import (
     SamplingOptions,
     best_candidates,
     consensus,
+    cut_by_criteria,
     cycle_distance,
     decode_tokens,
     encode,
+    eval_view,
     given_lengths,
     predicted_lengths,
     sample,
@@ -32,9 +36,12 @@ from .sampling import (
 )
 from .solver import evaluation_times
 from .validation import (
+    check_choice,
     check_finite,
     check_no_prefix_tuning,
+    check_no_text_generation_pipeline,
     check_source,
+    check_stopping_criteria,
     inference_module,
 )
 
@@ -95,6 +102,7 @@ class GenerationInputs:
     seeds: torch.Tensor | list[int] | None
     initial_latents: torch.Tensor | None
     expert_indices: torch.Tensor | None
+    stopping_criteria: StoppingCriteriaList
 
     def width(self) -> int | None:
         """Positions that fixed latents and experts hold."""
@@ -124,6 +132,9 @@ class YanGenerationMixin:
         seeds: torch.Tensor | list[int] | None = None,
         initial_latents: torch.FloatTensor | None = None,
         expert_indices: torch.LongTensor | None = None,
+        stopping_criteria: StoppingCriteriaList | list[StoppingCriteria] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        inputs: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> torch.LongTensor | YanGenerateOutput:
         """
@@ -142,7 +153,8 @@ class YanGenerationMixin:
         Args:
             input_ids: Source tokens, `(B, Lx)`.
             attention_mask: `(B, Lx)`, 1 on real source tokens. Padding may stand on either side.
-            generation_config: Replaces the model's; keyword arguments override single fields of either.
+            generation_config: Replaces the model's; keyword arguments override single fields of either. It may also
+                come second by position, as in Transformers.
             streamer: Gets each step's draft through `put_draft`, where it has that, and then the tokens. Of several
                 candidates the first one's drafts are shown.
             logits_processor: Transformers' processors, applied to the final logits of every position by itself, before
@@ -156,6 +168,10 @@ class YanGenerationMixin:
                 multiplies; candidates share it. Its first positions are used where a target is shorter; predicted
                 lengths stay within it.
             expert_indices: The experts, `(B, Ly)`, instead of a choice by the gate; candidates share them.
+            stopping_criteria: Transformers' criteria. Each is asked about every beginning of the finished text, as if
+                it had been written token by token, and the text is cut where one says so.
+            tokenizer: Needed for `stop_strings`.
+            inputs: Another name of `input_ids`, Transformers'.
             kwargs: Fields of [`YanGenerationConfig`]. Model inputs that `generate` has no use for (`labels` and what
                 belongs to them) are ignored.
 
@@ -164,29 +180,41 @@ class YanGenerationMixin:
 
         Raises:
             ValueError: for unknown, contradictory or autoregressive-only arguments, bad inputs (see
-                [`YanForConditionalGeneration.forward`]), non-finite weights, and PEFT's prefix tuning.
+                [`YanForConditionalGeneration.forward`]), non-finite weights, options that leave no token to choose,
+                criteria that ask for more than a text, PEFT's prefix tuning, and calls by the pipeline for language
+                models.
         """
         # 0. Resolve the generation configuration and check the inputs.
+        check_no_text_generation_pipeline()
+        if isinstance(attention_mask, GenerationConfig) and generation_config is None:
+            attention_mask, generation_config = None, attention_mask
+        if inputs is not None and input_ids is not None:
+            raise ValueError("`inputs` is another name of `input_ids`: pass one of them.")
+        input_ids = inputs if input_ids is None else input_ids
         config, inputs_embeds = self._prepare_generation(generation_config, kwargs)
         if generator is not None and seeds is not None:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
         check_no_prefix_tuning(self)
-        given = GenerationInputs(target_lengths, generator, seeds, initial_latents, expert_indices)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if config.stop_strings is not None:
+            if tokenizer is None:
+                raise ValueError("`stop_strings` are found in the text: pass the `tokenizer` too.")
+            criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
+        check_stopping_criteria(criteria)
+        given = GenerationInputs(target_lengths, generator, seeds, initial_latents, expert_indices, criteria)
         # Also a part alone may be in training mode, as an adapter that has just been added is.
-        in_training = [module for module in self.modules() if module.training]
-        if in_training:
-            self.eval()
-        run_whole(self, "_generate")
-        try:
-            with self._fast_kernels(config):
-                output = self._generate(
-                    config, input_ids, attention_mask, inputs_embeds, streamer, logits_processor, given
-                )
-        finally:
-            for module in in_training:
-                module.training = True
+        model = eval_view(self) if any(module.training for module in self.modules()) else self
+        run_whole(self, "_generate_with")
+        with self._fast_kernels(config):
+            output = self._generate_with(
+                model, config, input_ids, attention_mask, inputs_embeds, streamer, logits_processor, given
+            )
         return output if config.return_dict_in_generate else output.sequences
+
+    def _generate_with(self, model: "YanGenerationMixin", *arguments: Any) -> YanGenerateOutput:
+        """`_generate` of this model or of its view in eval mode, under whatever gathers this model's weights."""
+        return model._generate(*arguments)
 
     def _generate(
         self,
@@ -214,11 +242,11 @@ class YanGenerationMixin:
         elif config.compile:
             compiled = inference_module("compiled").CompiledSampler(self, config.compile_config)
         source = None
-        if given.target_lengths is None and not self.config.length_head_trained:
+        if given.target_lengths is None and not self.length_head.is_trained(self.config):
             raise ValueError(
                 "The length head of this model has never been trained (`config.length_head_trained` is False; "
                 "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or fine-tune "
-                "the model."
+                "the model; where adapters alone were trained, set `config.length_head_trained` to True."
             )
         if given.target_lengths is None:
             source, length_logits = encode(self, *inputs) if compiled is None else compiled.encode(*inputs)
@@ -334,8 +362,11 @@ class YanGenerationMixin:
             )
         check_finite("gate_logits", sampled.is_finite)
         check_finite("logits", read.is_finite)
-        canvas_lengths = lengths
-        tokens, lengths, kept = truncate_at_eos(read.tokens, lengths, end_token_ids, config.pad_token_id or 0)
+        check_choice(config, read.has_choice, bool(logits_processor))
+        canvas_lengths, pad_token_id = lengths, config.pad_token_id or 0
+        tokens, lengths, kept = truncate_at_eos(read.tokens, lengths, end_token_ids, pad_token_id)
+        if given.stopping_criteria:
+            tokens, lengths, kept = cut_by_criteria(tokens, lengths, given.stopping_criteria, pad_token_id)
         scores = None
         if with_scores:
             scores = read.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / lengths
@@ -398,7 +429,7 @@ class YanGenerationMixin:
         ):
             kwargs.pop(name, None)
         # None means "not set", as in Transformers.
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        kwargs = {name: plain_value(value) for name, value in kwargs.items() if value is not None}
 
         config = self.generation_config if generation_config is None else generation_config
         config = YanGenerationConfig.from_dict(config.to_dict())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -168,21 +169,25 @@ class YanFeedForward(nn.Module):
 
 
 class YanTimeEmbedding(nn.Module):
-    """Sines and cosines of the time, then `Linear(d, d)` and an exact GELU: `(B,)` → `(B, d)`."""
+    """
+    Sines and cosines of the time, then `Linear(d, d)` and an exact GELU: `(B,)` → `(B, d)`.
+
+    `dtype` is what the layers compute in, which a quantised layer's weight does not tell.
+    """
 
     def __init__(self, config: YanConfig):
         super().__init__()
         self.half_size = config.hidden_size // 2
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # The angles need more digits than half precision has; the frequencies are cheap, so they are no buffer.
-        dtype = torch.promote_types(timesteps.dtype, torch.float32)
-        steps = torch.arange(self.half_size, device=timesteps.device, dtype=dtype)
+        angle_dtype = torch.promote_types(timesteps.dtype, torch.float32)
+        steps = torch.arange(self.half_size, device=timesteps.device, dtype=angle_dtype)
         frequencies = torch.exp(steps * (-math.log(10_000) / (self.half_size - 1)))
-        angles = timesteps.to(dtype)[:, None] * frequencies  # (B, d/2)
+        angles = timesteps.to(angle_dtype)[:, None] * frequencies  # (B, d/2)
         embedding = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return nn.functional.gelu(self.proj(embedding.to(self.proj.weight.dtype)))
+        return nn.functional.gelu(self.proj(embedding.to(dtype)))
 
 
 class AdaLNModulation(nn.Linear):
@@ -367,6 +372,16 @@ class YanLengthHead(nn.Module):
         self.query = nn.Parameter(torch.zeros(config.hidden_size))
         self.up_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.down_proj = nn.Linear(config.hidden_size, config.max_position_embeddings)
+
+    def is_trained(self, config: YanConfig, state_dict: dict[str, torch.Tensor] | None = None) -> bool:
+        """
+        Whether its lengths mean anything: the configuration says so, or an optimiser has moved the query from zero.
+
+        `state_dict`: The whole model's, where the weights here are a part of them, or elsewhere.
+        """
+        query = self.query if state_dict is None else state_dict.get("length_head.query", self.query)
+        query = query.to_local() if isinstance(query, DTensor) else query
+        return config.length_head_trained or (not query.is_meta and bool(query.any()))
 
     def forward(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
         """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import initialization as init
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
@@ -25,7 +26,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
 from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
 from .distributed import loss_group
 from .experts import (
@@ -60,6 +60,7 @@ from .layers import (
 from .losses import LossInputs, l2_loss, loss_terms, mmd_loss, sample_times, token_log_probs, token_loss
 from .mixers import YanMambaMixer, YanTimeStepProjection
 from .sampling import solve_flow, stretch
+from .saving import staged_save, unreadable_weights, write_code
 from .solver import time_grid
 from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
 
@@ -277,12 +278,12 @@ class YanPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ):
         """
-        Saves as in the base class, whole or not at all, with checksums of the weights.
-
-        Whenever the process is killed, the folder holds one version that loads: the old one or the new one.
+        Saves as in the base class, into a folder of its own inside `save_directory`, whose files are renamed to their
+        places when all are complete. Other files stay. Where the configuration has an `auto_map`, the code is saved
+        too.
 
         Raises:
-            OSError: for a full disk; what was there before is untouched.
+            OSError: where nothing can be written, as on a full disk; what was there before is untouched.
         """
         if self._auto_class is not None:
             # The base class names the saved class alone; its code brings the others along.
@@ -291,14 +292,20 @@ class YanPreTrainedModel(PreTrainedModel):
         if not is_main_process or kwargs.get("distributed_checkpoint"):
             # Nothing is written here, or by all processes together.
             super().save_pretrained(save_directory, push_to_hub=push_to_hub, **arguments)
+            if not kwargs.get("distributed_checkpoint"):
+                self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
             return
         hub = {
             name: arguments.pop(name)
             for name in ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
             if name in arguments
         }
-        with whole_folder(save_directory) as folder:
+        with staged_save(save_directory) as folder:
+            if auto_map := getattr(self.config, "auto_map", None):
+                write_code(auto_map, Path(__file__).parent, folder)
             super().save_pretrained(folder, **arguments)
+        # Only now are the files in their places for the other processes of a sharded model.
+        self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
         if push_to_hub:
             repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
             self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
@@ -306,23 +313,21 @@ class YanPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
         """
-        Loads as in the base class, after the weights of a local folder have been checked.
+        As in the base class; parts that the configuration freezes are frozen.
 
         Raises:
-            OSError: for damaged weights, with the file's name: cut short, or not those whose checksums were saved
-                with them. `YAN_HF_SKIP_CHECKSUMS=1` skips the checksums.
+            OSError: for weights that are damaged or cut short, with the files of a local folder.
         """
-        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            # The library's message names no file.
             folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-            update_config(kwargs.get("config"), finish_save(folder))
-            check_weights(folder)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            files = ", ".join(map(str, unreadable_weights(folder))) or f"A file of weights of {folder}"
+            raise OSError(
+                f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Weights on the CPU are views of the mapped file, at any offset; matrix kernels round differently for
-        # addresses that do not fill a cache line. Moved to such, a loaded model computes the very bits of the saved.
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-                parameter.data = parameter.data.clone()
         # Loading makes new parameters.
         model._apply_frozen()
         for module in model.modules():
@@ -556,9 +561,9 @@ class YanFlow(YanPreTrainedModel):
 
     def embed_times(self, times: list[float], device: torch.device) -> dict[float, TimeModulation]:
         """Time embedding and modulation of every time, each matrix read once for all of them."""
-        weight = self.time_embedding.proj.weight
-        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
-        embedding = self.time_embedding(timesteps)  # (S, d)
+        dtype = self.norm.weight.dtype
+        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        embedding = self.time_embedding(timesteps, dtype)  # (S, d)
         activated = nn.functional.gelu(embedding)
         layers = [layer.modulation(activated) for layer in self.layers]
         return {
@@ -603,7 +608,9 @@ class YanFlow(YanPreTrainedModel):
         """
         if modulation is None:
             # The scales are left to the layers, whose weights may be gathered layer by layer.
-            modulation = TimeModulation(self.time_embedding(timesteps), [None] * len(self.layers))
+            modulation = TimeModulation(
+                self.time_embedding(timesteps, self.norm.weight.dtype), [None] * len(self.layers)
+            )
         hidden_states = self.encode_state(latents, context, modulation, **kwargs)
         if expert_indices is not None:
             velocity = self.expert_velocity(hidden_states, expert_indices)
@@ -857,6 +864,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         self.model = YanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.length_head = YanLengthHead(config)
+        # Counts `generate`'s compiled programs over its calls.
+        self.compiled_programs: set[tuple] = set()
         self.post_init()
 
     def _weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -875,6 +884,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
         return self.length_head(source_latents, source_mask)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any):
+        """As in the base class; `config.length_head_trained` becomes what [`~YanLengthHead.is_trained`] tells."""
+        self.config.length_head_trained = self.length_head.is_trained(self.config, kwargs.get("state_dict"))
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple
     def forward(

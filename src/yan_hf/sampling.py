@@ -4,6 +4,8 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
 )
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
 from .experts import RoutingOptions, choose_experts, restrict_to_core, share_choice
@@ -185,13 +188,15 @@ class DecodedTokens:
         log_probs: Log-probability of each token by the vocabulary head, before any processor, `(B, L)`, float32;
             `None` unless asked for.
         logits: `(B, L, V)`; `None` unless asked for.
-        is_finite: Whether the chosen tokens' logits are finite numbers, a tensor `()`.
+        is_finite: Whether the logits are finite numbers, where a token was chosen by them, a tensor `()`.
+        has_choice: Whether every position had a token left to choose, a tensor `()`; `None` for a plain argmax.
     """
 
     tokens: torch.Tensor
     log_probs: torch.Tensor | None
     logits: torch.Tensor | None
     is_finite: torch.Tensor
+    has_choice: torch.Tensor | None = None
 
 
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
@@ -266,7 +271,7 @@ def decode_tokens(
         block = slice(start, min(start + block_size, num_tokens))
         if by_vocabulary:
             tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
-            blocks.append((tokens, chosen, partition, None))
+            blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
         logits = head(flat_states[block])
         scores = logits
@@ -283,27 +288,37 @@ def decode_tokens(
                 else torch.empty(len(rows), 0, dtype=torch.long, device=states.device)
             )
             scores = processors(prefix, scores.float().clone())
-        tokens = scores.argmax(dim=-1) if uniform is None else _draw(scores, uniform.flatten()[block])
+        if uniform is None:
+            best, tokens = scores.max(dim=-1)
+            is_choice = best > -torch.inf  # false for NaN too
+        else:
+            tokens, is_choice = _draw(scores, uniform.flatten()[block])
         chosen = logits.gather(1, tokens[:, None])[:, 0]
+        largest = chosen if is_argmax else logits.amax(dim=-1)
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
-        blocks.append((tokens, chosen, partition, logits if with_logits else None))
+        is_choice = None if is_argmax else is_choice
+        blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
 
     def join(parts: tuple) -> torch.Tensor | None:
         if parts[0] is None:
             return None
         return torch.cat(parts).view(batch_size, length, *parts[0].shape[1:])
 
-    tokens, chosen, partition, logits = map(join, zip(*blocks))
+    tokens, chosen, largest, partition, is_choice, logits = map(join, zip(*blocks))
     return DecodedTokens(
         tokens=tokens,
         log_probs=chosen.float() - partition if with_scores else None,
         logits=logits,
-        is_finite=torch.isfinite(chosen).all(),
+        is_finite=torch.isfinite(largest).all(),
+        has_choice=None if is_choice is None else is_choice.all(),
     )
 
 
-def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """One token for each row of `scores` `(T, V)` by inverting the cumulative distribution at `uniform` `(T,)`."""
+def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    One token for each row of `scores` `(T, V)` by inverting the cumulative distribution at `uniform` `(T,)`, and
+    whether there is a distribution: where every score is minus infinity, or one is NaN, some token is given.
+    """
     # In double precision: over a large vocabulary the rounding of a float32 sum is larger than many probabilities. One
     # number for each token, rather than one for each entry of the vocabulary, keeps draws cheap and repeatable.
     cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
@@ -311,7 +326,8 @@ def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
     # The last token with any probability, where rounding puts the threshold on the end of the sum.
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
-    return torch.minimum(drawn, last)
+    # Nothing is found among NaN: within the vocabulary, so that what is read at the token is in bounds.
+    return torch.minimum(drawn, last).clamp(max=scores.shape[-1] - 1), torch.isfinite(cumulative[:, -1])
 
 
 def truncate_at_eos(
@@ -332,7 +348,24 @@ def truncate_at_eos(
         is_end = (tokens == token) & (positions < lengths[:, None])
         first_end = torch.where(is_end, positions, tokens.shape[1]).amin(dim=-1)
         lengths = torch.minimum(lengths, first_end + 1)
-    kept = positions < lengths[:, None]
+    return _cut(tokens, lengths, pad_token_id)
+
+
+def cut_by_criteria(
+    tokens: torch.Tensor, lengths: torch.Tensor, criteria: StoppingCriteriaList, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Cuts each text behind its shortest beginning at which a criterion stops; arguments and result as of
+    [`truncate_at_eos`]. The criteria are asked about all rows together, and get no scores, as without `output_scores`.
+    """
+    for length in range(1, tokens.shape[1] + 1):
+        is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        lengths = torch.where(is_done, lengths.clamp(max=length), lengths)
+    return _cut(tokens, lengths, pad_token_id)
+
+
+def _cut(tokens: torch.Tensor, lengths: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, ...]:
+    kept = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     return tokens.masked_fill(~kept, pad_token_id), lengths, kept
 
 
@@ -530,6 +563,25 @@ class SampleOutput:
     core: torch.Tensor | None = None
 
 
+def eval_view(module: nn.Module) -> nn.Module:
+    """
+    A view of a model in eval mode: copies of its modules that share all parameters, buffers and hooks with it.
+
+    Calling `eval()` instead would change the model under another thread, which may be training it.
+    """
+    module = module._modules.get("_orig_mod", module)  # of a compiled part, whose program is that of its own mode
+    view = object.__new__(type(module))
+    children = {name: None if child is None else eval_view(child) for name, child in module._modules.items()}
+    view.__dict__.update(module.__dict__, training=False, _modules=children, _compiled_call_impl=None)
+    for name, value in module.__dict__.items():
+        # What was put in a method's place, as accelerate's hooks are, calls the module that it was made for.
+        if isinstance(value, MethodType) and value.__self__ is module:
+            view.__dict__[name] = MethodType(value.__func__, view)
+        elif isinstance(value, partial) and value.args and value.args[0] is module:
+            view.__dict__[name] = partial(value.func, view, *value.args[1:], **value.keywords)
+    return view
+
+
 def encode(
     model: PreTrainedModel,
     input_ids: torch.Tensor | None,
@@ -644,10 +696,12 @@ __all__ = [
     "SampleOutput",
     "best_candidates",
     "consensus",
-    "truncate_at_eos",
+    "cut_by_criteria",
     "cycle_distance",
     "encode",
     "encode_and_sample",
+    "eval_view",
+    "truncate_at_eos",
     "given_lengths",
     "predicted_lengths",
     "sample",

@@ -102,8 +102,7 @@ class CompiledSampler:
                 compile_config.mode = "default"
         self.model = model
         self.compile_config = compile_config
-        # On the module, so that it is counted over calls; a plain set, so that the model can still be copied.
-        self.programs: set[tuple] = model.__dict__.setdefault("_compiled_programs", set())
+        self.programs: set[tuple] = model.compiled_programs
         self.buckets = length_buckets(model.config.max_position_embeddings)
 
     def encode(
