@@ -28,7 +28,7 @@ _EXPORTS = {
     "offload": ("ExpertOffload", "OffloadStats"),
     "outputs": ("YanAutoEncodingOutput", "YanModelOutput", "YanOutput"),
     "task_data": ("TaskEncoder",),
-    "tokenization": ("prepare_tokenizer", "train_tokenizer"),
+    "tokenization": ("encode_text", "prepare_tokenizer", "train_tokenizer"),
     "trainer": ("YanTrainer",),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .configuration_yan import YanConfig
     from .data.collator import YanDataCollator, corrupt_spans, encode_pairs
     from .data.tasks import TaskEncoder
-    from .data.tokenization import prepare_tokenizer, train_tokenizer
+    from .data.tokenization import encode_text, prepare_tokenizer, train_tokenizer
     from .evaluation.evaluate import evaluate_model, generate_texts
     from .evaluation.metrics import compute_metrics, exact_match
     from .generation_config_yan import YanGenerationConfig
@@ -98,6 +98,7 @@ __all__ = [
     "corrupt_spans",
     "create_model_card",
     "encode_pairs",
+    "encode_text",
     "evaluate_model",
     "exact_match",
     "export_research_checkpoint",

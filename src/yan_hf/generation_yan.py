@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -537,7 +538,9 @@ class YanGenerationMixin:
                     _from_pipeline=from_pipeline,
                     **kwargs,
                 )
-            except OSError:
+            except OSError as error:
+                if isinstance(error.__context__, (json.JSONDecodeError, UnicodeDecodeError)):
+                    raise  # the file is there, but broken
                 logger.info("The checkpoint has no generation configuration; the defaults are used.")
         # A file that Transformers wrote for another class may lack them.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
