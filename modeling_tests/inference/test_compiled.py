@@ -173,7 +173,9 @@ def test_the_loop_does_not_wait_for_the_device():
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            solve_flow(model.model.flow, state, context, times, lambda log_probs, _: choose_experts(log_probs, uniform))
+            solve_flow(
+                model.model.flow, state, context, times, lambda log_probs, _: choose_experts(log_probs, uniform)
+            )
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
