@@ -77,11 +77,11 @@ def test_programs_are_bounded_by_buckets():
         for source_length, target_length in ((2, 3), (9, 16), (16, 7), (5, 13)):
             _, ids, mask = batch_of_rows([source_length] * batch_size)
             model.generate(ids, mask, target_lengths=target_length, compile=True, compile_config=TRACED)
-    assert len(model._compiled_programs) == 1
+    assert len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
     _, ids, mask = batch_of_rows([17])
     model.generate(ids, mask, target_lengths=3, compile=True, compile_config=TRACED)
-    assert len(model._compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
+    assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
 def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
@@ -99,7 +99,7 @@ def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
                 expected,
             )
         )
-    assert results == [True, True] and len(model._compiled_programs) == 1
+    assert results == [True, True] and len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
 
 
