@@ -440,7 +440,8 @@ class YanGenerationMixin:
             return layout, sampled, texts
         utility = texts.scores
         if config.rerank == "joint":
-            utility = texts.scores + layout.length_log_probs / texts.lengths
+            # Of length, choices of experts and tokens together, per token.
+            utility = texts.scores + (layout.length_log_probs + sampled.path_log_probs) / texts.lengths
         elif config.rerank == "cycle":
             encoded = self.model.encode(texts.tokens, texts.kept.long()).last_hidden_state
             utility = -cycle_distance(sampled.latents, encoded, texts.kept)

@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
-from .experts import RoutingOptions, choose_experts, restrict_to_core, share_choice
+from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
 from .layers import is_plain_linear, linear
 from .solver import SOLVERS, evaluation_times, integrate
 from .validation import check_finite
@@ -609,6 +609,7 @@ class SampleOutput:
         tokens: With `decode_argmax`.
         is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
         core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
+        path_log_probs: Log-probability of all choices of experts that were shared, `(R,)`; 0 with token scope.
     """
 
     latents: torch.Tensor
@@ -618,10 +619,11 @@ class SampleOutput:
     tokens: DecodedTokens | None
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
+    path_log_probs: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> "SampleOutput":
         """Some of the rows, without their tokens."""
-        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core")}
+        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core", "path_log_probs")}
         chosen = {name: None if value is None else value[index] for name, value in chosen.items()}
         states = None if self.states is None else self.states[:, index]
         return SampleOutput(**chosen, states=states, tokens=None, is_finite=self.is_finite)
@@ -687,6 +689,7 @@ def sample(
         state = state + model.model.start(source, source_mask, canvas, options.repeats)
     is_finite = torch.ones((), dtype=torch.bool, device=source.device)
     states, core = [state], None
+    path_log_probs = torch.zeros(lengths.shape, device=source.device)
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
@@ -694,13 +697,15 @@ def sample(
         return torch.where(is_real, experts, experts[:, :1])
 
     def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
-        nonlocal is_finite, core
+        nonlocal is_finite, core, path_log_probs
         is_finite = is_finite & torch.isfinite(log_probs).all()
         noise = None if uniform is None else uniform[:, :, step]
         log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
         log_probs, allowed = restrict_to_core(log_probs, canvas, options.routing)
         core = allowed if core is None or allowed is None else core | allowed
-        return held(choose_experts(log_probs, noise, options.expert_temperature))
+        experts = held(choose_experts(log_probs, noise, options.expert_temperature))
+        path_log_probs = path_log_probs + choice_log_probs(log_probs, experts, canvas, options.routing)
+        return experts
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
@@ -734,6 +739,7 @@ def sample(
         tokens=tokens,
         is_finite=is_finite,
         core=core if options.keep_core else None,
+        path_log_probs=path_log_probs,
     )
 
 
