@@ -11,7 +11,6 @@ from pathlib import Path
 
 KINDS = ("skip", "fails", "override")
 _COMPARISONS = {">=": operator.ge, "<": operator.lt}
-_COUNTS = ("<!-- counts -->", "<!-- /counts -->")
 
 
 @dataclass
@@ -56,7 +55,7 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
     """
     rows = []
     # The counts above it are a table too.
-    for line in path.read_text().rpartition("<!-- /counts -->")[2].splitlines():
+    for line in path.read_text().rpartition("<!-- counts:end -->")[2].splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != 5 or cells[0] in ("kind", "---"):
             continue
@@ -137,8 +136,16 @@ def summary_table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_counts(path: Path, table: str):
-    """Puts a table between its marks in a README."""
-    text = path.read_text()
-    start, end = (text.index(mark) for mark in _COUNTS)
-    path.write_text(f"{text[:start]}{_COUNTS[0]}\n{table}{text[end:]}")
+def write_between_markers(path: Path, name: str, text: str):
+    """
+    Puts a text between a page's marks `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+
+    Raises:
+        ValueError: if a mark is not there.
+    """
+    page = path.read_text(encoding="utf-8")
+    start, begin, rest = page.partition(f"<!-- {name}:begin -->\n")
+    _, end, rest = rest.partition(f"<!-- {name}:end -->")
+    if not begin or not end:
+        raise ValueError(f"{path} lacks the marks `<!-- {name}:begin -->` and `<!-- {name}:end -->`.")
+    path.write_text(f"{start}{begin}\n{text.strip()}\n\n{end}{rest}", encoding="utf-8")

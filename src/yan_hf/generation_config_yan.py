@@ -140,7 +140,7 @@ class YanGenerationConfig(GenerationConfig):
             processors and defaults they are (so `top_k` is 50; 0 turns it off).
         suppress_tokens (`list[int]`, *optional*): Tokens that are never taken.
         compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
-            to buckets ([`~yan_hf.compiled`]).
+            to buckets ([`~yan_hf.inference.compiled`]).
         compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
         expert_selection (`str`, defaults to `"sample"`): How each target token's expert is chosen at t = 0: `"sample"`
             draws from the gate, `"greedy"` takes its mode.
