@@ -56,7 +56,7 @@ def test_a_checkpoint_is_asked(folder, page, heading):
 
 
 @pytest.mark.parametrize(
-    "page, heading, most_lines", [("README.md", "Fine-tune", 22), ("docs/training.md", "Fine-tuning", 32)]
+    "page, heading, most_lines", [("README.md", "Fine-tune", 22), ("docs/training.md", "Fine-tuning", 36)]
 )
 def test_fine_tuning(folder, page, heading, most_lines):
     """From a checkpoint and a file of questions to a new checkpoint; on the longer page with figures and an answer."""
