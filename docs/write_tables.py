@@ -19,7 +19,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "modeling_tests" / "conformance")]
 
 import quality_report  # noqa: E402
-from table import summary_table, write_between_markers  # noqa: E402
+import reliability  # noqa: E402
+from report import write_between_markers  # noqa: E402
+from table import summary_table  # noqa: E402
 
 
 # Task → what it asks for, as the tables say it, and its metric at three steps.
@@ -252,6 +254,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/speed.md": {"speed": speed, "batches": speed_batches},
     "docs/experts.md": {"routing-quality": routing_quality, "routing": routing, "offload": offload},
     "docs/mamba.md": {"mamba": mamba},
+    "docs/reliability.md": {"reliability": lambda: reliability.table(result("reliability"))},
     "docs/compatibility.md": {"conformance": conformance},
 }
 
@@ -260,7 +263,7 @@ def write_tables(root: Path = ROOT):
     """Writes every table into the pages below `root`."""
     for page, tables in TABLES.items():
         for name, make in tables.items():
-            write_between_markers(root / page, name, make())
+            write_between_markers(root / page, name, make().strip())
 
 
 if __name__ == "__main__":

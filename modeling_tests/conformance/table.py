@@ -134,18 +134,3 @@ def summary_table(results: dict) -> str:
             cells.append(f"{passed} / {count['empty']} / {count['skipped']} / {count['failed']}")
         lines.append(f"| {suite} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def write_between_markers(path: Path, name: str, text: str):
-    """
-    Puts a text between a page's marks `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
-
-    Raises:
-        ValueError: if a mark is not there.
-    """
-    page = path.read_text(encoding="utf-8")
-    start, begin, rest = page.partition(f"<!-- {name}:begin -->\n")
-    _, end, rest = rest.partition(f"<!-- {name}:end -->")
-    if not begin or not end:
-        raise ValueError(f"{path} lacks the marks `<!-- {name}:begin -->` and `<!-- {name}:end -->`.")
-    path.write_text(f"{start}{begin}\n{text.strip()}\n\n{end}{rest}", encoding="utf-8")

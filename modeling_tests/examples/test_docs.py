@@ -35,7 +35,7 @@ def test_the_tables_are_those_of_the_committed_results(tmp_path):
 def test_only_what_stands_between_the_marks_is_written(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter <!-- b:begin -->\n")
-    write_between_markers(page, "a", "new\n")
+    write_between_markers(page, "a", "new")
     assert page.read_text() == "before\n<!-- a:begin -->\n\nnew\n\n<!-- a:end -->\nafter <!-- b:begin -->\n"
     with pytest.raises(ValueError, match="b:end"):
         write_between_markers(page, "b", "")

@@ -22,7 +22,7 @@ from quality_report import at, load, spread, table  # noqa: E402
 from quality_systems import AutoregressiveCollator, ask, matching_autoregressive, new_config  # noqa: E402
 from quality_tasks import MASK, TASKS, fitting_pairs  # noqa: E402
 
-from yan_hf import YanForConditionalGeneration, train_tokenizer  # noqa: E402
+from yan_hf import YanForConditionalGeneration, encode_text, train_tokenizer  # noqa: E402
 
 
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day he saw a red ball. "
@@ -81,7 +81,7 @@ def test_tasks_ask_for_what_is_masked():
 def test_pairs_without_room_for_their_answer_are_left_out(tokenizer, capsys):
     paragraph = {"context": "Max has a big park.", "qas": [{"question": "Who?", "answer": "Max"}]}
     ((source, target),) = pairs = TASKS["squad"].pairs([paragraph])
-    start = tokenizer(source)["input_ids"].index(tokenizer.mask_token_id)
+    start = encode_text(tokenizer, [source], MASK)[0].index(tokenizer.mask_token_id)
     room = start + len(tokenizer(target, add_special_tokens=False)["input_ids"]) + 1
     fits = dataclasses.replace(TASKS["squad"], max_source_length=room)
     assert fitting_pairs(fits, tokenizer, [paragraph]) == pairs and not capsys.readouterr().out

@@ -13,7 +13,7 @@ from yan_hf.generation_config_yan import make_processors
 from yan_hf.inference import cpu_kernels
 from yan_hf.inference.cpu_kernels import use_onednn
 from yan_hf.layers import KERNELS, apply_linear, linear, linear_gelu
-from yan_hf.sampling import cut_after_end, read_tokens
+from yan_hf.sampling import decode_tokens, truncate_at_eos
 
 
 def head_and_states(vocab_size=60, width=16, dtype=torch.float32):
@@ -36,10 +36,10 @@ def test_argmax_and_log_probabilities_equal_the_plain_ones(blocks, by_vocabulary
     if not by_vocabulary:
         head.register_forward_hook(lambda *_: None)
     logits = head(states)
-    read = read_tokens(head, states, with_scores=True)
+    read = decode_tokens(head, states, with_scores=True)
     assert torch.equal(read.tokens, logits.argmax(-1)) and bool(read.is_finite) and read.logits is None
     torch.testing.assert_close(read.log_probs, logits.log_softmax(-1).amax(-1))
-    read = read_tokens(head, states, with_scores=False, with_logits=True)
+    read = decode_tokens(head, states, with_scores=False, with_logits=True)
     torch.testing.assert_close(read.logits, logits)
     assert read.log_probs is None and torch.equal(read.tokens, logits.argmax(-1))
 
@@ -49,7 +49,7 @@ def test_the_first_of_equal_logits_is_taken(blocks):
     head, states = head_and_states(vocab_size=2500)
     head.weight.zero_()
     head.bias.zero_()
-    assert (read_tokens(head, states).tokens == 0).all()
+    assert (decode_tokens(head, states).tokens == 0).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -58,7 +58,7 @@ def test_the_first_of_equal_logits_is_taken(blocks):
 def test_values_that_are_not_finite_are_reported(blocks, value, entry):
     head, states = head_and_states(vocab_size=2500)
     head.bias[entry] = value
-    assert not bool(read_tokens(head, states).is_finite)
+    assert not bool(decode_tokens(head, states).is_finite)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def test_a_head_with_a_hook_is_called(blocks):
     """What PEFT or Accelerate put before a layer must not be gone around."""
     head, states = head_and_states(vocab_size=2500)
     head.register_forward_hook(lambda module, args, output: output.neg())
-    assert torch.equal(read_tokens(head, states).tokens, (states @ head.weight.T + head.bias).argmin(-1))
+    assert torch.equal(decode_tokens(head, states).tokens, (states @ head.weight.T + head.bias).argmin(-1))
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_draws_have_the_distribution_s_frequencies():
     head, _ = head_and_states(vocab_size=5)
     states = torch.randn(1, 1, 16).expand(1, 40_000, 16)
     uniform = torch.rand(1, 40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    read = read_tokens(head, states, uniform=uniform, with_scores=True)
+    read = decode_tokens(head, states, uniform=uniform, with_scores=True)
     frequencies = torch.bincount(read.tokens[0], minlength=5) / 40_000
     probs = head(states[0, 0]).softmax(-1)
     torch.testing.assert_close(frequencies, probs, rtol=0, atol=0.01)
@@ -86,7 +86,7 @@ def test_draws_have_the_distribution_s_frequencies():
 def test_extreme_uniform_numbers_give_tokens_with_probability(uniform):
     head, states = head_and_states()
     processors = LogitsProcessorList([SuppressTokensLogitsProcessor([0, 1, 58, 59])])
-    read = read_tokens(head, states, processors=processors, uniform=torch.full((3, 7), uniform, dtype=torch.float64))
+    read = decode_tokens(head, states, processors=processors, uniform=torch.full((3, 7), uniform, dtype=torch.float64))
     assert (read.tokens == (2 if uniform == 0 else 57)).all()
 
 
@@ -104,7 +104,7 @@ def test_processors_are_transformers_own(fields):
     states = torch.randn(1, 1, 16).expand(1, 20_000, 16)
     expected = processors(None, head(states[0, :1]).clone()).softmax(-1)[0]
     uniform = torch.rand(1, 20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    tokens = read_tokens(head, states, processors=processors, uniform=uniform).tokens
+    tokens = decode_tokens(head, states, processors=processors, uniform=uniform).tokens
     torch.testing.assert_close(torch.bincount(tokens[0], minlength=8) / 20_000, expected, rtol=0, atol=0.015)
     assert set(tokens.unique().tolist()) <= set(expected.nonzero().flatten().tolist())
 
@@ -114,7 +114,7 @@ def test_log_probabilities_are_the_head_s_whatever_the_processors():
     head, states = head_and_states()
     config = YanGenerationConfig(do_sample=True, temperature=0.2).resolve(small_config())
     uniform = torch.rand(3, 7, dtype=torch.float64)
-    read = read_tokens(head, states, processors=make_processors(config), uniform=uniform, with_scores=True)
+    read = decode_tokens(head, states, processors=make_processors(config), uniform=uniform, with_scores=True)
     expected = head(states).log_softmax(-1).gather(2, read.tokens[..., None])[..., 0]
     torch.testing.assert_close(read.log_probs, expected)
 
@@ -136,7 +136,7 @@ def test_processors_get_the_source_and_every_position(blocks):
         return scores.masked_fill(torch.arange(2500) != input_ids[:, :1] + 10, -torch.inf)
 
     context = torch.tensor([[5, 6], [7, 8], [9, 10]])
-    tokens = read_tokens(head, states, processors=LogitsProcessorList([processor]), context_ids=context).tokens
+    tokens = decode_tokens(head, states, processors=LogitsProcessorList([processor]), context_ids=context).tokens
     assert torch.equal(torch.cat(seen), context.repeat_interleave(7, dim=0))
     assert torch.equal(tokens, (context[:, :1] + 10).expand(3, 7))
 
@@ -145,14 +145,14 @@ def test_processors_get_the_source_and_every_position(blocks):
 def test_no_end_token_before_the_shortest_length(blocks):
     head, states = head_and_states(vocab_size=2500)
     head.bias[2] = 100.0
-    tokens = read_tokens(head, states, end_token_ids=[2], min_length=4).tokens
+    tokens = decode_tokens(head, states, end_token_ids=[2], min_length=4).tokens
     assert (tokens[:, :3] != 2).all() and (tokens[:, 3:] == 2).all()
-    assert (read_tokens(head, states, end_token_ids=[2], min_length=1).tokens == 2).all()
+    assert (decode_tokens(head, states, end_token_ids=[2], min_length=1).tokens == 2).all()
 
 
 def test_cut_after_the_first_end_token_within_the_canvas():
     tokens = torch.tensor([[5, 2, 6, 2], [5, 6, 7, 2], [3, 5, 5, 5], [5, 5, 5, 5]])
-    cut, lengths, kept = cut_after_end(tokens, torch.tensor([4, 3, 4, 4]), [2, 3], pad_token_id=0)
+    cut, lengths, kept = truncate_at_eos(tokens, torch.tensor([4, 3, 4, 4]), [2, 3], pad_token_id=0)
     assert cut.tolist() == [[5, 2, 0, 0], [5, 6, 7, 0], [3, 0, 0, 0], [5, 5, 5, 5]]
     assert lengths.tolist() == [2, 3, 1, 4] and torch.equal(kept.sum(-1), lengths)
 

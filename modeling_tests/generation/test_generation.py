@@ -3,14 +3,32 @@
 
 import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
-from testing_utils import batch_of_rows, small_model
-from transformers import GenerationConfig, LogitsProcessorList, TextStreamer
+from accelerate import cpu_offload
+from peft import LoraConfig, get_peft_model
+from testing_utils import batch_of_rows, small_config, small_model
+from transformers import GenerationConfig, LogitsProcessorList, TextStreamer, pipeline
+from transformers.generation import CompileConfig
+from transformers.generation.stopping_criteria import (
+    ConfidenceCriteria,
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import TextDiffusionStreamer
 
-from yan_hf import YanForConditionalGeneration, YanGenerationConfig
+from yan_hf import (
+    YanForConditionalGeneration,
+    YanGenerationConfig,
+    generation_yan,
+    train_tokenizer,
+)
 from yan_hf.inference import cpu_kernels
 from yan_hf.sampling import solve_flow
 from yan_hf.solver import time_grid
@@ -370,12 +388,9 @@ def test_keyword_arguments_override_and_leave_the_model_s_config_alone(model):
         ("num_candidates", 1.5),
         ("rerank", "best"),
         ("compile", "yes"),
-        ("top_p", 0.5),
-        ("stop_strings", ["."]),
         ("cache_implementation", "static"),
-        ("temperature", 0.3),
-        ("top_k", 3),
         ("min_length", 20),
+        ("max_time", 10.0),
         ("bad_words_ids", [[5]]),
         ("suppress_tokens", "all"),
         ("output_attentions", True),
@@ -390,12 +405,224 @@ def test_bad_and_foreign_values_are_refused_by_name(model, field, value):
         model.generate(torch.tensor([[5, 6]]), **{field: value})
 
 
-def test_neutral_values_of_foreign_options_are_accepted(model):
-    neutral = {"temperature": 1.0, "top_k": 50, "num_beams": 1, "do_sample": False, "min_length": 0, "use_cache": True}
-    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, **neutral).shape[1] <= 3
+IDS = torch.tensor([[5, 6, 7], [8, 9, 5]])
 
 
-@pytest.mark.parametrize("name", ["assistant_model", "stopping_criteria", "past_key_values", "decoder_input_ids"])
+@pytest.mark.parametrize(
+    "arguments, options",
+    [
+        ((), {"inputs": IDS}),
+        ((IDS, GenerationConfig(max_new_tokens=5)), {}),
+        ((IDS,), {"stopping_criteria": StoppingCriteriaList()}),
+        ((IDS,), {"stopping_criteria": []}),
+        ((IDS,), {"max_new_tokens": np.int64(5), "min_new_tokens": torch.tensor(2)}),
+        ((IDS,), {"num_return_sequences": np.int32(1)}),
+        ((IDS,), {"generation_config": GenerationConfig(max_new_tokens=np.int64(5))}),
+        ((IDS,), {"do_sample": np.bool_(True), "temperature": np.float32(0.5)}),
+        *(((IDS,), {"eos_token_id": end}) for end in (2, [2], (2, 3), [], np.int64(2), torch.tensor([2]))),
+        ((IDS,), {"do_sample": False, "temperature": 0.7}),
+        ((IDS,), {"temperature": 0.0, "top_k": 3, "top_p": 0.9, "typical_p": 0.9, "min_p": 0.1}),
+        ((IDS,), {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_beams": 1, "do_sample": False}),
+        ((IDS,), {"early_stopping": True, "length_penalty": 2.0, "renormalize_logits": True, "min_length": 0}),
+        ((IDS,), {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "begin_suppress_tokens": []}),
+    ],
+)  # fmt: skip
+def test_what_a_sequence_to_sequence_model_of_transformers_accepts_is_accepted(model, arguments, options):
+    limit = 5 if any(isinstance(value, GenerationConfig) for value in (*arguments, *options.values())) else 24
+    assert model.generate(*arguments, **options).shape[1] <= limit
+    if not options.get("do_sample"):
+        seeded = model.generate(*arguments, seeds=[1, 2], **options)
+        plain = model.generate(IDS, seeds=[1, 2], max_new_tokens=options.get("max_new_tokens", limit))
+        assert torch.equal(seeded, plain) or {"eos_token_id", "min_new_tokens"} & set(options)
+
+
+def test_input_ids_have_two_names_but_are_passed_once(model):
+    with pytest.raises(ValueError, match="inputs"):
+        model.generate(inputs=IDS, input_ids=IDS)
+
+
+def test_a_list_of_end_tokens_in_the_model_s_configuration(tmp_path):
+    model = small_model()
+    model.generation_config.eos_token_id = [2, 7]
+    model.save_pretrained(tmp_path)
+    loaded = YanForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(loaded.generate(IDS, seeds=[1, 2]), model.generate(IDS, seeds=[1, 2], eos_token_id=[2, 7]))
+
+
+def test_stopping_criteria_cut_the_finished_text(model):
+    """A criterion sees the text grow token by token; candidates are cut before the best is chosen."""
+    plain = model.generate(IDS, seeds=[1, 2], target_lengths=9)
+    end = int(plain[0, 3])
+
+    def cut(criteria, **options):
+        return generate(model, IDS, seeds=[1, 2], target_lengths=9, stopping_criteria=criteria, **options)
+
+    assert cut([MaxLengthCriteria(4)]).sequences.tolist() == [[*row[:4], *[0] * 5] for row in plain.tolist()]
+    output = cut(StoppingCriteriaList([EosTokenCriteria(end)]))
+    for row, length, text in zip(output.sequences.tolist(), output.lengths.tolist(), plain.tolist()):
+        expected = text[: text.index(end) + 1] if end in text else text
+        assert row == expected + [0] * (9 - len(expected)) and length == len(expected)
+    assert cut([lambda ids, scores: ids[:, -1] == end]).sequences.tolist() == output.sequences.tolist()
+    scored = cut([MaxLengthCriteria(1)], num_candidates=3)
+    assert (scored.lengths == 1).all()
+    torch.testing.assert_close(
+        scored.sequence_scores, scored.logits.log_softmax(-1)[:, 0].gather(1, scored.sequences[:, :1])[:, 0]
+    )
+    for criterion in (MaxTimeCriteria(9.0), ConfidenceCriteria(None)):
+        with pytest.raises(ValueError, match=f"{type(criterion).__name__}.*it looks at"):
+            cut([criterion])
+
+
+def test_stop_strings_cut_the_finished_text():
+    tokenizer = train_tokenizer(["a b c d e f g h i j"] * 3, vocab_size=290)
+    model = small_model(vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.bias[:261] -= 100  # letters rather than bytes
+    plain = model.generate(IDS, seeds=[1, 2], target_lengths=9)
+    stop = tokenizer.decode(plain[0, 2:4])
+    cut = model.generate(IDS, seeds=[1, 2], target_lengths=9, stop_strings=stop, tokenizer=tokenizer)
+    assert stop in tokenizer.decode(cut[0]) and not cut[0, 4:].any()
+    length = int((cut[0] != 0).sum())
+    assert stop not in tokenizer.decode(cut[0, : length - 1]) and torch.equal(cut[0, :length], plain[0, :length])
+    with pytest.raises(ValueError, match="tokenizer"):
+        model.generate(IDS, stop_strings=stop)
+
+
+# Nothing left to choose
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("suppress_tokens", {"suppress_tokens": list(range(60))}),
+        ("min_new_tokens", {"suppress_tokens": [*range(2), *range(3, 60)], "min_new_tokens": 3}),
+        ("logits_processor", {"logits_processor": [lambda ids, scores: torch.full_like(scores, -math.inf)]}),
+        ("logits_processor", {"logits_processor": [lambda ids, scores: scores.clone().fill_diagonal_(math.nan)]}),
+    ],
+)
+def test_options_that_leave_no_token_are_named(model, name, options, do_sample):
+    with pytest.raises(ValueError, match=f"No token is left.*{name}"):
+        model.generate(IDS, do_sample=do_sample, target_lengths=3, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"suppress_tokens": [3]}])
+@pytest.mark.parametrize("part", ["row", "all"])
+def test_nan_logits_are_the_weights_fault(model, options, part):
+    with torch.no_grad():
+        model.lm_head.bias[slice(17, 18) if part == "row" else slice(None)] = math.nan
+    with pytest.raises(ValueError, match="logits.*weights"):
+        model.generate(IDS, **options)
+
+
+# Nothing is changed
+
+
+DROPOUTS = {"hidden_dropout": 0.3, "attention_dropout": 0.3, "embedding_dropout": 0.3, "latent_noise": 0.5}
+
+
+def in_training(backbone="transformer", **changes):
+    return small_model(encoder_backbone=backbone, flow_backbone=backbone, **DROPOUTS, **changes).train()
+
+
+@pytest.mark.parametrize(
+    "case", ["plain", "mamba", "lora", "experts", "hooks", "checkpointing", "compiled part", "compile"]
+)
+def test_a_model_in_training_mode_generates_as_in_eval_mode_and_is_not_changed(case):
+    model = written = in_training("mamba" if case == "mamba" else "transformer")
+    options = {"seeds": [1, 2], "target_lengths": 7}
+    if case in ("lora", "experts"):
+        target = {"target_modules": "all-linear"} if case == "lora" else {"target_parameters": ["experts.up_proj"]}
+        dropout = 0.5 if case == "lora" else 0.0
+        written = get_peft_model(model, LoraConfig(init_lora_weights=False, lora_dropout=dropout, **target)).train()
+    elif case == "hooks":
+        cpu_offload(model)
+    elif case == "checkpointing":
+        model.gradient_checkpointing_enable()
+    elif case == "compiled part":
+        model.model.encoder.layers[0].compile(backend="eager")
+        model.model.encoder.layers[1] = torch.compile(model.model.encoder.layers[1], backend="eager")
+    elif case == "compile":
+        options |= {"compile": True, "compile_config": CompileConfig(backend="aot_eager", fullgraph=True)}
+    modes = {name: module.training for name, module in written.named_modules()}
+    tensors = [*written.parameters(), *written.buffers()]
+    versions = [value._version for value in tensors]
+    config = copy.deepcopy(model.config.to_dict())
+    ids = written.generate(input_ids=IDS, **options)
+    assert torch.equal(written.generate(input_ids=IDS, **options), ids)
+    assert {name: module.training for name, module in written.named_modules()} == modes
+    # PEFT itself writes a weight anew at every call where it adapts a parameter.
+    assert case == "experts" or [value._version for value in tensors] == versions
+    assert model.config.to_dict() == config
+    written.eval()
+    assert torch.equal(written.generate(input_ids=IDS, **options), ids)
+
+
+def test_a_model_in_eval_mode_is_not_copied(model, monkeypatch):
+    monkeypatch.setattr(generation_yan, "eval_view", lambda model: pytest.fail("copied"))
+    model.generate(IDS)
+
+
+def test_threads_generate_on_a_model_that_another_one_trains():
+    """Dropout stays on in every training step, and off in every text."""
+    model = in_training()
+    expected = copy.deepcopy(model).eval().generate(IDS, seeds=[1, 2])
+    parts, modes, stop = list(model.modules()), [], threading.Event()
+
+    def train():
+        while not stop.is_set():
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            modes.append(all(part.training for part in parts))
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda _: model.generate(IDS, seeds=[1, 2]), range(24)))
+    finally:
+        stop.set()
+        trainer.join()
+    assert all(torch.equal(ids, expected) for ids in results)
+    assert modes and all(modes)
+
+
+def test_the_length_head_is_trained_by_an_optimiser_step_alone(tmp_path):
+    """A forward pass, in training mode or not, leaves a head untrained; saving notes what training did."""
+    torch.manual_seed(0)
+    model = YanForConditionalGeneration(small_config(length_head_trained=False)).train()
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert not model.config.length_head_trained
+    model.save_pretrained(tmp_path / "untrained")
+    for untrained in (model, YanForConditionalGeneration.from_pretrained(tmp_path / "untrained")):
+        with pytest.raises(ValueError, match="never been trained"):
+            untrained.generate(IDS)
+    torch.optim.AdamW(model.parameters(), lr=1e-3).step()
+    assert model.generate(IDS).shape[0] == 2
+    model.save_pretrained(tmp_path / "trained")
+    loaded = YanForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    assert loaded.config.length_head_trained and loaded.generate(IDS).shape[0] == 2
+
+
+# Tools around the model
+
+
+def test_the_pipeline_of_language_models_is_refused_with_the_right_way(tmp_path):
+    tokenizer = train_tokenizer(["a b c d e f g h i j"] * 3, vocab_size=290)
+    writer = pipeline("text-generation", model=small_model(vocab_size=len(tokenizer)), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="model.generate"):
+        writer("a b c")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backbone", ["transformer", "mamba"])
+def test_dynamic_quantization_generates(backbone):
+    model = small_model(encoder_backbone=backbone, flow_backbone=backbone)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert quantized.generate(IDS, target_lengths=6, seeds=[1, 2]).shape == (2, 6)
+    assert quantized.generate(IDS, num_candidates=2, do_sample=True).shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["assistant_model", "past_key_values", "decoder_input_ids"])
 def test_autoregressive_arguments_are_refused_with_the_reason(model, name):
     with pytest.raises(ValueError, match=f"{name}.*(at once|solver)"):
         model.generate(torch.tensor([[5, 6]]), **{name: object()})

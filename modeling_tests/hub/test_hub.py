@@ -140,6 +140,15 @@ assert ModelCard.load(repo).data.eval_results[0].metric_value == 0.5
     with_code = loaded(hub, tmp_path / "home", "trust_remote_code=True", WITHOUT_PACKAGE)
     assert with_code["module"].startswith("transformers_modules")
     assert with_code["ids"] == generated(folder)
+    # Loaded with the package and pushed again, the code comes along.
+    again = (
+        "AutoModelForSeq2SeqLM.from_pretrained(folder).save_pretrained(folder + '_2', push_to_hub=True, repo_id=repo)"
+    )
+    config = "YanForConditionalGeneration.config_class.from_pretrained(folder).save_pretrained(folder + '_3', {})"
+    config = config.format("push_to_hub=True, repo_id=repo + '-config'")
+    run(hub, tmp_path, f"{PRELUDE}{again}\n{config}", tmp_path / "coded", f"{REPO}-2")
+    assert {"modeling_yan.py", "saving.py", "model.safetensors"} <= set(hub.files(f"{REPO}-2", "main")[1])
+    assert {"modeling_yan.py", "saving.py", "config.json"} <= set(hub.files(f"{REPO}-2-config", "main")[1])
 
 
 def test_registered_classes_push_their_code(hub, folder, tmp_path):

@@ -1,133 +1,136 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Checkpoint folders hold one whole version at every moment, and damaged weights are refused by name."""
+"""Saves into a folder that holds a checkpoint: killed, without room, at once with others; and damaged weights."""
 
 import errno
 import json
 import logging
-import multiprocessing
 import os
-import random
 import shutil
 import signal
-import threading
-import time
+import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from testing_utils import small_model
-from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM
-from transformers.utils.logging import disable_progress_bar
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.checkpoint_files import CHECKSUMS_FILE, finish_save
+from yan_hf.saving import staged_save
 
 
-def version_of(folder) -> int:
-    """The version of a loaded checkpoint, which weights and configuration must agree on."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-    weights = {
-        float(parameter.detach().mean()) for parameter in (model.lm_head.weight, model.model.embed_tokens.weight)
-    }
-    assert weights == {model.config.version}
-    return int(model.config.version)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from reliability import (
+    KINDS,
+    concurrent_saves,
+    killed_saves,
+    load_version,
+    save_version,
+    seeded_rows,
+    table,
+    threads_sharing_a_model,
+)
 
 
-def set_version(model, version: int):
-    model.config.version = float(version)
-    with torch.no_grad():
-        model.lm_head.weight.fill_(version)
-        model.model.embed_tokens.weight.fill_(version)
+BOTH = "configuration and weights"
+IN_TURN = "configuration and weights, one file and shards in turn"
 
 
-def save_for_ever(folder: str, first: int, sharded: bool):
-    """Saves version after version, in one file and in shards, until killed."""
-    # A lock of tqdm's is shared with the process that forks: killed with it, this one would take it along for ever.
-    disable_progress_bar()
-    tqdm.set_lock(threading.RLock())
-    torch.set_num_threads(1)
-    model = small_model()
-    for version in range(first, 10**6):
-        set_version(model, version)
-        sizes = {"max_shard_size": "60KB"} if sharded and version % 2 else {}
-        model.save_pretrained(folder, **sizes)
+def hidden_files(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.slow
-def test_killed_fifty_times_it_always_loads_one_version(tmp_path):
-    folder, draw = tmp_path / "model", random.Random(0)
-    model = small_model()
-    set_version(model, 0)
-    model.save_pretrained(folder)
-    (folder / "notes.txt").write_text("mine")
-    context = multiprocessing.get_context("fork")
-    version, seen = 0, set()
-    for attempt in range(50):
-        process = context.Process(target=save_for_ever, args=(str(folder), version + 1, attempt % 2 == 1))
-        process.start()
-        time.sleep(draw.uniform(0.05, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        found = version_of(folder)
-        assert found >= version
-        version = found
-        seen.add(version)
-    assert len(seen) > 10  # the processes came as far as saving
-    assert (folder / "notes.txt").read_text() == "mine"
-    set_version(model, version + 1)
-    model.save_pretrained(folder)
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+def test_killed_ten_times_it_always_loads_one_version():
+    result = killed_saves("weights in one file", 10)
+    assert result["one version"] == 10 and result["versions_seen"] > 2
 
 
-def interrupted_moves(folder, moved: int):
-    """A save killed after it was complete, with so many files moved."""
-    model = small_model()
-    set_version(model, 1)
-    model.save_pretrained(folder, max_shard_size="60KB")
-    set_version(model, 2)
-    count = 0
-    original = os.replace
+@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize(("kind", "first"), [("weights in one file", 1), (BOTH, 1), (IN_TURN, 1), (IN_TURN, 2)])
+def test_killed_among_its_renames_it_loads(tmp_path, kind, first, step):
+    """Killed before each rename; only between configuration and weights are there parts of two versions."""
+    save_version(small_model(), tmp_path, first, kind)
+    left = step
 
-    def replace(source, target):
-        nonlocal count
-        if count == moved:
+    def replace(source, target, original=os.replace):
+        nonlocal left
+        final = Path(target).name in ("generation_config.json", "config.json", "model.safetensors")
+        if (final or Path(target).name.endswith("index.json")) and (left := left - 1) < 0:
             raise KeyboardInterrupt
-        count += 1
         original(source, target)
 
-    with patch("yan_hf.checkpoint_files.os.replace", replace), pytest.raises(KeyboardInterrupt):
-        model.save_pretrained(folder)
+    with patch("yan_hf.saving.os.replace", replace):
+        try:
+            save_version(small_model(), tmp_path, first + 1, kind)
+        except KeyboardInterrupt:
+            assert step < 3
+        else:
+            assert step >= 3
+    found = load_version(tmp_path, kind)
+    if step == 2 and kind != "weights in one file" and first == 1:
+        assert found is None
+    else:
+        assert found == (first if step < 3 else first + 1)
+    save_version(small_model(), tmp_path, first + 2, kind)
+    assert load_version(tmp_path, kind) == first + 2
 
 
-@pytest.mark.parametrize("moved", range(4))
-def test_a_save_killed_among_its_moves_is_finished_by_the_next_load(tmp_path, moved):
-    interrupted_moves(tmp_path, moved)
-    assert version_of(tmp_path) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", CHECKSUMS_FILE,
-    }  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_savers_leave_one_version_and_do_not_fail(kind):
+    result = concurrent_saves(kind, 3)
+    assert result["failed_savers"] == 0 and result["at_the_end"] == "one version"
+    if kind == "weights in one file":
+        assert result["one version"] == result["loads"] > 0
 
 
-def test_a_configuration_alone_finishes_it_too(tmp_path):
-    interrupted_moves(tmp_path, 1)
-    assert YanConfig.from_pretrained(tmp_path).version == 2.0
+def test_a_save_in_progress_survives_others(tmp_path):
+    with staged_save(tmp_path) as stage:
+        (stage / "mine.txt").write_text("mine")
+        small_model().save_pretrained(tmp_path)
+        assert stage.is_dir()
+    assert (tmp_path / "mine.txt").read_text() == "mine" and not hidden_files(tmp_path)
 
 
-def test_stale_shards_go_and_other_variants_stay(tmp_path):
-    model = small_model()
-    model.save_pretrained(tmp_path, variant="other")
-    model.save_pretrained(tmp_path, max_shard_size="60KB")
-    shards = len(list(tmp_path.glob("model-*")))
-    assert shards > 3 and (tmp_path / "model.other.safetensors").is_file()
-    model.save_pretrained(tmp_path, max_shard_size="200KB")
-    assert 1 < len(list(tmp_path.glob("model-*"))) < shards
-    model.save_pretrained(tmp_path)
-    assert not list(tmp_path.glob("model-*")) and not (tmp_path / "model.safetensors.index.json").exists()
+def test_what_killed_saves_leave_is_removed(tmp_path):
+    dead = tmp_path / ".saving-dead"
+    dead.mkdir()
+    (dead / "model.safetensors").write_bytes(b"half")
+    small_model().save_pretrained(tmp_path)
+    assert not hidden_files(tmp_path)
+
+
+def test_a_configuration_alone_is_staged_too(tmp_path):
+    YanConfig(vocab_size=50).save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with patch("json.dumps", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        YanConfig(vocab_size=60).save_pretrained(tmp_path)
+    assert YanConfig.from_pretrained(tmp_path).vocab_size == 50
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "notes.txt"}
+
+
+def test_stale_weights_go_and_other_files_stay(tmp_path):
+    """As many shards, fewer, one file and back: a loader gets what was saved last."""
+    mine = ["notes.txt", "model_card.png", "model.onnx", "pytorch_model.bin", "adapter_model.safetensors"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    small_model().save_pretrained(tmp_path, variant="other")
+    mine.append("model.other.safetensors")
+    for version, size in enumerate(["60KB", "60KB", "200KB", "5MB", "60KB", "5MB"]):
+        model = small_model()
+        model.lm_head.weight.data.fill_(version)
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        assert YanForConditionalGeneration.from_pretrained(tmp_path).lm_head.weight.eq(version).all()
+        shards = len(list(tmp_path.glob("model-*")))
+        assert shards == (0 if size == "5MB" else int(next(tmp_path.glob("model-*")).stem[-5:]))
+        assert (tmp_path / "model.safetensors.index.json").exists() == (shards > 0)
+    assert all((tmp_path / name).is_file() for name in mine)
     YanForConditionalGeneration.from_pretrained(tmp_path, variant="other")
-    sums = json.loads((tmp_path / CHECKSUMS_FILE).read_text())["sha256"]
-    assert set(sums) == {"model.safetensors", "model.other.safetensors"}
 
 
 def test_given_state_dict_and_other_processes(tmp_path):
@@ -139,95 +142,115 @@ def test_given_state_dict_and_other_processes(tmp_path):
     assert not list((tmp_path / "b").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("sums", [True, False])
-def test_cut_short_weights_are_named(tmp_path, sums):
+def rewrite_in_half_precision(folder):
+    path = folder / "model.safetensors"
+    save_file({name: value.half() for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def save_with_accelerate(folder):
+    Accelerator().save_model(small_model(1), folder)
+
+
+def copy_other_weights(folder):
+    small_model(1).save_pretrained(folder / "other")
+    shutil.copy(folder / "other" / "model.safetensors", folder)
+
+
+@pytest.mark.parametrize("change", [rewrite_in_half_precision, save_with_accelerate, copy_other_weights])
+def test_weights_that_other_tools_have_written_load(tmp_path, change):
     small_model().save_pretrained(tmp_path)
-    if not sums:
-        (tmp_path / CHECKSUMS_FILE).unlink()
-    path = tmp_path / "model.safetensors"
+    # What earlier versions wrote beside the weights is ignored.
+    (tmp_path / "checksums.json").write_text('{"sha256": {"model.safetensors": "0"}, "files": []}')
+    change(tmp_path)
+    loaded = YanForConditionalGeneration.from_pretrained(tmp_path)
+    seed = 0 if change is rewrite_in_half_precision else 1
+    torch.testing.assert_close(loaded.lm_head.weight, small_model(seed).lm_head.weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "60KB"}])
+def test_cut_short_weights_are_named(tmp_path, options):
+    small_model().save_pretrained(tmp_path / "model", **options)
+    path = sorted(tmp_path.glob("model/*.safetensors"))[-1]
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(OSError, match=r"model\.safetensors is damaged or cut short"):
-        AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match=f"{path}: damaged or cut short"):
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model")
+    with pytest.raises(OSError, match=f"{path}: damaged or cut short"):
+        YanForConditionalGeneration.from_pretrained(tmp_path, subfolder="model")
 
 
-@pytest.mark.parametrize("place", [0.2, 0.7, 0.999])
-def test_one_flipped_bit_is_named(tmp_path, place):
-    small_model().save_pretrained(tmp_path, max_shard_size="60KB")
-    path = sorted(tmp_path.glob("model-*.safetensors"))[1]
-    data = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")
-    data[start + int(place * (len(data) - start))] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(OSError, match=f"{path.name} is not the file that was saved.*{CHECKSUMS_FILE}"):
-        YanForConditionalGeneration.from_pretrained(tmp_path)
-    with patch.dict(os.environ, {"YAN_HF_SKIP_CHECKSUMS": "1"}):
-        YanForConditionalGeneration.from_pretrained(tmp_path)
-
-
-def test_weights_changed_on_purpose_load_without_their_checksums(tmp_path):
-    small_model().save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    save_file({name: value * 2 for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
-    with pytest.raises(OSError, match="on purpose, delete"):
-        YanForConditionalGeneration.from_pretrained(tmp_path)
-    (tmp_path / CHECKSUMS_FILE).unlink()
-    YanForConditionalGeneration.from_pretrained(tmp_path)
-    (tmp_path / CHECKSUMS_FILE).write_text("{")
-    with pytest.raises(OSError, match=f"{CHECKSUMS_FILE} is damaged"):
-        YanForConditionalGeneration.from_pretrained(tmp_path)
-
-
-def test_full_disk_leaves_the_old_version_and_says_so(tmp_path):
-    model = small_model()
-    set_version(model, 1)
-    model.save_pretrained(tmp_path)
-    set_version(model, 2)
-    full = OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("transformers.modeling_utils.safe_save_file", OSError(errno.ENOSPC, "No space left on device")),
+        ("yan_hf.saving.tempfile.mkdtemp", PermissionError(errno.EACCES, "Permission denied")),
+        ("yan_hf.saving.tempfile.mkdtemp", OSError(errno.EROFS, "Read-only file system")),
+    ],
+)
+def test_what_cannot_be_written_leaves_the_old_version_and_says_so(tmp_path, place, error):
+    save_version(small_model(), tmp_path, 1, BOTH)
     with (
-        patch("transformers.modeling_utils.safe_save_file", side_effect=full),
-        pytest.raises(OSError, match="no space left to save a checkpoint.*untouched") as error,
+        patch(place, side_effect=error),
+        pytest.raises(type(error), match=f"Could not save in {tmp_path}.*untouched.*{error.strerror}") as found,
     ):
-        model.save_pretrained(tmp_path)
-    assert error.value.errno == errno.ENOSPC
-    assert version_of(tmp_path) == 1 and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        save_version(small_model(), tmp_path, 2, BOTH)
+    assert found.value.errno == error.errno
+    assert load_version(tmp_path, BOTH) == 1 and not hidden_files(tmp_path)
 
 
 def test_a_really_full_disk(tmp_path):
     """A limit on the size of files, which the system enforces."""
     resource = pytest.importorskip("resource")
-    model = small_model()
-    set_version(model, 1)
-    model.save_pretrained(tmp_path)
-    set_version(model, 2)
+    save_version(small_model(), tmp_path, 1, BOTH)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises((OSError, Exception), match="(?i)untouched"):
-            model.save_pretrained(tmp_path)
+        with pytest.raises(OSError, match="untouched.*too large"):
+            save_version(small_model(), tmp_path, 2, BOTH)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert version_of(tmp_path) == 1
+    assert load_version(tmp_path, BOTH) == 1
 
 
 def test_a_file_in_the_folders_place(tmp_path):
     (tmp_path / "model").write_text("x")
-    with pytest.raises((NotADirectoryError, FileExistsError, AssertionError)):
-        small_model().save_pretrained(tmp_path / "model")
+    for thing in (small_model(), small_model().config):
+        with pytest.raises(NotADirectoryError, match="model is a file"):
+            thing.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "x"
 
 
-def test_abandoned_halves_are_removed(tmp_path):
-    model = small_model()
-    model.save_pretrained(tmp_path)
-    dead = tmp_path / ".saving-999999999-abc"
-    dead.mkdir()
-    (dead / "model.safetensors").write_bytes(b"half")
-    model.save_pretrained(tmp_path)
-    assert not dead.exists()
-    shutil.rmtree(tmp_path)
-    finish_save(tmp_path)  # nothing there: nothing happens
+def test_a_loaded_model_can_be_saved_where_it_came_from(tmp_path):
+    """Its weights are views of the file that is replaced."""
+    small_model().save_pretrained(tmp_path)
+    for _ in range(3):
+        model = YanForConditionalGeneration.from_pretrained(tmp_path)
+        model.save_pretrained(tmp_path)
+        assert torch.equal(model.lm_head.weight, small_model().lm_head.weight)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_threads_that_share_a_model_get_what_one_alone_gets(training):
+    result = threads_sharing_a_model(training, rounds=4)
+    assert result["calls"] == 32 and (result["training_steps"] > 0) == training
+    assert {name: result[name] for name in result if name not in ("threads", "calls", "training_steps")} == {
+        "different": 0, "training_steps_in_eval_mode": 0, "modules_left_in_another_mode": 0,
+    }  # fmt: skip
+
+
+def test_the_table_of_a_report():
+    counts = {"threads": 8, "calls": 9, "different": 1, "training_steps": 0}
+    report = {
+        "killed_saves": {"x": {"kills": 2, "versions_seen": 1, "one version": 2}},
+        "renames": {"x": {"save_ms": 30.0, "renames_ms": 0.1}},
+        "concurrent_saves": {"x": {"loads": 3, "mixture": 3, "failed_savers": 0, "at_the_end": "one version"}},
+        "threads": {"eval": counts},
+        "seeds": {"float32": seeded_rows(torch.float32, 2)},
+    }
+    lines = table(report).splitlines()
+    assert len(lines) == 7 and all(line.count("|") == 4 for line in lines)
+    assert "| 2 kills | one version: 2 |" in lines[2] and "2 have the same text" in lines[-1]
 
 
 def test_fields_of_a_newer_version_are_listed(tmp_path, caplog):

@@ -166,13 +166,14 @@ def test_the_loop_does_not_wait_for_the_device():
     times = time_grid(3)
     with torch.no_grad():
         source = model.model.encode(torch.randint(5, 60, (2, 7), device="cuda")).last_hidden_state
-        context = model.model.prepare_context(source, None, torch.ones(2, 9, device="cuda"), times=times)
+        context = model.model.prepare_context(source, None, torch.ones(2, 9, device="cuda"))
+        context.modulations = model.model.flow.embed_times(times, source.device)
         state = torch.randn(2, 9, 32, device="cuda")
         uniform = torch.rand(2, 9, 4, device="cuda")
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            solve_flow(model.model.flow, state, context, times, lambda log_probs: choose_experts(log_probs, uniform))
+            solve_flow(model.model.flow, state, context, times, lambda log_probs, _: choose_experts(log_probs, uniform))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -136,7 +136,9 @@ def test_offloaded_layers_are_loaded_when_they_are_called(backbone):
 def test_cpu_offload_by_device_map(backbone, tmp_path):
     model = model_with(backbone)
     model.save_pretrained(tmp_path)
-    device_map = {"model": "cpu", "model.encoder": 0, "lm_head": 0, "length_head": 0}
+    # No part lies in another: accelerate does not take a device map in which one does.
+    on_cpu = ("embed_tokens", "embed_positions", "flow", "decoder")
+    device_map = {**{f"model.{part}": "cpu" for part in on_cpu}, "model.encoder": 0, "lm_head": 0, "length_head": 0}
     loaded = YanForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map)
     torch.testing.assert_close(written(loaded).cpu(), written(model), rtol=1e-3, atol=1e-3)
 
@@ -223,7 +225,7 @@ class FlowStepProgram(nn.Module):
 
     def forward(self, state, time, step, source, source_mask, canvas, experts):
         context = self.model.prepare_context(source, source_mask, canvas)
-        return state + step * self.model.flow(state, time, context, experts).velocity
+        return state + step * self.model.flow(state, time, context, expert_indices=experts).velocity
 
 
 class DecoderProgram(nn.Module):
@@ -299,11 +301,10 @@ def test_plans_name_what_the_models_have():
 # Imports
 
 
-def test_the_package_imports_nothing_beyond_transformers_and_torch():
-    """What an import costs is what it imports."""
+def test_importing_registers_without_touching_the_import_system():
     code = (
-        "import sys, transformers, torch; there = set(sys.modules); import yan_hf;"
-        "print(sorted(set(sys.modules) - there))"
+        "import sys; finders = list(sys.meta_path); import yan_hf; from transformers import AutoConfig;"
+        "print(sys.meta_path == finders, AutoConfig.for_model('yan').model_type, 'datasets' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "['yan_hf', 'yan_hf.registration']"
+    assert found.split() == ["True", "yan", "False"]

@@ -65,7 +65,7 @@ def test_time_embedding():
         frequencies = [math.exp(-i * math.log(10_000) / (half - 1)) for i in range(half)]
         angles = [math.sin(t * f) for f in frequencies] + [math.cos(t * f) for f in frequencies]
         expected.append(gelu(linear(model.flow.time_embedding.proj, torch.tensor(angles, dtype=torch.float64))))
-    torch.testing.assert_close(model.flow.time_embedding(times), torch.stack(expected))
+    torch.testing.assert_close(model.flow.time_embedding(times, torch.float64), torch.stack(expected))
 
 
 def test_flow_trunk_gate_and_experts():
@@ -74,7 +74,7 @@ def test_flow_trunk_gate_and_experts():
     source, state = torch.randn(2, 5, 32, dtype=torch.float64), torch.randn(2, 3, 32, dtype=torch.float64)
     times = torch.tensor([0.2, 0.9], dtype=torch.float64)
     flow = model.flow
-    embedding = flow.time_embedding(times)
+    embedding = flow.time_embedding(times, torch.float64)
 
     x = state + model.embed_positions.weight[:3]
     for index, layer in enumerate(flow.layers):

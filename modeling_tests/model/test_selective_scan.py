@@ -42,7 +42,7 @@ def value_and_gradients(function, inputs, seed=0, **options):
     leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
     output = function(**leaves, delta_softplus=True, **options)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output.dtype)
-    (output * weights).sum().backward()
+    (output * weights.to(output.device)).sum().backward()
     return {"output": output.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
 
 

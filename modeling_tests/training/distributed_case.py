@@ -135,9 +135,8 @@ def train_sharded(folder: Path, rank: int, size: int) -> tuple[dict[str, torch.T
 
 
 def written(model, rank: int, size: int) -> torch.Tensor:
-    """What a process writes for its rows: before any training step, and between them."""
+    """What a process writes for its rows, in training mode: before any training step, and between them."""
     batch = rows_of(joined_batch(), rank, size)
-    model.eval()
     ids = model.generate(
         batch["input_ids"],
         batch["attention_mask"],
@@ -145,7 +144,6 @@ def written(model, rank: int, size: int) -> torch.Tensor:
         target_lengths=5,
         synced_gpus=size == 2,
     )
-    model.train()
     if size == 1:
         return ids
     both = [torch.empty_like(ids) for _ in range(size)]

@@ -14,10 +14,24 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from resume_case import train
 from safetensors.torch import load_file
-from testing_utils import small_model
-from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainerState
+from testing_utils import small_config, small_model
+from transformers import (
+    GenerationConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+)
 
-from yan_hf import EmaCallback, LossTermsCallback, YanDataCollator, YanForAutoEncoding, YanTrainer
+from yan_hf import (
+    EmaCallback,
+    LossTermsCallback,
+    YanDataCollator,
+    YanForAutoEncoding,
+    YanForConditionalGeneration,
+    YanTrainer,
+)
 from yan_hf.training.trainer import last_complete_checkpoint
 
 
@@ -206,8 +220,34 @@ def test_what_the_model_cannot_take_stops_before_training(tmp_path):
             with pytest.raises(ValueError, match=message):
                 trainer(tmp_path, train_dataset=examples)
     trainer(tmp_path, train_dataset=[{"input_ids": [5, 2], "labels": [-100, 2]}, *ROWS])
-    with pytest.raises(ValueError, match="config.label_smoothing"):
-        trainer(tmp_path, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize("cls", [YanTrainer, Seq2SeqTrainer])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_arguments_that_would_fail_after_hours_are_refused_at_construction(tmp_path, cls, adapted):
+    """Seq2SeqTrainer itself knows nothing of YAN; the callback sees its arguments."""
+    refused = {
+        "label_smoothing_factor": 0.1,
+        "generation_num_beams": 4,
+        "generation_max_length": 25,
+        "generation_config": GenerationConfig(num_beams=2),
+    }
+    for name, value in refused.items():
+        if name == "generation_config" and cls is Seq2SeqTrainer:
+            continue  # it is set after the callbacks were called
+        model = get_peft_model(small_model(), LoraConfig(target_modules="all-linear")) if adapted else small_model()
+        with pytest.raises(ValueError, match="num_beams" if name == "generation_config" else name):
+            trainer(tmp_path, model, cls, predict_with_generate=True, callbacks=[LossTermsCallback()], **{name: value})
+    trainer(tmp_path, cls=cls, predict_with_generate=True, generation_num_beams=1, generation_max_length=24)
+    trainer(tmp_path, YanForAutoEncoding(small_model().config), cls, generation_max_length=500)
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])
+def test_a_length_head_whose_adapters_are_trained_predicts_lengths(tmp_path, target):
+    base = small_config(length_head_trained=False)
+    model = get_peft_model(YanForConditionalGeneration(base), LoraConfig(target_modules=target))
+    trainer(tmp_path, model, max_steps=1).train()
+    assert base.length_head_trained == (target == "all-linear")
 
 
 def test_evaluation_masks_the_same_spans_in_every_epoch(tmp_path):

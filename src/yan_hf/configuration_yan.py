@@ -4,6 +4,7 @@
 import dataclasses
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -11,13 +12,10 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .checkpoint_files import finish_save
+from .saving import staged_save, write_code
 
 
 logger = logging.get_logger(__name__)
-
-# The terms of the training loss, in the order in which they are reported.
-LOSS_TERMS = ("flow", "latent", "token", "gate_entropy", "load_balance", "mmd", "l2", "length")
 
 # The parts of the model that can be frozen by name.
 PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings")
@@ -27,7 +25,8 @@ MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
 MAMBA_PADDING = ("exact", "research")
 LOSS_REDUCTIONS = ("global", "local")
 ROUTINGS = ("token", "block")
-VELOCITY_FIELDS = ("expert", "mixture")
+EXPERT_SCOPES = ("token", "block", "target")
+START_STATES = ("noise", "stretched")
 
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
@@ -39,10 +38,16 @@ DEFAULT_LOSS_WEIGHTS = {
     "mmd": 0.01,
     "l2": 0.01,
     "length": 0.1,
+    "gate": 0.1,
+    "reconstruction": 0.0,
 }
 
+# The terms of the training loss, in the order in which they are reported.
+LOSS_TERMS = tuple(DEFAULT_LOSS_WEIGHTS)
+
 # Named starting points of `YanConfig.from_preset`. The paper publishes its sizes but no loss weights: here each of its
-# terms counts with 1, and the length head, which it has not, with 0. Its initial state is plain normal noise.
+# terms counts with 1, what it has not (length head, winners, reconstruction) with 0. Its initial state is plain
+# normal noise.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
@@ -54,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "num_experts": 4,
         "init_noise": 1.0,
-        "loss_weights": {name: float(name != "length") for name in LOSS_TERMS},
+        "loss_weights": {name: float(name not in ("length", "gate", "reconstruction")) for name in LOSS_TERMS},
     },
 }
 
@@ -113,10 +118,14 @@ class YanConfig(PreTrainedConfig):
         num_experts (`int`): Number `K` of expert vector fields; 1 is plain flow matching.
         gate_temperature (`float`): The gate's logits are divided by it.
         gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
-        velocity_field (`str`): What the sampler follows, in `generate` and where training unrolls it. `"expert"`: one
-            expert for each target token, drawn from the gate at t = 0 and held, as published. `"mixture"`: at every
-            pass the mean of all experts under the gate, the mixture's expected velocity; every expert is computed, and
-            there is no choice to draw or to route.
+        expert_scope (`str`): Whose tokens share one choice of expert. `"token"`: each target token's own, drawn from
+            the gate, in training too, as published. `"block"`: those of `routing_block_size` real tokens. `"target"`:
+            all of the target. In the last two training follows the expert that explains a block's true tokens best
+            (its winner), and the gate learns to name it.
+        reselect_experts (`bool`): Whether experts are chosen anew at every solver step, from the state reached so far,
+            instead of once at t = 0: `S` steps then can tell up to `K^S` texts apart.
+        start_state (`str`): Where the flow starts. `"noise"`: from noise alone, as published. `"stretched"`: from the
+            source's latents, stretched over the target's canvas and mapped linearly, plus noise.
         expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
         routing (`str`): `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first
             agree on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
@@ -141,8 +150,6 @@ class YanConfig(PreTrainedConfig):
         detach_length_head (`bool`): Whether the length term leaves the encoder's weights alone.
         length_head_trained (`bool`): Whether the length head means anything. Converted research checkpoints start
             without one: then `generate` asks for `target_lengths`. Training with a weight on the length term sets it.
-        detach_target_latents (`bool`): Whether the targets of the flow and latent terms are constants. Otherwise the
-            encoder is trained by these two terms too.
         frozen_parts (`list[str]`): Parts that are not trained and that run in eval mode while the rest trains, of
             `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"`, `"position_embeddings"`.
         hidden_act (`str`): Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
@@ -216,7 +223,9 @@ class YanConfig(PreTrainedConfig):
     num_experts: int = 4
     gate_temperature: int | float = 1.0
     gate_dim_multiplier: int = 1
-    velocity_field: str = "expert"
+    expert_scope: str = "token"
+    reselect_experts: bool = False
+    start_state: str = "noise"
     expert_sigma: int | float = 1.0
     routing: str = "token"
     routing_block_size: int | None = None
@@ -232,7 +241,6 @@ class YanConfig(PreTrainedConfig):
     loss_reduction: str = "global"
     detach_length_head: bool = True
     length_head_trained: bool = True
-    detach_target_latents: bool = False
     frozen_parts: list[str] | None = None
     hidden_act: str = "gelu"
     hidden_dropout: int | float = 0.0
@@ -251,6 +259,12 @@ class YanConfig(PreTrainedConfig):
         # Before defaults are derived from the fields that they name.
         for alias in [name for name in kwargs if name in self.attribute_map]:
             setattr(self, self.attribute_map[alias], kwargs.pop(alias))
+        if (old := kwargs.pop("velocity_field", "expert")) != "expert":
+            raise ValueError(
+                f"`velocity_field={old!r}`, the mean of all experts, is not supported any more. Load the checkpoint "
+                "with yan_hf 0.1, or drop the field to follow one expert."
+            )
+        kwargs.pop("detach_target_latents", None)
         if self.cross_attention_layers is None:
             self.cross_attention_layers = list(range(self.flow_layers))
         self.time_beta = list(self.time_beta)
@@ -338,7 +352,8 @@ class YanConfig(PreTrainedConfig):
             ("mamba_padding", MAMBA_PADDING),
             ("loss_reduction", LOSS_REDUCTIONS),
             ("routing", ROUTINGS),
-            ("velocity_field", VELOCITY_FIELDS),
+            ("expert_scope", EXPERT_SCOPES),
+            ("start_state", START_STATES),
         ):
             if (value := getattr(self, name)) not in accepted:
                 raise ValueError(f"`{name}` must be one of {', '.join(accepted)}, but is {value!r}.")
@@ -359,10 +374,10 @@ class YanConfig(PreTrainedConfig):
                 f"`routing_top_k` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, or `None` "
                 f"for all, but is {self.routing_top_k}."
             )
-        if self.velocity_field == "mixture" and self.routing == "block":
+        if self.expert_scope == "block" and self.routing_block_size is None:
             raise ValueError(
-                '`routing="block"` narrows a choice of experts, but `velocity_field="mixture"` makes none. Take '
-                '`routing="token"`, or `velocity_field="expert"`.'
+                '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
+                '`expert_scope="target"`.'
             )
         if not 0 <= self.core_threshold <= 1:
             raise ValueError(f"`core_threshold` must be in [0, 1], but is {self.core_threshold}.")
@@ -381,12 +396,22 @@ class YanConfig(PreTrainedConfig):
                     f"`vocab_size={self.vocab_size}`, but is {value}."
                 )
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
-        """As in the base class, after a save that was killed has been brought to its end."""
-        if os.path.isdir(pretrained_model_name_or_path):
-            finish_save(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
+        """
+        As in the base class, and a process killed meanwhile leaves the old file. Where there is an `auto_map`, the
+        modules that it names are written too; entries whose module is not at hand are left out.
+        """
+        kept = getattr(self, "auto_map", None)
+        with staged_save(save_directory) as folder:
+            try:
+                if kept:
+                    self.auto_map = write_code(kept, Path(__file__).parent, folder)
+                super().save_pretrained(folder)
+            finally:
+                if kept:
+                    self.auto_map = kept
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).resolve().name, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):

@@ -75,7 +75,8 @@ class YanExperts(YanRoutedExperts):
             return self.offload.compute(hidden_states, top_k_index, top_k_weights)
         if top_k_index is None:
             return self.all_fields(hidden_states)
-        routed = _EAGER_FORWARD if self._is_eager(hidden_states) else YanRoutedExperts.forward
+        own = {"eager": _EAGER_FORWARD, "blocks": YanExperts.by_blocks}
+        routed = own.get(self.implementation(hidden_states), YanRoutedExperts.forward)
         output = routed(self, hidden_states, top_k_index, top_k_weights)
         share = self.down_proj.shape[-1] / self.intermediate_dim
         if share < 1:
@@ -85,16 +86,52 @@ class YanExperts(YanRoutedExperts):
             output = output - ((1 - share) * biases).detach()
         return output
 
-    def _is_eager(self, hidden_states: torch.Tensor) -> bool:
-        if self.config._experts_implementation == "grouped_mm" and KERNELS.linear is not None:
-            return True  # the grouped product on the CPU is the same loop, over slower kernels
-        # Gradient checks run in float64, and no grouped kernel does.
-        return self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64
+    def implementation(self, hidden_states: torch.Tensor) -> str:
+        """Transformers' name of what computes `hidden_states`, or `"blocks"` for [`~YanExperts.by_blocks`]."""
+        chosen = self.config._experts_implementation
+        if hidden_states.dtype == torch.float64:
+            return "eager"  # gradient checks run in it, and no grouped kernel does
+        if chosen == "grouped_mm" and KERNELS.linear is not None:
+            return "eager"  # the grouped product on the CPU is the same loop, over slower kernels
+        if chosen == "grouped_mm" and hidden_states.device.type == "cuda" and self.up_proj.dtype != torch.bfloat16:
+            return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host
+        return chosen
+
+    def by_blocks(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        As the eager implementation, in shapes that do not depend on the choice: nothing waits for the device.
+
+        An expert's tokens fill blocks of one size, the last one with zeros. Whatever the choice, `T·k / size + K`
+        blocks are enough; each is multiplied by its expert's weights.
+        """
+        num_tokens, k = top_k_index.shape
+        # Of all experts, also where this module holds a part of them: the same shapes give the same bits.
+        all_experts = self.config.num_experts
+        size = 8 * max(1, -(-num_tokens * k // (8 * all_experts)))
+        num_blocks = num_tokens * k // size + all_experts
+        # Under expert parallelism, indices past the last expert are another rank's.
+        top_k_weights = top_k_weights * (top_k_index < self.num_experts)
+        experts, order = top_k_index.flatten().clamp(max=self.num_experts - 1).sort(stable=True)
+        places = torch.arange(len(experts), device=experts.device)
+        counts = (experts[:, None] == torch.arange(self.num_experts, device=experts.device)).sum(dim=0)
+        padded = (counts + size - 1) // size * size
+        ends = padded.cumsum(0)
+        places = places + ((ends - padded) - (counts.cumsum(0) - counts))[experts]  # of the sorted in the blocks
+        blocks = hidden_states.new_zeros(num_blocks * size, hidden_states.shape[-1])
+        blocks = blocks.index_copy(0, places, hidden_states[order // k]).view(num_blocks, size, -1)
+        starts = torch.arange(num_blocks, device=ends.device) * size
+        expert = torch.searchsorted(ends, starts, right=True).clamp(max=self.num_experts - 1)  # of each block
+        inner = self.act_fn(torch.bmm(blocks, self.up_proj[expert].mT) + self.up_proj_bias[expert, None])
+        fields = torch.bmm(inner, self.down_proj[expert].mT) + self.down_proj_bias[expert, None]
+        fields = fields.flatten(0, 1)[places[order.argsort()]].view(num_tokens, k, -1)
+        return (fields * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
 
     def all_fields(self, hidden_states: torch.Tensor, only: int | None = None) -> torch.Tensor:
         """The fields of every expert, `(T, d)` → `(T, K, d)`, or of `only` one, `(T, 1, d)`."""
         num_experts = self.num_experts if only is None else 1
-        if not self._is_eager(hidden_states):
+        if self.implementation(hidden_states) not in ("eager", "blocks"):
             return _all_by_index(partial(YanRoutedExperts.forward, self), hidden_states, num_experts, only or 0)
         part = slice(None) if only is None else slice(only, only + 1)
         up_proj, down_proj = self.up_proj[part].transpose(1, 2), self.down_proj[part].transpose(1, 2)
@@ -216,12 +253,16 @@ class RoutingOptions:
     """
     How experts are routed; hashable, so that a compiled program can be one for each.
 
+    Tokens are put into blocks, and a block agrees: on the experts that its tokens may choose from (its core set, with
+    `routing="block"`), and, with a `scope` beyond the token, on one choice for all of them, a core set of one.
+
     Args:
         routing: `"token"` or `"block"`.
         block_size: Real target tokens of a block; `None` is the whole target.
         top_k: Experts that a token votes for; `None` is all of them.
         core_threshold: Share of the votes that a core set has to exceed.
         min_experts: Least size of a core set.
+        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
     """
 
     routing: str = "token"
@@ -229,16 +270,18 @@ class RoutingOptions:
     top_k: int | None = None
     core_threshold: float = 1.0
     min_experts: int = 1
+    scope: str = "token"
 
     @classmethod
     def from_config(cls, config: Any) -> "RoutingOptions":
         """Those of a [`YanConfig`], or of a resolved [`YanGenerationConfig`]: the fields have the same names."""
         return cls(
             config.routing,
-            config.routing_block_size,
+            None if config.expert_scope == "target" else config.routing_block_size,
             config.routing_top_k,
             float(config.core_threshold),
             config.min_experts,
+            config.expert_scope,
         )
 
     def num_blocks(self, length: int) -> int:
@@ -255,6 +298,45 @@ def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torc
         return torch.zeros_like(attention_mask, dtype=torch.long)
     places = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
     return places // block_size
+
+
+def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+    """The sum over each block's real tokens, given to every token of the block: `(B, Ly, K)` → `(B, Ly, K)`."""
+    values = values.masked_fill(~attention_mask.bool()[..., None], 0.0)
+    if block_size is None:
+        return values.sum(dim=1, keepdim=True).expand_as(values)
+    blocks = block_of_token(attention_mask, block_size)[..., None].expand_as(values)
+    num_blocks = RoutingOptions(block_size=block_size).num_blocks(values.shape[1])
+    sums = values.new_zeros(values.shape[0], num_blocks, values.shape[2]).scatter_add(1, blocks, values)
+    return sums.gather(1, blocks)
+
+
+def share_choice(
+    log_probs: torch.Tensor,
+    uniform: torch.Tensor | None,
+    attention_mask: torch.Tensor,
+    options: RoutingOptions,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The gate and the noise of a choice that the tokens of a block share; as they are where each token has its own.
+
+    The block's distribution is the softmax of its real tokens' mean log-probabilities (of their logits, that is); its
+    noise is that of its first token.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        uniform: Noise for the draw, `(B, Ly, K)`, of canvases without padding before their last token; or `None`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens.
+        options: How to route.
+    """
+    if options.scope == "token":
+        return log_probs, uniform
+    counts = sum_over_blocks(torch.ones_like(log_probs[..., :1]), attention_mask, options.block_size).clamp(min=1)
+    log_probs = (sum_over_blocks(log_probs, attention_mask, options.block_size) / counts).log_softmax(dim=-1)
+    if uniform is not None:
+        first = block_of_token(attention_mask, options.block_size) * (options.block_size or 0)
+        uniform = uniform.gather(1, first[..., None].expand_as(uniform))
+    return log_probs, uniform
 
 
 @torch.no_grad()
@@ -365,4 +447,6 @@ __all__ = [
     "experts_of_blocks",
     "gate_log_probs",
     "restrict_to_core",
+    "share_choice",
+    "sum_over_blocks",
 ]

@@ -6,6 +6,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
@@ -18,10 +19,13 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+from transformers.utils import logging
 
-from .configuration_yan import ROUTINGS, YanConfig
+from .configuration_yan import EXPERT_SCOPES, ROUTINGS, YanConfig
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_LENGTH = 128
 RERANKERS = ("score", "joint", "cycle", "mbr")
@@ -31,10 +35,6 @@ _BEAMS = f"{_ONE_PASS}, so there are no beams to search"
 _PREFIX = f"{_ONE_PASS}, so a penalty or constraint on the tokens so far does not apply"
 _ASSIST = f"{_ONE_PASS}, so there are no next tokens for an assistant to draft"
 _CACHE = "the state of the solver is recomputed at every step, so there is no key-value cache of generated tokens"
-_SAMPLE = (
-    "without `do_sample=True` the tokens are the argmax of the final logits, and randomness comes from the initial "
-    "noise and the experts alone; set it too"
-)
 
 # The fields that `generate` reads. All others of Transformers' configuration must keep a value that changes nothing.
 _READ = {
@@ -53,10 +53,14 @@ _READ = {
     "compile_config",
     "do_sample",
     "suppress_tokens",
+    "stop_strings",
+    "renormalize_logits",
     "expert_selection",
     "expert_temperature",
     "init_noise",
     "routing",
+    "expert_scope",
+    "reselect_experts",
     "routing_block_size",
     "routing_top_k",
     "core_threshold",
@@ -76,19 +80,21 @@ _READ = {
 # Read too, but only with `do_sample`.
 _READ_IF_SAMPLED = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
 
+# As in Transformers, left aside with a warning where they have no part: without sampling, and without beams.
+_LEFT_ASIDE = {"early_stopping", "length_penalty"}
+
 # Why they are refused, where more can be said than that `generate` has no use for them.
 _REASONS = {
     **dict.fromkeys(
-        ("num_beams", "num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty", "constraints"),
+        ("num_beams", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
         _BEAMS,
     ),
-    "force_words_ids": _BEAMS,
-    **dict.fromkeys(_READ_IF_SAMPLED, _SAMPLE),
-    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "stop_strings", "penalty_alpha"), _PREFIX),
+    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "penalty_alpha"), _PREFIX),
     **dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "dola_layers"), _PREFIX),
     **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "decoder_start_token_id"), _PREFIX),
     **dict.fromkeys(("prompt_lookup_num_tokens", "use_mtp"), _ASSIST),
     **dict.fromkeys(("cache_implementation", "cache_config"), _CACHE),
+    "bad_words_ids": "tokens are chosen by themselves; list single ones in `suppress_tokens`",
     "min_length": "`min_new_tokens` is the shortest target, and the source does not count",
     "max_time": "the number of solver steps is fixed in advance; lower `num_inference_steps`",
     "guidance_scale": "classifier-free guidance of next-token logits has no counterpart here",
@@ -97,13 +103,17 @@ _REASONS = {
 # Arguments of Transformers' `generate` that are no fields of its configuration.
 REFUSED_ARGUMENTS = {
     "assistant_model": _ASSIST,
-    "stopping_criteria": _PREFIX,
     "prefix_allowed_tokens_fn": _PREFIX,
     "negative_prompt_ids": _PREFIX,
     "past_key_values": _CACHE,
     "decoder_input_ids": f"{_ONE_PASS}: fix `initial_latents` or `target_lengths` instead",
     "custom_generate": "`generate` is YAN's own already",
 }
+
+
+def plain_value(value: Any) -> Any:
+    """NumPy's and torch's numbers and arrays as Python's own, in which a configuration is checked and saved."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else value
 
 
 class YanGenerationConfig(GenerationConfig):
@@ -139,6 +149,8 @@ class YanGenerationConfig(GenerationConfig):
         temperature, top_k, top_p, min_p, typical_p (*optional*): With `do_sample`, as in Transformers, whose
             processors and defaults they are (so `top_k` is 50; 0 turns it off).
         suppress_tokens (`list[int]`, *optional*): Tokens that are never taken.
+        stop_strings (`str` or `list[str]`, *optional*): The text is cut behind the first of them; `generate` needs the
+            `tokenizer` then.
         compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
             to buckets ([`~yan_hf.inference.compiled`]).
         compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
@@ -147,6 +159,10 @@ class YanGenerationConfig(GenerationConfig):
         expert_temperature (`float`, defaults to 1.0): Divides the gate's log-probabilities; below 1 sharpens it.
         init_noise (`float`, *optional*): Scale of the initial state, by default the model configuration's. 0 is the
             deterministic start.
+        expert_scope (`str`, *optional*): Whose tokens share one choice of expert, `"token"`, `"block"` or
+            `"target"`; by default the model configuration's.
+        reselect_experts (`bool`, *optional*): Whether experts are chosen anew at every solver step; by default the
+            model configuration's.
         routing (`str`, *optional*): `"token"` or `"block"`; this and the next four are explained in [`YanConfig`] and
             by default the model configuration's.
         routing_block_size (`int`, *optional*): Real target tokens of a block; the position table's size is the whole
@@ -169,6 +185,7 @@ class YanGenerationConfig(GenerationConfig):
     """
 
     def __init__(self, **kwargs: Any):
+        kwargs = {name: plain_value(value) for name, value in kwargs.items()}
         self.num_inference_steps: int | None = kwargs.pop("num_inference_steps", None)
         self.solver: str | None = kwargs.pop("solver", None)
         self.time_schedule: str | list[float] | None = kwargs.pop("time_schedule", None)
@@ -182,6 +199,8 @@ class YanGenerationConfig(GenerationConfig):
         self.expert_temperature: float | None = kwargs.pop("expert_temperature", None)
         self.init_noise: float | None = kwargs.pop("init_noise", None)
         self.routing: str | None = kwargs.pop("routing", None)
+        self.expert_scope: str | None = kwargs.pop("expert_scope", None)
+        self.reselect_experts: bool | None = kwargs.pop("reselect_experts", None)
         self.routing_block_size: int | None = kwargs.pop("routing_block_size", None)
         self.routing_top_k: int | None = kwargs.pop("routing_top_k", None)
         self.core_threshold: float | None = kwargs.pop("core_threshold", None)
@@ -195,6 +214,15 @@ class YanGenerationConfig(GenerationConfig):
                 f"`{unknown[0]}` is not a generation parameter of YAN; see the docstring for those it has."
             )
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name: Any, config_file_name: Any = None, **kwargs: Any):
+        """As in the base class. Raises `ValueError` with the file's name where it holds no usable configuration."""
+        try:
+            return super().from_pretrained(pretrained_model_name, config_file_name, **kwargs)
+        except (AttributeError, TypeError, ValueError) as error:
+            name = config_file_name or "generation_config.json"
+            raise ValueError(f"{name} of {pretrained_model_name} cannot be used: {error}") from error
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "YanGenerationConfig":
@@ -241,6 +269,8 @@ class YanGenerationConfig(GenerationConfig):
             "expert_temperature": 1.0,
             "init_noise": model_config.init_noise,
             "routing": model_config.routing,
+            "expert_scope": model_config.expert_scope,
+            "reselect_experts": model_config.reselect_experts,
             "routing_block_size": model_config.routing_block_size,
             "routing_top_k": model_config.routing_top_k,
             "core_threshold": model_config.core_threshold,
@@ -284,8 +314,8 @@ class YanGenerationConfig(GenerationConfig):
         """The end tokens as a list, which may be empty."""
         if self.eos_token_id is None:
             return []
-        ids = [self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id
-        return [int(token) for token in ids]
+        ids = plain_value(self.eos_token_id)
+        return [ids] if isinstance(ids, int) else [int(token) for token in ids]
 
     def times(self) -> list[float]:
         """The solver's grid, of a resolved configuration."""
@@ -299,7 +329,11 @@ class YanGenerationConfig(GenerationConfig):
         neutral = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1.0, "penalty_alpha": 0.0}
         read = _READ | _READ_IF_SAMPLED if self.do_sample else _READ
         for name, value in vars(self).items():
-            if name in read or name.startswith("_") or value is None or value is False or value == neutral.get(name):
+            if name in read or name.startswith("_") or value in (None, False, [], {}, neutral.get(name)):
+                continue
+            if name in _READ_IF_SAMPLED | _LEFT_ASIDE:
+                missing = "`do_sample=True`" if name in _READ_IF_SAMPLED else "beams, which YAN does not have"
+                logger.warning_once(f"`{name}={value!r}` changes nothing without {missing}.")
                 continue
             raise ValueError(f"`{name}={value!r}` is not possible: {_REASONS.get(name, 'YAN has no use for it')}.")
         for name in (
@@ -308,6 +342,7 @@ class YanGenerationConfig(GenerationConfig):
             "output_trajectory",
             "output_expert_indices",
             "output_routing",
+            "reselect_experts",
             "compile",
             "do_sample",
         ):
@@ -327,7 +362,7 @@ class YanGenerationConfig(GenerationConfig):
         at_least_one = ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps")
         at_least_one += ("num_return_sequences", "num_length_candidates", "num_candidates")
         at_least_one += ("routing_block_size", "routing_top_k", "min_experts")
-        for name in (*at_least_one, "length_slack", "top_k"):
+        for name in (*at_least_one, "length_slack", *(["top_k"] if self.do_sample else [])):
             value, lowest = getattr(self, name), int(name in at_least_one)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
                 raise ValueError(f"`{name}` must be an integer of at least {lowest}, but is {value!r}.")
@@ -340,7 +375,7 @@ class YanGenerationConfig(GenerationConfig):
             ("time_shift", True),
             ("init_noise", False),
         ):
-            value = getattr(self, name)
+            value = getattr(self, name) if name != "temperature" or self.do_sample else None
             if value is not None and not (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)
@@ -360,6 +395,7 @@ class YanGenerationConfig(GenerationConfig):
             ("solver", tuple(SOLVERS)),
             ("rerank", RERANKERS),
             ("routing", ROUTINGS),
+            ("expert_scope", EXPERT_SCOPES),
         ):
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -415,4 +451,4 @@ def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu"
     return processors
 
 
-__all__ = ["REFUSED_ARGUMENTS", "RERANKERS", "YanGenerationConfig", "make_processors"]
+__all__ = ["REFUSED_ARGUMENTS", "RERANKERS", "YanGenerationConfig", "make_processors", "plain_value"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -168,24 +169,28 @@ class YanFeedForward(nn.Module):
 
 
 class YanTimeEmbedding(nn.Module):
-    """Sines and cosines of the time, then `Linear(d, d)` and an exact GELU: `(B,)` → `(B, d)`."""
+    """
+    Sines and cosines of the time, then `Linear(d, d)` and an exact GELU: `(B,)` → `(B, d)`.
+
+    `dtype` is what the layers compute in, which a quantised layer's weight does not tell.
+    """
 
     def __init__(self, config: YanConfig):
         super().__init__()
         self.half_size = config.hidden_size // 2
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # The angles need more digits than half precision has; the frequencies are cheap, so they are no buffer.
-        dtype = torch.promote_types(timesteps.dtype, torch.float32)
-        steps = torch.arange(self.half_size, device=timesteps.device, dtype=dtype)
+        angle_dtype = torch.promote_types(timesteps.dtype, torch.float32)
+        steps = torch.arange(self.half_size, device=timesteps.device, dtype=angle_dtype)
         frequencies = torch.exp(steps * (-math.log(10_000) / (self.half_size - 1)))
-        angles = timesteps.to(dtype)[:, None] * frequencies  # (B, d/2)
+        angles = timesteps.to(angle_dtype)[:, None] * frequencies  # (B, d/2)
         embedding = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return nn.functional.gelu(self.proj(embedding.to(self.proj.weight.dtype)))
+        return nn.functional.gelu(self.proj(embedding.to(dtype)))
 
 
-class YanAdaptiveNorm(nn.Linear):
+class AdaLNModulation(nn.Linear):
     """
     Scales and shifts of a flow block's norms, from the GELU of the time embedding: `(B, d)` → `(B, 2·n·d)`, `n` norms.
 
@@ -208,7 +213,7 @@ def adaptive_layer_norm(
     hidden_states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """
-    A norm of a flow block: states `(B, Ly, d)`, scale and shift `(B or 1, 1, d)`, two of [`YanAdaptiveNorm`]'s chunks.
+    A norm of a flow block: states `(B, Ly, d)`, scale and shift `(B or 1, 1, d)`, two of [`AdaLNModulation`]'s chunks.
 
     A function, since an adapter that stands in the layer's place has its `forward` and nothing else of it.
     """
@@ -282,7 +287,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
         if self.has_cross_attention:
             self.cross_attn = YanCrossAttention(config, layer_idx)
         self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
-        self.adaptive_norm = YanAdaptiveNorm(config, num_norms=3 if self.has_cross_attention else 2)
+        self.adaptive_norm = AdaLNModulation(config, num_norms=3 if self.has_cross_attention else 2)
         self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout
 
@@ -290,15 +295,16 @@ class YanFlowLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         time_embedding: torch.Tensor,
-        source: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+        source_latents: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         source_mask: torch.Tensor | None,
-        conditioning: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+        source_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        if conditioning is None:
-            conditioning = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
-        chunks = conditioning.view(conditioning.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
+        if modulation is None:
+            modulation = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
+        chunks = modulation.view(modulation.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
         normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
         if self.is_mamba:
             padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
@@ -308,8 +314,9 @@ class YanFlowLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
         hidden_states = zero_padding(hidden_states, padding_mask)
         if self.has_cross_attention:
-            # The source comes as latents, or as keys and values where one source serves many steps.
-            key_value = source if isinstance(source, tuple) else self.cross_attn.project_key_value(source)
+            key_value = source_key_value  # computed once where one source serves many steps
+            if key_value is None:
+                key_value = self.cross_attn.project_key_value(source_latents)
             normed = adaptive_layer_norm(hidden_states, chunks[4], chunks[5], self.eps)
             update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
             hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
@@ -332,6 +339,10 @@ class YanPositionEmbedding(nn.Embedding):
         frequencies = torch.exp(torch.arange(half_size) * (-math.log(10_000) / half_size))
         angles = torch.arange(self.num_embeddings)[:, None] * frequencies
         return scale * torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class YanStartProjection(nn.Linear):
+    """From the source's latents to the flow's start. A class of its own, so that it starts as the identity."""
 
 
 class YanDecoderLayer(GradientCheckpointingLayer):
@@ -361,6 +372,16 @@ class YanLengthHead(nn.Module):
         self.query = nn.Parameter(torch.zeros(config.hidden_size))
         self.up_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.down_proj = nn.Linear(config.hidden_size, config.max_position_embeddings)
+
+    def is_trained(self, config: YanConfig, state_dict: dict[str, torch.Tensor] | None = None) -> bool:
+        """
+        Whether its lengths mean anything: the configuration says so, or an optimiser has moved the query from zero.
+
+        `state_dict`: The whole model's, where the weights here are a part of them, or elsewhere.
+        """
+        query = self.query if state_dict is None else state_dict.get("length_head.query", self.query)
+        query = query.to_local() if isinstance(query, DTensor) else query
+        return config.length_head_trained or (not query.is_meta and bool(query.any()))
 
     def forward(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -398,7 +419,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 __all__ = [
     "KERNELS",
     "Kernels",
-    "YanAdaptiveNorm",
+    "AdaLNModulation",
     "YanAttention",
     "YanCrossAttention",
     "YanDecoderLayer",
@@ -407,6 +428,7 @@ __all__ = [
     "YanFlowLayer",
     "YanLengthHead",
     "YanPositionEmbedding",
+    "YanStartProjection",
     "YanTimeEmbedding",
     "adaptive_layer_norm",
     "apply_linear",

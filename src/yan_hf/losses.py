@@ -2,6 +2,8 @@
 """
 The training objective: mixture-of-experts flow matching and the terms beside it (arXiv 2604.15009, sections 3 and 4).
 
+[`LOSS_FUNCTIONS`] names the terms; their default weights are in the configuration.
+
 Everything here is a function of tensors. Masks are 1 on the target tokens that count. Sums run in float32 at least,
 whatever the model's precision or autocast.
 
@@ -10,12 +12,16 @@ number of processes, so that the average over the processes, and of their gradie
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
 
 from .distributed import LossGroup
+from .experts import RoutingOptions, sum_over_blocks
 
 
 # Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
@@ -121,6 +127,33 @@ def token_loss(
         label_smoothing=label_smoothing,
     )
     return token_mean(losses.view(labels.shape), mask, group)
+
+
+# Logits of one chunk: 2^25 values are 128 MiB in float32, however many tokens and experts there are.
+_CHUNK_ELEMENTS = 2**25
+
+
+@torch.no_grad()
+def token_log_probs(
+    decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, labels: torch.Tensor, vocab_size: int
+) -> torch.Tensor:
+    """
+    Log-probability of each label, in chunks, so that the logits of all of them are never there at once.
+
+    Args:
+        decode: From latents `(1, T, d)` to logits `(1, T, V)`.
+        latents: `(N, d)`.
+        labels: `(N,)`.
+        vocab_size: `V`.
+
+    Returns:
+        `(N,)`, float32 at least, without a gradient.
+    """
+    size = max(1, _CHUNK_ELEMENTS // vocab_size)
+    chunks = []
+    for states, ids in zip(latents.split(size), labels.split(size)):
+        chunks.append(-nn.functional.cross_entropy(upcast(decode(states[None])[0]), ids, reduction="none"))
+    return torch.cat(chunks)
 
 
 def gate_entropy_loss(
@@ -231,7 +264,146 @@ def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor, group: LossG
     return token_mean(losses, lengths > 0, group)
 
 
+def block_flow_matching_nll(
+    expert_fields: torch.Tensor,
+    gate_log_probs: torch.Tensor,
+    velocity: torch.Tensor,
+    sigma: float,
+    mask: torch.Tensor,
+    block_size: int | None,
+) -> torch.Tensor:
+    """
+    `-log Σ_k π_k Π_i N(u*_i; u_{k,i}, σ²I)` over the tokens `i` of a block, which share their expert, divided by their
+    number: arguments as of [`flow_matching_nll`], with the block's gate at each of its tokens. `(B, Ly)`.
+    """
+    with torch.autocast(expert_fields.device.type, enabled=False):
+        log_densities = expert_log_densities(expert_fields, velocity, sigma)
+        joint = upcast(gate_log_probs) + sum_over_blocks(log_densities, mask, block_size)
+        counts = sum_over_blocks(torch.ones_like(joint[..., :1]), mask, block_size)[..., 0]
+        return -torch.logsumexp(joint, dim=-1) / counts.clamp(min=1)
+
+
+def winner_loss(
+    gate_log_probs: torch.Tensor, winners: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the gate `(B, Ly, K)` with the experts that explain the target best, `(B, Ly)`."""
+    return token_mean(-gate_log_probs.gather(-1, winners[..., None])[..., 0], mask, group)
+
+
+@dataclass
+class LossInputs:
+    """
+    What one training forward has computed, for the terms to choose from. `None`: it was not computed.
+
+    Args:
+        config: The model's configuration.
+        group: The processes that share the batch.
+        generator: Source of the randomness of estimates.
+        labels: Target ids, `(B, Ly)`, any token where none counts.
+        mask: `(B, Ly)`, 1 on the tokens that count; `token_weights`: the same with the caller's weights.
+        target_latents: `z1`, `(B, Ly, d)`.
+        expert_fields, velocity: `u_k`, `(B, Ly, K, d)`, and `u*`, `(B, Ly, d)`, at the training time.
+        gate_log_probs: The whole gate, `(B, Ly, K)`, at the training time, or else at the solver's first step.
+        routed_log_probs: The gate as routing restricts and shares it, `(B, Ly, K)`, at the training time.
+        latents: The solved ODE's end, `(B, Ly, d)`.
+        logits: For each supervised end point, `(B, Ly, V)`: the ODE's end, or that of every solver step.
+        choices: For each solver step that chose: the gate as it is shared, `(B, Ly, K)`, and the winners, `(B, Ly)`.
+        target_logits: Decoded from `z1`, `(B, Ly, V)`.
+        length_logits, lengths: `(B, N)` and `(B,)`.
+    """
+
+    config: PreTrainedConfig
+    group: LossGroup | None
+    generator: torch.Generator | None
+    labels: torch.Tensor
+    mask: torch.Tensor
+    token_weights: torch.Tensor
+    target_latents: torch.Tensor
+    length_logits: torch.Tensor
+    lengths: torch.Tensor
+    gate_log_probs: torch.Tensor | None = None
+    expert_fields: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    routed_log_probs: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    logits: list[torch.Tensor] = field(default_factory=list)
+    choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    target_logits: torch.Tensor | None = None
+
+
+def _flow(inputs: LossInputs) -> torch.Tensor | None:
+    if inputs.expert_fields is None:
+        return None
+    arguments = (inputs.expert_fields, inputs.routed_log_probs, inputs.velocity, inputs.config.expert_sigma)
+    routing = RoutingOptions.from_config(inputs.config)
+    if routing.scope == "token":
+        nll = flow_matching_nll(*arguments)
+    else:
+        nll = block_flow_matching_nll(*arguments, inputs.mask, routing.block_size)
+    return token_mean(nll, inputs.token_weights, inputs.group)
+
+
+def _latent(inputs: LossInputs) -> torch.Tensor | None:
+    if inputs.latents is None:
+        return None
+    return latent_loss(inputs.latents, inputs.target_latents, inputs.token_weights, inputs.group)
+
+
+def _token(inputs: LossInputs) -> torch.Tensor | None:
+    if not inputs.logits:
+        return None
+    smoothing = inputs.config.label_smoothing
+    losses = [
+        token_loss(logits, inputs.labels, inputs.token_weights, smoothing, inputs.group) for logits in inputs.logits
+    ]
+    return sum(losses) / len(losses)
+
+
+def _mmd(inputs: LossInputs) -> torch.Tensor | None:
+    if not inputs.config.loss_weights["mmd"]:
+        return None
+    return mmd_loss(inputs.target_latents, inputs.mask, inputs.generator, group=inputs.group)
+
+
+def _gate(inputs: LossInputs) -> torch.Tensor | None:
+    if not inputs.choices:
+        return None
+    return sum(winner_loss(log_probs, winners, inputs.mask, inputs.group) for log_probs, winners in inputs.choices)
+
+
+def _reconstruction(inputs: LossInputs) -> torch.Tensor | None:
+    if inputs.target_logits is None:
+        return None
+    return token_loss(inputs.target_logits, inputs.labels, inputs.token_weights, 0.0, inputs.group)
+
+
+# Name → function of the inputs; `None` where the term was not computed. The default weights, and the order in which
+# terms are reported, are `configuration_yan.DEFAULT_LOSS_WEIGHTS`.
+LOSS_FUNCTIONS: dict[str, Callable[[LossInputs], torch.Tensor | None]] = {
+    "flow": _flow,
+    "latent": _latent,
+    "token": _token,
+    # The whole gate: an expert outside every core set must be able to come back.
+    "gate_entropy": lambda inputs: gate_entropy_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
+    "load_balance": lambda inputs: load_balance_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
+    "mmd": _mmd,
+    "l2": lambda inputs: l2_loss(inputs.target_latents, inputs.mask, inputs.group),
+    "length": lambda inputs: length_loss(inputs.length_logits, inputs.lengths, inputs.group),
+    "gate": _gate,
+    "reconstruction": _reconstruction,
+}
+
+
+def loss_terms(inputs: LossInputs) -> dict[str, torch.Tensor]:
+    """The terms that were computed, by name, before weighting."""
+    terms = {name: function(inputs) for name, function in LOSS_FUNCTIONS.items()}
+    return {name: term for name, term in terms.items() if term is not None}
+
+
 __all__ = [
+    "LOSS_FUNCTIONS",
+    "LossInputs",
+    "block_flow_matching_nll",
     "expert_log_densities",
     "flow_matching_nll",
     "gate_entropy_loss",
@@ -239,9 +411,12 @@ __all__ = [
     "latent_loss",
     "length_loss",
     "load_balance_loss",
+    "loss_terms",
     "mmd_loss",
     "responsibilities",
     "sample_times",
+    "token_log_probs",
     "token_loss",
     "token_mean",
+    "winner_loss",
 ]

@@ -9,10 +9,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import initialization as init
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
@@ -24,7 +26,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checkpoint_files import check_weights, finish_save, update_config, whole_folder
 from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
 from .distributed import loss_group
 from .experts import (
@@ -37,11 +38,13 @@ from .experts import (
     expert_fields,
     gate_log_probs,
     restrict_to_core,
+    share_choice,
+    sum_over_blocks,
 )
 from .generation_config_yan import YanGenerationConfig
 from .generation_yan import YanGenerationMixin
 from .layers import (
-    YanAdaptiveNorm,
+    AdaLNModulation,
     YanAttention,
     YanCrossAttention,
     YanDecoderLayer,
@@ -49,39 +52,30 @@ from .layers import (
     YanFlowLayer,
     YanLengthHead,
     YanPositionEmbedding,
+    YanStartProjection,
     YanTimeEmbedding,
     masked_mean,
     positions_from_mask,
 )
-from .losses import (
-    flow_matching_nll,
-    gate_entropy_loss,
-    l2_loss,
-    latent_loss,
-    length_loss,
-    load_balance_loss,
-    mmd_loss,
-    sample_times,
-    token_loss,
-    token_mean,
-)
+from .losses import LossInputs, l2_loss, loss_terms, mmd_loss, sample_times, token_log_probs, token_loss
 from .mixers import YanMambaMixer, YanTimeStepProjection
-from .sampling import solve_flow
+from .sampling import solve_flow, stretch
+from .saving import staged_save, unreadable_weights, write_code
 from .solver import time_grid
 from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
 
 
 @dataclass
-class YanFlowConditioning:
+class TimeModulation:
     """What one time contributes to an evaluation of the flow, for any state.
 
     Args:
         time_embedding: `(1, d)`.
-        adaptive_norms: For each flow block the scales and shifts of its norms, `(1, 2·n·d)`.
+        layers: For each flow block the scales and shifts of its norms, `(1, 2·n·d)`.
     """
 
     time_embedding: torch.Tensor
-    adaptive_norms: list[torch.Tensor]
+    layers: list[torch.Tensor]
 
 
 @dataclass
@@ -89,22 +83,25 @@ class YanFlowContext:
     """What every solver step of one target shares, so that it is computed once.
 
     Args:
-        source: For each flow block the source's keys and values, or its latents `(B, Lx, d)`, or `None`.
-        source_mask, target_mask: Attention masks as the attention implementation wants them; no `target_mask` with the
-            Mamba backbone.
+        source_latents: `h`, `(B, Lx, d)`.
+        source_mask, self_attention_mask: Masks as the attention implementation wants them; no `self_attention_mask`
+            with the Mamba backbone, whose scan takes the canvas itself.
         pooled_source: Masked mean of the source's latents, `(B, d)`.
-        attention_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
+        canvas_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
         positions: Position embeddings of the canvas, `(B, Ly, d)`.
-        conditioning: For each time that is known in advance, from [`YanFlow.condition`].
+        source_key_values: For each flow block the source's keys and values, `None` where it has no cross-attention;
+            without [`YanFlow.cache_cross_attention`] the blocks compute them at every evaluation.
+        modulations: For each time that is known in advance, from [`YanFlow.embed_times`].
     """
 
-    source: list[torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None]
+    source_latents: torch.Tensor
     source_mask: torch.Tensor | None
-    target_mask: torch.Tensor | None
+    self_attention_mask: torch.Tensor | None
     pooled_source: torch.Tensor
-    attention_mask: torch.Tensor
+    canvas_mask: torch.Tensor
     positions: torch.Tensor
-    conditioning: dict[float, YanFlowConditioning] = field(default_factory=dict)
+    source_key_values: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+    modulations: dict[float, TimeModulation] = field(default_factory=dict)
 
 
 @dataclass
@@ -172,6 +169,8 @@ class YanOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B, Ly, V)`): Decoded from the end of the solved ODE with `labels`, and
             from the estimated end point without. (With `labels` and no weight on the latent and token terms nothing
             is solved, and the logits come from the estimate too.)
+        expert_indices (`torch.LongTensor` of shape `(C, B, Ly)`, *optional*): With `labels` and an `expert_scope`
+            beyond the token, the winner of every choice: one, or one for each solver step with `reselect_experts`.
         latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the latents that were decoded.
         target_latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the targets' latents.
         length_logits (`torch.FloatTensor` of shape `(B, max_position_embeddings)`): Of the target's length; entry `i`
@@ -186,6 +185,7 @@ class YanOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
     target_latents: torch.FloatTensor | None = None
     length_logits: torch.FloatTensor | None = None
+    expert_indices: torch.LongTensor | None = None
     velocity: torch.FloatTensor | None = None
     expert_fields: torch.FloatTensor | None = None
     gate_logits: torch.FloatTensor | None = None
@@ -278,12 +278,12 @@ class YanPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ):
         """
-        Saves as in the base class, whole or not at all, with checksums of the weights.
-
-        Whenever the process is killed, the folder holds one version that loads: the old one or the new one.
+        Saves as in the base class, into a folder of its own inside `save_directory`, whose files are renamed to their
+        places when all are complete. Other files stay. Where the configuration has an `auto_map`, the code is saved
+        too.
 
         Raises:
-            OSError: for a full disk; what was there before is untouched.
+            OSError: where nothing can be written, as on a full disk; what was there before is untouched.
         """
         if self._auto_class is not None:
             # The base class names the saved class alone; its code brings the others along.
@@ -292,14 +292,20 @@ class YanPreTrainedModel(PreTrainedModel):
         if not is_main_process or kwargs.get("distributed_checkpoint"):
             # Nothing is written here, or by all processes together.
             super().save_pretrained(save_directory, push_to_hub=push_to_hub, **arguments)
+            if not kwargs.get("distributed_checkpoint"):
+                self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
             return
         hub = {
             name: arguments.pop(name)
             for name in ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
             if name in arguments
         }
-        with whole_folder(save_directory) as folder:
+        with staged_save(save_directory) as folder:
+            if auto_map := getattr(self.config, "auto_map", None):
+                write_code(auto_map, Path(__file__).parent, folder)
             super().save_pretrained(folder, **arguments)
+        # Only now are the files in their places for the other processes of a sharded model.
+        self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
         if push_to_hub:
             repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
             self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
@@ -307,23 +313,21 @@ class YanPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
         """
-        Loads as in the base class, after the weights of a local folder have been checked.
+        As in the base class; parts that the configuration freezes are frozen.
 
         Raises:
-            OSError: for damaged weights, with the file's name: cut short, or not those whose checksums were saved
-                with them. `YAN_HF_SKIP_CHECKSUMS=1` skips the checksums.
+            OSError: for weights that are damaged or cut short, with the files of a local folder.
         """
-        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            # The library's message names no file.
             folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-            update_config(kwargs.get("config"), finish_save(folder))
-            check_weights(folder)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            files = ", ".join(map(str, unreadable_weights(folder))) or f"A file of weights of {folder}"
+            raise OSError(
+                f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Weights on the CPU are views of the mapped file, at any offset; matrix kernels round differently for
-        # addresses that do not fill a cache line. Moved to such, a loaded model computes the very bits of the saved.
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-                parameter.data = parameter.data.clone()
         # Loading makes new parameters.
         model._apply_frozen()
         for module in model.modules():
@@ -378,7 +382,9 @@ class YanPreTrainedModel(PreTrainedModel):
             init.zeros_(module.up_proj_bias)
             init.normal_(module.down_proj, mean=0.0, std=std)
             init.zeros_(module.down_proj_bias)
-        elif isinstance(module, YanAdaptiveNorm):
+        elif isinstance(module, YanStartProjection):
+            init.copy_(module.weight, torch.eye(module.out_features, dtype=module.weight.dtype))
+        elif isinstance(module, AdaLNModulation):
             # Scale one and shift zero: every norm starts as a plain normalisation at every time.
             bias = torch.zeros_like(module.bias).view(module.num_norms, 2, -1)
             bias[:, 0] = 1.0
@@ -553,90 +559,112 @@ class YanFlow(YanPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def condition(self, times: list[float], device: torch.device) -> dict[float, YanFlowConditioning]:
-        """Time embedding and adaptive scales of every time, each matrix read once for all of them."""
-        weight = self.time_embedding.proj.weight
-        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
-        embedding = self.time_embedding(timesteps)  # (S, d)
+    def embed_times(self, times: list[float], device: torch.device) -> dict[float, TimeModulation]:
+        """Time embedding and modulation of every time, each matrix read once for all of them."""
+        dtype = self.norm.weight.dtype
+        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        embedding = self.time_embedding(timesteps, dtype)  # (S, d)
         activated = nn.functional.gelu(embedding)
-        adaptive_norms = [layer.adaptive_norm(activated) for layer in self.layers]
+        layers = [layer.adaptive_norm(activated) for layer in self.layers]
         return {
-            time: YanFlowConditioning(
-                embedding[index : index + 1], [scales[index : index + 1] for scales in adaptive_norms]
-            )
+            time: TimeModulation(embedding[index : index + 1], [scales[index : index + 1] for scales in layers])
             for index, time in enumerate(times)
         }
 
-    def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        _, weights, index = self.routes(index, weights)
-        return self.experts(states, index, weights)
+    def cache_cross_attention(
+        self, source_latents: torch.Tensor, repeats: int = 1
+    ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Keys and values of `source_latents` `(B, Lx, d)` for each block, for `repeats` targets of each source."""
+        return [
+            tuple(_repeat(states, repeats) for states in layer.cross_attn.project_key_value(source_latents))
+            if layer.has_cross_attention
+            else None
+            for layer in self.layers
+        ]
 
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor | None,
+        timesteps: torch.Tensor,
         context: YanFlowContext,
-        experts: torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None = None,
-        conditioning: YanFlowConditioning | None = None,
+        modulation: TimeModulation | None = None,
+        expert_indices: torch.Tensor | None = None,
+        expert_selector: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> YanFlowOutput:
         """
-        One evaluation of the vector field.
+        One evaluation of the vector field: of the experts that are given or that the gate's selector chooses, or else
+        of all of them, with the mixture's mean.
 
         Args:
             latents: The state `z_t`, `(B, Ly, d)`.
             timesteps: `t`, `(B,)`, or `(1,)` where the batch shares it.
             context: From [`YanModel.prepare_context`].
-            experts: Indices `(B, Ly)` of the experts to compute, or a function from the gate's log-probabilities
-                `(B, Ly, K)` to such indices; `None` computes every expert. Offloaded experts are predicted by calling
-                the function for an earlier state first.
-            conditioning: The time's part, from [`~YanFlow.condition`], instead of `timesteps`.
+            modulation: What depends on `timesteps`, where [`~YanFlow.embed_times`] has computed it.
+            expert_indices: The experts to compute, `(B, Ly)`.
+            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute.
         """
-        if conditioning is None:
-            # The adaptive scales are left to the layers, whose weights may be gathered layer by layer.
-            conditioning = YanFlowConditioning(self.time_embedding(timesteps), [None] * len(self.layers))
-        time_embedding = conditioning.time_embedding  # (B or 1, d)
+        if modulation is None:
+            # The scales are left to the layers, whose weights may be gathered layer by layer.
+            modulation = TimeModulation(
+                self.time_embedding(timesteps, self.norm.weight.dtype), [None] * len(self.layers)
+            )
+        hidden_states = self.encode_state(latents, context, modulation, **kwargs)
+        if expert_indices is not None:
+            velocity = self.expert_velocity(hidden_states, expert_indices)
+            return YanFlowOutput(hidden_states, velocity, expert_indices=expert_indices)
+        gate_logits = self.gate(hidden_states, context.pooled_source, modulation.time_embedding)
+        if expert_selector is not None:
+            expert_indices = expert_selector(gate_log_probs(gate_logits, context.canvas_mask))
+            velocity = self.expert_velocity(hidden_states, expert_indices)
+            return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=expert_indices)
+        fields, velocity = self.mixture_velocity(hidden_states, gate_logits, context.canvas_mask)
+        return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
+
+    def encode_state(
+        self, latents: torch.Tensor, context: YanFlowContext, modulation: TimeModulation, **kwargs: Any
+    ) -> torch.Tensor:
+        """The trunk: state `(B, Ly, d)` → `r`, `(B, Ly, d)`."""
         hidden_states = latents + context.positions
         # The scan takes the canvas itself: the mask of self-attention is quadratic in the length.
-        mask = context.attention_mask if self.config.flow_backbone == "mamba" else context.target_mask
-        # An adapter around the experts has no such attribute; they themselves refuse it then.
-        offload = getattr(self.experts, "offload", None)
-        speculates = offload is not None and offload.mode == "speculative"
-        predicted = None
-        if speculates and isinstance(experts, torch.Tensor):
-            offload.prefetch_known(experts)
-        for index, (layer, source, scales) in enumerate(zip(self.layers, context.source, conditioning.adaptive_norms)):
-            if speculates and callable(experts) and index == offload.prediction_layer:
-                early_gate = self.gate(self.norm(hidden_states), context.pooled_source, time_embedding)
-                predicted = offload.prefetch(experts(gate_log_probs(early_gate, context.attention_mask)))
-            hidden_states = layer(hidden_states, time_embedding, source, mask, context.source_mask, scales, **kwargs)
-        hidden_states = self.norm(hidden_states)
-        shape = hidden_states.shape
+        mask = context.canvas_mask if self.config.flow_backbone == "mamba" else context.self_attention_mask
+        key_values = context.source_key_values or [None] * len(self.layers)
+        for layer, scales, key_value in zip(self.layers, modulation.layers, key_values):
+            hidden_states = layer(
+                hidden_states,
+                modulation.time_embedding,
+                context.source_latents,
+                mask,
+                context.source_mask,
+                scales,
+                key_value,
+                **kwargs,
+            )
+        return self.norm(hidden_states)
 
-        gate_logits = None
-        if not isinstance(experts, torch.Tensor):
-            gate_logits = self.gate(hidden_states, context.pooled_source, time_embedding)
-            log_probs = gate_log_probs(gate_logits, context.attention_mask)
-            if experts is None:
-                states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
-                fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
-                fields = fields.unflatten(0, shape[:2])  # (B, Ly, K, d)
-                log_probs, _ = restrict_to_core(
-                    log_probs, context.attention_mask, RoutingOptions.from_config(self.config)
-                )
-                velocity = (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
-                return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
-            if predicted is not None and offload.speculation == "execute":
-                log_probs = offload.only(log_probs, predicted)
-            experts = experts(log_probs)
-            if predicted is not None:
-                offload.note_recall(predicted, experts)
-        index = experts.reshape(-1, 1)
+    def expert_velocity(self, hidden_states: torch.Tensor, expert_indices: torch.Tensor) -> torch.Tensor:
+        """The field of one expert for each token: `r` `(B, Ly, d)` and experts `(B, Ly)` → `(B, Ly, d)`."""
+        index = expert_indices.reshape(-1, 1)
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
-        velocity = self._routed_fields(hidden_states.reshape(-1, shape[-1]), index, weights).view(shape)
-        return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=experts)
+        return self._routed_fields(hidden_states.flatten(0, 1), index, weights).view(hidden_states.shape)
+
+    def mixture_velocity(
+        self, hidden_states: torch.Tensor, gate_logits: torch.Tensor, canvas_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every expert's field `u_k`, `(B, Ly, K, d)`, and their mean under the gate, `(B, Ly, d)`."""
+        states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
+        fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
+        fields = fields.unflatten(0, hidden_states.shape[:2])
+        log_probs, _ = restrict_to_core(
+            gate_log_probs(gate_logits, canvas_mask), canvas_mask, RoutingOptions.from_config(self.config)
+        )
+        return fields, (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
+
+    def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        _, weights, index = self.routes(index, weights)
+        return self.experts(states, index, weights)
 
 
 class YanDecoder(nn.Module):
@@ -655,6 +683,10 @@ class YanDecoder(nn.Module):
 logger = logging.get_logger(__name__)
 
 
+def _repeat(states: torch.Tensor, repeats: int) -> torch.Tensor:
+    return states.repeat_interleave(repeats, dim=0) if repeats > 1 else states
+
+
 class YanModel(YanPreTrainedModel):
     """Encoder, flow and decoder body, without a vocabulary head."""
 
@@ -667,6 +699,10 @@ class YanModel(YanPreTrainedModel):
         self.embed_positions = YanPositionEmbedding(num_positions, config.hidden_size)
         self.encoder = YanEncoder(config)
         self.flow = YanFlow(config) if add_flow else None
+        # From the source's latents to the flow's start.
+        self.start_proj = None
+        if add_flow and config.start_state != "noise":
+            self.start_proj = YanStartProjection(config.hidden_size, config.hidden_size, bias=False)
         self.decoder = YanDecoder(config)
         self.post_init()
 
@@ -704,12 +740,27 @@ class YanModel(YanPreTrainedModel):
             return latents.mean(dim=1)
         return masked_mean(latents, mask)
 
+    def start(
+        self,
+        source_latents: torch.Tensor,
+        source_mask: torch.Tensor | None,
+        canvas: torch.Tensor,
+        repeats: int = 1,
+    ) -> torch.Tensor | float:
+        """
+        What the flow's start takes from the source, to which noise is added: `W · A(h)`, `(B · repeats, Ly, d)`, where
+        `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`; 0 with `start_state="noise"`.
+        """
+        if self.start_proj is None:
+            return 0.0
+        source_mask = None if source_mask is None else _repeat(source_mask, repeats)
+        return stretch(_repeat(self.start_proj(source_latents), repeats), source_mask, canvas)
+
     def prepare_context(
         self,
         source_latents: torch.Tensor,
         source_mask: torch.Tensor | None,
-        target_mask: torch.Tensor,
-        times: list[float] | None = None,
+        canvas_mask: torch.Tensor,
         repeats: int = 1,
     ) -> YanFlowContext:
         """
@@ -718,44 +769,24 @@ class YanModel(YanPreTrainedModel):
         Args:
             source_latents: `h`, `(B, Lx, d)`.
             source_mask: `(B, Lx)`, or `None` without padding.
-            target_mask: The canvas, `(B, Ly)`.
-            times: The times of all evaluations, where they are known: what depends on the source or the time alone
-                (the cross-attention's keys and values, time embeddings, adaptive scales) is then computed now, once.
-            repeats: Targets for each source, next to each other, which share what depends on the source.
+            canvas_mask: The target's canvas, `(B · repeats, Ly)`.
+            repeats: Targets for each source, next to each other.
         """
-
-        def repeat(states: torch.Tensor) -> torch.Tensor:
-            return states.repeat_interleave(repeats, dim=0) if repeats > 1 else states
-
-        positions = self._positions(target_mask.shape, target_mask, source_latents.device)
-        pooled_source = repeat(self.pool(source_latents, source_mask))
-        conditioning = {}
-        if times is not None:
-            conditioning = self.flow.condition(list(dict.fromkeys(times)), source_latents.device)
-            source: list = [
-                tuple(map(repeat, layer.cross_attn.project_key_value(source_latents)))
-                if layer.has_cross_attention
-                else None
-                for layer in self.flow.layers
-            ]
-            source_latents = repeat(source_latents)
-        else:
-            source_latents = repeat(source_latents)
-            source = [source_latents] * len(self.flow.layers)
-        if source_mask is not None:
-            source_mask = repeat(source_mask)
+        positions = self._positions(canvas_mask.shape, canvas_mask, source_latents.device)
+        pooled_source = _repeat(self.pool(source_latents, source_mask), repeats)
+        source_latents = _repeat(source_latents, repeats)
+        source_mask = None if source_mask is None else _repeat(source_mask, repeats)
         return YanFlowContext(
-            source=source,
+            source_latents=source_latents,
             source_mask=create_bidirectional_mask(
                 self.config, positions, source_mask, encoder_hidden_states=source_latents
             ),
-            target_mask=create_bidirectional_mask(self.config, positions, target_mask)
+            self_attention_mask=create_bidirectional_mask(self.config, positions, canvas_mask)
             if self.config.flow_backbone == "transformer"
             else None,
             pooled_source=pooled_source,
-            attention_mask=target_mask,
+            canvas_mask=canvas_mask,
             positions=positions,
-            conditioning=conditioning,
         )
 
     @can_return_tuple
@@ -833,6 +864,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         self.model = YanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.length_head = YanLengthHead(config)
+        # Counts `generate`'s compiled programs over its calls.
+        self.compiled_programs: set[tuple] = set()
         self.post_init()
 
     def _weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -851,6 +884,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
         return self.length_head(source_latents, source_mask)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any):
+        """As in the base class; `config.length_head_trained` becomes what [`~YanLengthHead.is_trained`] tells."""
+        self.config.length_head_trained = self.length_head.is_trained(self.config, kwargs.get("state_dict"))
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -962,56 +1000,112 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         counted = labels != -100
         canvas = counted if canvas is None else canvas.bool()
         mask = (counted & canvas).to(torch.float32)
-        token_mask = mask if token_weights is None else mask * token_weights
         target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
         target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
-        group = loss_group(self)
-        regression_target = target_latents.detach() if config.detach_target_latents else target_latents
 
         # 2. Flow matching at a random time of the linear path.
         rand = {"generator": generator, "device": target_latents.device}
         times = sample_times(labels.shape[0], config.time_beta, target_latents.device, generator)
         initial_state = (config.init_noise * torch.randn(target_latents.shape, **rand)).to(target_latents.dtype)
-        weight = times.to(target_latents.dtype)[:, None, None]
-        state = (1 - weight) * initial_state + weight * regression_target
+        initial_state = initial_state + self.model.start(source_latents, attention_mask, canvas)
         context = self.model.prepare_context(source_latents, attention_mask, canvas)
-        flow = self.model.flow(state, times, context, **kwargs)
-        log_probs, routing = gate_log_probs(flow.gate_logits, canvas), RoutingOptions.from_config(config)
-        mixture, _ = restrict_to_core(log_probs, canvas, routing)
-        velocity = regression_target - initial_state
-        nll = flow_matching_nll(flow.expert_fields, mixture, velocity, config.expert_sigma)
-        terms = {"flow": token_mean(nll, token_mask, group)}
+        routing = RoutingOptions.from_config(config)
+        solved = weights["latent"] > 0 or weights["token"] > 0
+        inputs = LossInputs(
+            config=config,
+            group=loss_group(self),
+            generator=generator,
+            labels=target_ids,
+            mask=mask,
+            token_weights=mask if token_weights is None else mask * token_weights,
+            target_latents=target_latents,
+            length_logits=self.predict_lengths(source_latents, attention_mask),
+            lengths=self._target_lengths(labels, canvas),
+        )
+        # Where winners are followed, the solver's first step evaluates every expert and trains the gate.
+        flow = None
+        if weights["flow"] > 0 or routing.scope == "token" or not solved:
+            weight = times.to(target_latents.dtype)[:, None, None]
+            state = (1 - weight) * initial_state + weight * target_latents
+            flow = self.model.flow(state, times, context, **kwargs)
+            inputs.gate_log_probs = gate_log_probs(flow.gate_logits, canvas)
+            shared, _ = share_choice(inputs.gate_log_probs, None, canvas, routing)
+            inputs.routed_log_probs, _ = restrict_to_core(shared, canvas, routing)
+            inputs.expert_fields, inputs.velocity = flow.expert_fields, target_latents - initial_state
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
-        solved = weights["latent"] > 0 or weights["token"] > 0
         if solved:
-            uniform = torch.rand(log_probs.shape, **rand)
-
-            def select(first_log_probs: torch.Tensor) -> torch.Tensor:
-                return choose_experts(restrict_to_core(first_log_probs, canvas, routing)[0], uniform)
-
-            chosen = select if config.velocity_field == "expert" else None
-            latents, _ = solve_flow(self.model.flow, initial_state, context, time_grid(config.solver_steps), chosen)
+            if routing.scope == "token":
+                latents = self._solve_by_gate(initial_state, context, generator, routing)
+                inputs.logits = [self.decode(latents)]
+            else:
+                latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
+                flow = first if flow is None else flow
+            inputs.latents, logits = latents, inputs.logits[-1]
         else:
             latents = state + (1 - weight) * flow.velocity
-        logits = self.decode(latents)
-        if solved:
-            terms["latent"] = latent_loss(latents, regression_target, token_mask, group)
-            terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing, group)
+            logits = self.decode(latents)
+        if weights["reconstruction"] > 0:
+            inputs.target_logits = self.decode(target_latents)
+        extra = {"latents": latents, "target_latents": target_latents, "length_logits": inputs.length_logits}
+        if inputs.choices:
+            extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
+        return flow, logits, loss_terms(inputs), extra
 
-        # 4. The gate (the whole one: an expert outside every core set must be able to come back), the latents'
-        # distribution and the length.
-        terms["gate_entropy"] = gate_entropy_loss(log_probs, mask, group)
-        terms["load_balance"] = load_balance_loss(log_probs, mask, group)
-        if weights["mmd"] > 0:
-            terms["mmd"] = mmd_loss(target_latents, mask, generator, group=group)
-        terms["l2"] = l2_loss(target_latents, mask, group)
-        length_logits = self.predict_lengths(source_latents, attention_mask)
-        if self.training and weights["length"] > 0:
-            config.length_head_trained = True
-        terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas), group)
-        extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
-        return flow, logits, terms, extra
+    def _solve_by_gate(
+        self,
+        initial_state: torch.Tensor,
+        context: YanFlowContext,
+        generator: torch.Generator | None,
+        routing: RoutingOptions,
+    ) -> torch.Tensor:
+        """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
+        canvas = context.canvas_mask
+        noise = torch.Size([*canvas.shape, self.config.num_experts])
+
+        def select(log_probs: torch.Tensor, _: int) -> torch.Tensor:
+            uniform = torch.rand(noise, generator=generator, device=canvas.device)
+            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], uniform)
+
+        times = time_grid(self.config.solver_steps)
+        return solve_flow(
+            self.model.flow, initial_state, context, times, select, reselect=self.config.reselect_experts
+        )[0]
+
+    def _solve_by_winners(
+        self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
+    ) -> tuple[torch.Tensor, YanFlowOutput]:
+        """
+        The ODE's end, `(B, Ly, d)`, along the experts that explain the target best: the winner of a block is the one
+        whose estimated end point `z_t + (1 - t) u_k` gives the block's true tokens the highest likelihood. The logits
+        of the winner's end point at every step and the choices are left in `inputs`. Also gives the first evaluation.
+        """
+        times, canvas = time_grid(self.config.solver_steps), context.canvas_mask
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        winners = first = None
+        for start, end in pairwise(times):
+            flow = self.model.flow(state, torch.full((1,), start, device=state.device, dtype=dtype), context)
+            first = flow if first is None else first
+            if winners is None or self.config.reselect_experts:
+                gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
+                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, inputs, routing)
+                inputs.choices.append((gate, winners))
+            index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
+            velocity = flow.expert_fields.gather(2, index)[:, :, 0]
+            inputs.logits.append(self.decode(state + (1 - start) * velocity))
+            state = state + (end - start) * velocity
+        if inputs.gate_log_probs is None:
+            inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
+        return state, first
+
+    @torch.no_grad()
+    def _winners(self, end_points: torch.Tensor, inputs: LossInputs, routing: RoutingOptions) -> torch.Tensor:
+        """The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best."""
+        labels = inputs.labels[..., None].expand(end_points.shape[:3])
+        log_probs = token_log_probs(
+            self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
+        ).view(labels.shape)
+        return sum_over_blocks(log_probs, inputs.mask, routing.block_size).argmax(dim=-1)
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""
@@ -1110,11 +1204,11 @@ class YanForAutoEncoding(YanPreTrainedModel):
 
 
 __all__ = [
+    "TimeModulation",
     "YanAutoEncodingOutput",
     "YanDecoder",
     "YanEncoder",
     "YanFlow",
-    "YanFlowConditioning",
     "YanFlowContext",
     "YanFlowOutput",
     "YanForAutoEncoding",

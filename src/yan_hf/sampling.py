@@ -4,7 +4,9 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property, partial
+from types import MethodType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +15,12 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
 )
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
-from .experts import RoutingOptions, choose_experts, restrict_to_core
+from .experts import RoutingOptions, choose_experts, restrict_to_core, share_choice
 from .layers import is_plain_linear, linear
-from .solver import evaluation_times, integrate
+from .solver import SOLVERS, evaluation_times, integrate
 from .validation import check_finite
 
 
@@ -99,6 +102,71 @@ def given_lengths(
     return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
 
 
+class SourceInputs(NamedTuple):
+    """A batch of sources: ids `(B, Lx)` or embeddings `(B, Lx, d)`, and their mask `(B, Lx)`."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    inputs_embeds: torch.Tensor | None
+
+    @property
+    def given(self) -> torch.Tensor:
+        """The ids, or the embeddings in their place."""
+        return self.inputs_embeds if self.input_ids is None else self.input_ids
+
+
+@dataclass
+class CandidateLayout:
+    """
+    The rows of one call: for each source its returned sequences, for each of these its samples, and for each sample
+    the lengths that are tried for it, in this order.
+
+    Args:
+        lengths: Lengths of the canvases, `(R,)`.
+        length_log_probs: Their log-probabilities, `(R,)`.
+        num_sources: `B`.
+        num_samples: Samples drawn for each returned sequence.
+        num_lengths: Lengths tried for each sample.
+    """
+
+    lengths: torch.Tensor
+    length_log_probs: torch.Tensor
+    num_sources: int
+    num_samples: int
+    num_lengths: int
+
+    @property
+    def rows_per_source(self) -> int:
+        return len(self.lengths) // self.num_sources
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Candidates of which one is returned."""
+        return self.num_samples * self.num_lengths
+
+    @property
+    def num_sequences(self) -> int:
+        """Returned sequences of all sources."""
+        return len(self.lengths) // self.rows_per_sequence
+
+    @cached_property
+    def width(self) -> int:
+        """Positions of the widest canvas."""
+        return int(self.lengths.max())
+
+    def repeat(self, values: torch.Tensor) -> torch.Tensor:
+        """What each returned sequence has, `(B · n, ...)`, for each of its candidates, `(R, ...)`."""
+        return values.repeat_interleave(self.rows_per_sequence, dim=0)
+
+    def first(self, values: torch.Tensor) -> torch.Tensor:
+        """The first candidate of each returned sequence."""
+        return values[:: self.rows_per_sequence]
+
+    def best(self, utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Rows of the best candidates, `(B · n,)`, by utility and then by score, `(R,)` each."""
+        return best_candidates(*(values.view(-1, self.rows_per_sequence) for values in (utility, scores)))
+
+
 class NoiseSource:
     """
     Draws noise for the positions of a batch of canvases.
@@ -107,13 +175,9 @@ class NoiseSource:
     as long as itself, on the CPU, so that a seed means the same on every device and in every batch.
 
     Args:
-        lengths: Lengths of the canvases, `(R,)`, for returned sequences times their candidates, which lie next to each
-            other, times the lengths tried for each of these, which share their seed.
-        width: Positions of the widest canvas, `L`.
+        layout: The rows; lengths tried for one sample share its seed.
         generator: Source of the randomness; the global one by default.
-        seeds: One seed for each returned sequence. Its first candidate uses the seed itself.
-        num_candidates: Candidates for each returned sequence.
-        num_lengths: Lengths tried for each candidate.
+        seeds: One seed for each returned sequence. Its first sample uses the seed itself.
 
     Raises:
         ValueError: for seeds that are no integers from 0 to 2⁶³ - 1, or not one for each returned sequence.
@@ -121,15 +185,12 @@ class NoiseSource:
 
     def __init__(
         self,
-        lengths: torch.Tensor,
-        width: int,
+        layout: CandidateLayout,
         generator: torch.Generator | None = None,
         seeds: torch.Tensor | list[int] | None = None,
-        num_candidates: int = 1,
-        num_lengths: int = 1,
     ):
-        self.shape = (len(lengths), width)
-        self.device = lengths.device
+        self.shape = (len(layout.lengths), layout.width)
+        self.device = layout.lengths.device
         self.generator = generator
         self.row_generators: list[torch.Generator] | None = None
         if seeds is None:
@@ -137,15 +198,14 @@ class NoiseSource:
         seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
             raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
-        num_sequences = len(lengths) // (num_candidates * num_lengths)
-        if len(seeds) != num_sequences:
-            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {num_sequences} returned sequences.")
-        self.row_lengths = lengths.tolist()
+        if len(seeds) != layout.num_sequences:
+            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {layout.num_sequences} returned sequences.")
+        self.row_lengths = layout.lengths.tolist()
         self.row_generators = [
             torch.Generator().manual_seed(self._candidate_seed(seed, candidate))
             for seed in seeds
-            for candidate in range(num_candidates)
-            for _ in range(num_lengths)
+            for candidate in range(layout.num_samples)
+            for _ in range(layout.num_lengths)
         ]
 
     @staticmethod
@@ -176,7 +236,7 @@ _CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
 
 
 @dataclass
-class ReadTokens:
+class DecodedTokens:
     """
     Tokens read off latents.
 
@@ -185,13 +245,15 @@ class ReadTokens:
         log_probs: Log-probability of each token by the vocabulary head, before any processor, `(B, L)`, float32;
             `None` unless asked for.
         logits: `(B, L, V)`; `None` unless asked for.
-        is_finite: Whether the chosen tokens' logits are finite numbers, a tensor `()`.
+        is_finite: Whether the logits are finite numbers, where a token was chosen by them, a tensor `()`.
+        has_choice: Whether every position had a token left to choose, a tensor `()`; `None` for a plain argmax.
     """
 
     tokens: torch.Tensor
     log_probs: torch.Tensor | None
     logits: torch.Tensor | None
     is_finite: torch.Tensor
+    has_choice: torch.Tensor | None = None
 
 
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
@@ -227,7 +289,7 @@ def _argmax_by_vocabulary(
     return tokens, best, partition
 
 
-def read_tokens(
+def decode_tokens(
     head: nn.Module,
     states: torch.Tensor,
     *,
@@ -238,7 +300,7 @@ def read_tokens(
     min_length: int = 1,
     with_scores: bool = False,
     with_logits: bool = False,
-) -> ReadTokens:
+) -> DecodedTokens:
     """
     Reads a token off every position, a block of positions at a time.
 
@@ -266,7 +328,7 @@ def read_tokens(
         block = slice(start, min(start + block_size, num_tokens))
         if by_vocabulary:
             tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
-            blocks.append((tokens, chosen, partition, None))
+            blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
         logits = head(flat_states[block])
         scores = logits
@@ -283,27 +345,37 @@ def read_tokens(
                 else torch.empty(len(rows), 0, dtype=torch.long, device=states.device)
             )
             scores = processors(prefix, scores.float().clone())
-        tokens = scores.argmax(dim=-1) if uniform is None else _draw(scores, uniform.flatten()[block])
+        if uniform is None:
+            best, tokens = scores.max(dim=-1)
+            is_choice = best > -torch.inf  # false for NaN too
+        else:
+            tokens, is_choice = _draw(scores, uniform.flatten()[block])
         chosen = logits.gather(1, tokens[:, None])[:, 0]
+        largest = chosen if is_argmax else logits.amax(dim=-1)
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
-        blocks.append((tokens, chosen, partition, logits if with_logits else None))
+        is_choice = None if is_argmax else is_choice
+        blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
 
     def join(parts: tuple) -> torch.Tensor | None:
         if parts[0] is None:
             return None
         return torch.cat(parts).view(batch_size, length, *parts[0].shape[1:])
 
-    tokens, chosen, partition, logits = map(join, zip(*blocks))
-    return ReadTokens(
+    tokens, chosen, largest, partition, is_choice, logits = map(join, zip(*blocks))
+    return DecodedTokens(
         tokens=tokens,
         log_probs=chosen.float() - partition if with_scores else None,
         logits=logits,
-        is_finite=torch.isfinite(chosen).all(),
+        is_finite=torch.isfinite(largest).all(),
+        has_choice=None if is_choice is None else is_choice.all(),
     )
 
 
-def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """One token for each row of `scores` `(T, V)` by inverting the cumulative distribution at `uniform` `(T,)`."""
+def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    One token for each row of `scores` `(T, V)` by inverting the cumulative distribution at `uniform` `(T,)`, and
+    whether there is a distribution: where every score is minus infinity, or one is NaN, some token is given.
+    """
     # In double precision: over a large vocabulary the rounding of a float32 sum is larger than many probabilities. One
     # number for each token, rather than one for each entry of the vocabulary, keeps draws cheap and repeatable.
     cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
@@ -311,10 +383,11 @@ def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
     # The last token with any probability, where rounding puts the threshold on the end of the sum.
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
-    return torch.minimum(drawn, last)
+    # Nothing is found among NaN: within the vocabulary, so that what is read at the token is in bounds.
+    return torch.minimum(drawn, last).clamp(max=scores.shape[-1] - 1), torch.isfinite(cumulative[:, -1])
 
 
-def cut_after_end(
+def truncate_at_eos(
     tokens: torch.Tensor, lengths: torch.Tensor, end_token_ids: list[int] | None, pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
@@ -332,7 +405,24 @@ def cut_after_end(
         is_end = (tokens == token) & (positions < lengths[:, None])
         first_end = torch.where(is_end, positions, tokens.shape[1]).amin(dim=-1)
         lengths = torch.minimum(lengths, first_end + 1)
-    kept = positions < lengths[:, None]
+    return _cut(tokens, lengths, pad_token_id)
+
+
+def cut_by_criteria(
+    tokens: torch.Tensor, lengths: torch.Tensor, criteria: StoppingCriteriaList, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Cuts each text behind its shortest beginning at which a criterion stops; arguments and result as of
+    [`truncate_at_eos`]. The criteria are asked about all rows together, and get no scores, as without `output_scores`.
+    """
+    for length in range(1, tokens.shape[1] + 1):
+        is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        lengths = torch.where(is_done, lengths.clamp(max=length), lengths)
+    return _cut(tokens, lengths, pad_token_id)
+
+
+def _cut(tokens: torch.Tensor, lengths: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, ...]:
+    kept = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     return tokens.masked_fill(~kept, pad_token_id), lengths, kept
 
 
@@ -392,13 +482,14 @@ def solve_flow(
     initial_state: torch.Tensor,
     context: Any,
     times: list[float],
-    select: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor | None,
+    expert_selector: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    expert_indices: torch.Tensor | None = None,
+    reselect: bool = False,
     solver: str = "euler",
-    on_step: Callable[[torch.Tensor], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Solves the ODE with one expert held for each target token (section 5 of the model's paper), or along the mixture's
-    mean.
+    Solves the ODE along one expert for each target token (section 5 of the model's paper).
 
     The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
     Euler steps cost `S` passes of the trunk.
@@ -406,30 +497,71 @@ def solve_flow(
     Args:
         flow: The vector field, [`YanFlow`].
         initial_state: `z0`, `(B, Ly, d)`.
-        context: What all evaluations share; may hold the time's part of all of them.
+        context: What all evaluations share; may hold the times' part of all of them.
         times: Increasing grid from 0 to 1.
-        select: Expert indices `(B, Ly)`, or a function from the gate's log-probabilities `(B, Ly, K)` to them; `None`
-            follows the mean of all experts under the gate.
+        expert_selector: From the gate's log-probabilities, `(B, Ly, K)`, and the number of the solver step to the
+            experts, `(B, Ly)`.
+        expert_indices: The experts, `(B, Ly, C)`, instead; `C` as in the result.
+        reselect: Whether experts are chosen at the beginning of every solver step, or once and held.
         solver: A name in `SOLVERS`.
-        on_step: Called with every new state.
+        callback_on_step_end: Called with every new state.
 
     Returns:
-        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly)`, where they were chosen.
+        The state at the last time, `(B, Ly, d)`, and the experts of every choice, `(B, Ly, C)`: `C` is 1, or the
+        number of solver steps with `reselect`.
     """
-    experts = select
+    num_stages = len(SOLVERS[solver].nodes)
+    choices = [] if expert_indices is None else list(expert_indices.unbind(dim=-1))
+    evaluation = 0
 
     def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
-        nonlocal experts
-        timesteps = None
-        if time not in context.conditioning:
-            # One time for the whole batch, so that embedding and adaptive scales are computed for a single row.
-            dtype = torch.promote_types(state.dtype, torch.float32)
-            timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
-        output = flow(state, timesteps, context, experts=experts, conditioning=context.conditioning.get(time))
-        experts = output.expert_indices
+        nonlocal evaluation
+        step = evaluation // num_stages if reselect else 0
+        evaluation += 1
+        known = choices[step] if step < len(choices) else None
+        # One time for the whole batch, so that embedding and modulation are computed for a single row.
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        output = flow(
+            state,
+            torch.full((1,), time, device=state.device, dtype=dtype),
+            context,
+            modulation=context.modulations.get(time),
+            expert_indices=known,
+            expert_selector=None if known is not None else lambda log_probs: expert_selector(log_probs, step),
+        )
+        if known is None:
+            choices.append(output.expert_indices)
         return output.velocity
 
-    return integrate(velocity, initial_state, times, solver, on_step), experts
+    state = integrate(velocity, initial_state, times, solver, callback_on_step_end)
+    return state, torch.stack(choices, dim=-1)
+
+
+def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor) -> torch.Tensor:
+    """
+    The source's latents on the target's canvas: of `n` source tokens and `m` target tokens, position `j` gets that of
+    the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either changes nothing.
+
+    Args:
+        source: `h`, `(B, Lx, d)`.
+        source_mask: `(B, Lx)`, 1 on real tokens, or `None` without padding.
+        canvas: `(B, Ly)`, 1 on real positions.
+
+    Returns:
+        `(B, Ly, d)`; zeros at padding.
+    """
+    if source_mask is None:
+        source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
+    # Real tokens first, in their order.
+    order = source_mask.long().argsort(dim=-1, descending=True, stable=True)
+    last_source = (source_mask.long().sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    last_target = (canvas.long().sum(dim=-1, keepdim=True) - 1).clamp(min=1)
+    places = (canvas.long().cumsum(dim=-1) - 1).clamp(min=0)
+    # Rounded in integers, halves upwards.
+    nearest = ((2 * places * last_source + last_target) // (2 * last_target)).clamp(max=last_source)
+    index = order.gather(1, nearest)
+    latents = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
+    return latents * canvas.to(latents.dtype)[..., None]
 
 
 @dataclass(frozen=True)
@@ -443,9 +575,11 @@ class SamplingOptions:
         expert_temperature: Divides the gate's log-probabilities.
         repeats: Targets for each source.
         keep_states: Whether to keep the state after every step.
-        read_argmax: Whether to read the tokens too, as the argmax.
+        decode_argmax: Whether to read the tokens too, as the argmax.
         with_scores: Whether to give their log-probabilities.
         routing: How experts are routed.
+        reselect: Whether they are chosen anew at every solver step.
+        is_start_given: Whether the initial state is `z0` itself, to which nothing of the source is added.
         keep_core: Whether to keep the core sets.
     """
 
@@ -454,23 +588,25 @@ class SamplingOptions:
     expert_temperature: float = 1.0
     repeats: int = 1
     keep_states: bool = False
-    read_argmax: bool = True
+    decode_argmax: bool = True
     with_scores: bool = False
     routing: RoutingOptions = field(default_factory=RoutingOptions)
+    reselect: bool = False
+    is_start_given: bool = False
     keep_core: bool = False
 
 
 @dataclass
-class Written:
+class SampleOutput:
     """
     What solving and decoding gives.
 
     Args:
         latents: The ODE's end, `(R, L, d)`.
         decoded: What the vocabulary head reads, `(R, L, d)`.
-        experts: `(R, L)`.
+        experts: `(R, L, C)`: of every choice, one or as many as solver steps.
         states: The initial state and that after every step, `(S + 1, R, L, d)`, if asked for.
-        tokens: With `read_argmax`.
+        tokens: With `decode_argmax`.
         is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
         core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
     """
@@ -479,9 +615,35 @@ class Written:
     decoded: torch.Tensor
     experts: torch.Tensor | None
     states: torch.Tensor | None
-    tokens: ReadTokens | None
+    tokens: DecodedTokens | None
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> "SampleOutput":
+        """Some of the rows, without their tokens."""
+        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core")}
+        chosen = {name: None if value is None else value[index] for name, value in chosen.items()}
+        states = None if self.states is None else self.states[:, index]
+        return SampleOutput(**chosen, states=states, tokens=None, is_finite=self.is_finite)
+
+
+def eval_view(module: nn.Module) -> nn.Module:
+    """
+    A view of a model in eval mode: copies of its modules that share all parameters, buffers and hooks with it.
+
+    Calling `eval()` instead would change the model under another thread, which may be training it.
+    """
+    module = module._modules.get("_orig_mod", module)  # of a compiled part, whose program is that of its own mode
+    view = object.__new__(type(module))
+    children = {name: None if child is None else eval_view(child) for name, child in module._modules.items()}
+    view.__dict__.update(module.__dict__, training=False, _modules=children, _compiled_call_impl=None)
+    for name, value in module.__dict__.items():
+        # What was put in a method's place, as accelerate's hooks are, calls the module that it was made for.
+        if isinstance(value, MethodType) and value.__self__ is module:
+            view.__dict__[name] = MethodType(value.__func__, view)
+        elif isinstance(value, partial) and value.args and value.args[0] is module:
+            view.__dict__[name] = partial(value.func, view, *value.args[1:], **value.keywords)
+    return view
 
 
 def encode(
@@ -495,7 +657,7 @@ def encode(
     return source, model.predict_lengths(source, attention_mask)
 
 
-def write(
+def sample(
     model: PreTrainedModel,
     options: SamplingOptions,
     source: torch.Tensor,
@@ -503,9 +665,9 @@ def write(
     lengths: torch.Tensor,
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
-    experts: torch.Tensor | None,
-    on_step: Callable[[torch.Tensor], None] | None = None,
-) -> Written:
+    expert_indices: torch.Tensor | None,
+    callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+) -> SampleOutput:
     """
     Solves the ODE and decodes its end.
 
@@ -514,61 +676,68 @@ def write(
         options: Static options.
         source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
         lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
-        initial_state: `z0`, `(R, L, d)`.
-        uniform: Noise for the draw of experts, `(R, L, K)`; `None` takes the gate's mode.
-        experts: Experts `(R, L)` instead of a choice by the gate.
-        on_step: Called with the state after every step.
+        initial_state: The noise of `z0`, or `z0` itself with `options.is_start_given`, `(R, L, d)`.
+        uniform: Noise for the draw of experts, `(R, L, C, K)`; `None` takes the gate's mode.
+        expert_indices: Experts `(R, L, C)` instead of a choice by the gate.
+        callback_on_step_end: Called with the state after every step.
     """
     state = initial_state.to(source.dtype)
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
+    if not options.is_start_given:
+        state = state + model.model.start(source, source_mask, canvas, options.repeats)
     is_finite = torch.ones((), dtype=torch.bool, device=source.device)
     states, core = [state], None
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
-        return torch.where(canvas.bool(), experts, experts[:, :1])
+        is_real = canvas.bool().view(*canvas.shape, *[1] * (experts.dim() - 2))
+        return torch.where(is_real, experts, experts[:, :1])
 
-    def select(log_probs: torch.Tensor) -> torch.Tensor:
+    def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
         nonlocal is_finite, core
-        is_finite = torch.isfinite(log_probs).all()
-        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
-        return held(choose_experts(log_probs, uniform, options.expert_temperature))
+        is_finite = is_finite & torch.isfinite(log_probs).all()
+        noise = None if uniform is None else uniform[:, :, step]
+        log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
+        log_probs, allowed = restrict_to_core(log_probs, canvas, options.routing)
+        core = allowed if core is None or allowed is None else core | allowed
+        return held(choose_experts(log_probs, noise, options.expert_temperature))
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
             states.append(state)
-        if on_step is not None:
-            on_step(state)
+        if callback_on_step_end is not None:
+            callback_on_step_end(state)
 
-    chosen = None
-    if model.config.velocity_field == "expert":
-        chosen = select if experts is None else held(experts)
     times = list(options.times)
-    context = model.model.prepare_context(
-        source, source_mask, canvas, times=evaluation_times(times, options.solver), repeats=options.repeats
-    )
+    context = model.model.prepare_context(source, source_mask, canvas, options.repeats)
+    context.source_key_values = model.model.flow.cache_cross_attention(source, options.repeats)
+    unique_times = list(dict.fromkeys(evaluation_times(times, options.solver)))
+    context.modulations = model.model.flow.embed_times(unique_times, source.device)
     latents, experts = solve_flow(
         model.model.flow,
         state,
         context,
         times,
-        chosen,
+        select,
+        None if expert_indices is None else held(expert_indices),
+        options.reselect,
         options.solver,
-        after_step if options.keep_states or on_step is not None else None,
+        after_step if options.keep_states or callback_on_step_end is not None else None,
     )
     decoded = model.model.decoder(latents)
-    return Written(
+    tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
+    return SampleOutput(
         latents=latents,
         decoded=decoded,
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
-        tokens=read_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.read_argmax else None,
+        tokens=tokens,
         is_finite=is_finite,
         core=core if options.keep_core else None,
     )
 
 
-def encode_and_write(
+def encode_and_sample(
     model: PreTrainedModel,
     options: SamplingOptions,
     input_ids: torch.Tensor | None,
@@ -577,27 +746,74 @@ def encode_and_write(
     lengths: torch.Tensor,
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
-    experts: torch.Tensor | None,
-) -> Written:
+    expert_indices: torch.Tensor | None,
+) -> SampleOutput:
     """Both halves at once, where the lengths do not wait for the encoder."""
     source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-    return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
+    return sample(model, options, source, attention_mask, lengths, initial_state, uniform, expert_indices)
+
+
+class Sampler(Protocol):
+    """The two halves of `generate` that touch the network, over one model."""
+
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`encode`]."""
+
+    def sample(
+        self,
+        options: SamplingOptions,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        """As [`sample`], after encoding the source where that has not been done; `start` is `lengths` and the rest."""
+
+
+@dataclass
+class EagerSampler:
+    """Runs both halves as they are."""
+
+    model: PreTrainedModel
+
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        return encode(self.model, *source)
+
+    def sample(
+        self,
+        options: SamplingOptions,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        if encoded is None:
+            encoded = self.model.model.encode(*source).last_hidden_state
+        return sample(self.model, options, encoded, source.attention_mask, *start, callback_on_step_end)
 
 
 __all__ = [
+    "CandidateLayout",
+    "EagerSampler",
     "NoiseSource",
-    "ReadTokens",
+    "DecodedTokens",
+    "Sampler",
     "SamplingOptions",
-    "Written",
+    "SourceInputs",
+    "SampleOutput",
     "best_candidates",
     "consensus",
-    "cut_after_end",
+    "cut_by_criteria",
     "cycle_distance",
     "encode",
-    "encode_and_write",
+    "encode_and_sample",
+    "eval_view",
+    "truncate_at_eos",
     "given_lengths",
     "predicted_lengths",
-    "read_tokens",
+    "sample",
+    "solve_flow",
+    "stretch",
+    "decode_tokens",
     "token_f1",
-    "write",
 ]

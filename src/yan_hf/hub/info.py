@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint_files import finish_save
 from ..configuration_yan import YanConfig
 from ..generation_config_yan import YanGenerationConfig
 
@@ -42,7 +41,6 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint: there is no config.json. Name a local folder.")
-    finish_save(folder)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != YanConfig.model_type:
         raise ValueError(
@@ -71,7 +69,9 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
         "decoder": f"{config.decoder_layers} blocks",
         "num_experts": config.num_experts,
-        "velocity_field": config.velocity_field,
+        "expert_scope": config.expert_scope,
+        "reselect_experts": config.reselect_experts,
+        "start_state": config.start_state,
         "routing": config.routing,
         "solver": generation.solver or "euler",
         "num_inference_steps": generation.num_inference_steps or config.solver_steps,

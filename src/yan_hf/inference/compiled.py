@@ -19,7 +19,7 @@ from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from ..sampling import ReadTokens, SamplingOptions, Written, encode, encode_and_write, write
+from ..sampling import DecodedTokens, SampleOutput, SamplingOptions, SourceInputs, encode, encode_and_sample, sample
 
 
 logger = logging.get_logger(__name__)
@@ -102,55 +102,31 @@ class CompiledSampler:
                 compile_config.mode = "default"
         self.model = model
         self.compile_config = compile_config
-        # On the module, so that it is counted over calls; a plain set, so that the model can still be copied.
-        self.programs: set[tuple] = model.__dict__.setdefault("_compiled_programs", set())
+        self.programs: set[tuple] = model.compiled_programs
         self.buckets = length_buckets(model.config.max_position_embeddings)
 
-    def encode(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As [`sampling.encode`]; the latents have the length and the batch of `input_ids`."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        batch_size, length = given.shape[:2]
-        inputs = self._pad_source(input_ids, attention_mask, inputs_embeds)
-        source, length_logits = self._run(encode, *inputs)
-        return source[:batch_size, :length].clone(), length_logits[:batch_size].clone()
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`sampling.encode`]; the latents have the length and the batch of the source."""
+        batch_size, length = source.given.shape[:2]
+        latents, length_logits = self._run(encode, *self._pad_source(*source))
+        return latents[:batch_size, :length].clone(), length_logits[:batch_size].clone()
 
-    def write(
+    def sample(
         self,
         options: SamplingOptions,
-        source: torch.Tensor,
-        source_mask: torch.Tensor | None,
-        lengths: torch.Tensor,
-        initial_state: torch.Tensor,
-        uniform: torch.Tensor | None,
-        experts: torch.Tensor | None,
-    ) -> Written:
-        """As [`sampling.write`]."""
-        _, source_mask, source = self._pad_source(None, source_mask, source)
-        target = self._pad_target(len(source) * options.repeats, lengths, initial_state, uniform, experts)
-        written = self._run(write, options, source, source_mask, *target)
-        return self._cut(written, *initial_state.shape[:2])
-
-    def encode_and_write(
-        self,
-        options: SamplingOptions,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        lengths: torch.Tensor,
-        initial_state: torch.Tensor,
-        uniform: torch.Tensor | None,
-        experts: torch.Tensor | None,
-    ) -> Written:
-        """As [`sampling.encode_and_write`]."""
-        inputs = self._pad_source(input_ids, attention_mask, inputs_embeds)
-        target = self._pad_target(len(inputs[1]) * options.repeats, lengths, initial_state, uniform, experts)
-        written = self._run(encode_and_write, options, *inputs, *target)
-        return self._cut(written, *initial_state.shape[:2])
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        """As [`sampling.sample`]; both halves are one program where the source has not been encoded yet."""
+        if encoded is None:
+            program, inputs = encode_and_sample, self._pad_source(*source)
+        else:
+            _, source_mask, encoded = self._pad_source(None, source.attention_mask, encoded)
+            program, inputs = sample, (encoded, source_mask)
+        target = self._pad_target(len(inputs[1]) * options.repeats, *start)
+        return self._cut(self._run(program, options, *inputs, *target), *start[1].shape[:2])
 
     def _pad_source(
         self,
@@ -196,24 +172,24 @@ class CompiledSampler:
             return program(self.model, *arguments)
 
     @staticmethod
-    def _cut(written: Written, num_rows: int, width: int) -> Written:
+    def _cut(sampled: SampleOutput, num_rows: int, width: int) -> SampleOutput:
         """The rows and positions that were asked for, out of memory that the next replay overwrites."""
 
         def cut(values: torch.Tensor | None) -> torch.Tensor | None:
             return None if values is None else values[:num_rows, :width].clone()
 
-        tokens = written.tokens
+        tokens = sampled.tokens
         if tokens is not None:
-            tokens = ReadTokens(cut(tokens.tokens), cut(tokens.log_probs), None, tokens.is_finite.clone())
+            tokens = DecodedTokens(cut(tokens.tokens), cut(tokens.log_probs), None, tokens.is_finite.clone())
         return dataclasses.replace(
-            written,
-            latents=cut(written.latents),
-            decoded=cut(written.decoded),
-            experts=cut(written.experts),
-            states=None if written.states is None else written.states[:, :num_rows, :width].clone(),
+            sampled,
+            latents=cut(sampled.latents),
+            decoded=cut(sampled.decoded),
+            experts=cut(sampled.experts),
+            states=None if sampled.states is None else sampled.states[:, :num_rows, :width].clone(),
             tokens=tokens,
-            is_finite=written.is_finite.clone(),
-            core=None if written.core is None else written.core[:num_rows].clone(),
+            is_finite=sampled.is_finite.clone(),
+            core=None if sampled.core is None else sampled.core[:num_rows].clone(),
         )
 
 

@@ -302,8 +302,8 @@ class ExpertOffload:
             self._load(group)
             is_member = torch.isin(index, torch.tensor(group, device=index.device))  # (T, 1)
             slots = self._slots_of(group, index)
-            if self._experts.config._experts_implementation == "batched_mm":
-                # Its sums depend on the size of the batch: all tokens, of which the group's count.
+            if self._experts.implementation(hidden_states) in ("batched_mm", "blocks"):
+                # Their sums depend on the size of the batch: all tokens, of which the group's count.
                 fields = torch.where(is_member, self._slots(hidden_states, slots, weights), fields)
             else:
                 rows = is_member[:, 0].nonzero()[:, 0]
@@ -520,11 +520,6 @@ def enable_expert_offload(
 
 
 def _check_can_offload(model: PreTrainedModel, experts: nn.Module):
-    if model.config.velocity_field == "mixture":
-        raise ValueError(
-            'With `velocity_field="mixture"` every expert is computed at every pass: none can stay behind in CPU '
-            "memory."
-        )
     if model.training:
         raise RuntimeError(
             "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first."

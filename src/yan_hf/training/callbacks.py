@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..data.checks import check_arguments
 from ..data.collator import YanDataCollator
 
 
@@ -45,7 +46,8 @@ class LossTermsCallback(TrainerCallback):
     that over an evaluation's batches, `eval_loss_flow`, ..., under the evaluation's own prefix.
 
     Reporting integrations (TensorBoard, ...) see what callbacks before them have added: [`YanTrainer`] puts this one
-    first. In `Trainer(callbacks=[LossTermsCallback()])` the terms reach the console and the log history only.
+    first. In `Trainer(callbacks=[LossTermsCallback()])` the terms reach the console and the log history only, and the
+    training arguments are checked as [`YanTrainer`] does.
     """
 
     def __init__(self):
@@ -70,6 +72,7 @@ class LossTermsCallback(TrainerCallback):
             self._counts[module.training] += 1
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
+        check_arguments(args, model)
         self.watch(model)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -98,6 +101,16 @@ class LossTermsCallback(TrainerCallback):
             if state.log_history:
                 state.log_history[-1].update(terms)
             self._sums[training], self._counts[training] = {}, 0
+
+
+class LengthHeadCallback(TrainerCallback):
+    """Notes that the length head has been trained: where adapters were, its own weights do not tell."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not model.config.length_head_trained and model.config.loss_weights["length"] > 0:
+            model.config.length_head_trained = any(
+                weight.requires_grad for name, weight in model.named_parameters() if "length_head." in name
+            )
 
 
 class EmaCallback(TrainerCallback):
@@ -184,4 +197,4 @@ class EmaCallback(TrainerCallback):
             self._swap()
 
 
-__all__ = ["EmaCallback", "EpochCallback", "LossTermsCallback"]
+__all__ = ["EmaCallback", "EpochCallback", "LengthHeadCallback", "LossTermsCallback"]

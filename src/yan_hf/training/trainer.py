@@ -12,10 +12,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_peft_available
 
 from ..configuration_yan import YanConfig
-from ..data.checks import check_examples, check_vocabulary
+from ..data.checks import check_arguments, check_examples, check_vocabulary
 from ..hub.model_card import CARD_FILE, ModelCardCallback
 from ..modeling_yan import YanForAutoEncoding
-from .callbacks import EmaCallback, EpochCallback, LossTermsCallback
+from .callbacks import EmaCallback, EpochCallback, LengthHeadCallback, LossTermsCallback
 
 
 if is_peft_available():
@@ -33,25 +33,21 @@ class YanTrainer(Seq2SeqTrainer):
     while it saved leaves half of one. Evaluations see the same masked spans, whatever the epoch, and streams work with
     several processes.
 
-    Before anything is trained, tokenizer and examples are compared with the model: [`check_vocabulary`],
-    [`check_examples`].
+    Before anything is trained, arguments, tokenizer and examples are compared with the model: [`check_arguments`],
+    [`check_vocabulary`], [`check_examples`].
 
     Args:
         ema_decay: Decay of an exponential moving average of the weights; see [`EmaCallback`]. None by default.
         arguments: Those of `Seq2SeqTrainer`.
 
     Raises:
-        ValueError: for a tokenizer with another vocabulary, examples that the model cannot take, and
-            `label_smoothing_factor`.
+        ValueError: for a tokenizer with another vocabulary, examples that the model cannot take,
+            `label_smoothing_factor`, and `generation_*` arguments that `generate` refuses.
     """
 
     def __init__(self, *arguments: Any, ema_decay: float | None = None, **keywords: Any):
         super().__init__(*arguments, **keywords)
-        if self.args.label_smoothing_factor:
-            raise ValueError(
-                f"`label_smoothing_factor={self.args.label_smoothing_factor}` takes the labels away from the model, "
-                "and with them YAN's loss. Set `model.config.label_smoothing` instead."
-            )
+        check_arguments(self.args, self.model)
         datasets = _named(self.train_dataset, self.eval_dataset)
         config = getattr(self.model, "config", None)
         if isinstance(config, YanConfig):
@@ -70,6 +66,7 @@ class YanTrainer(Seq2SeqTrainer):
             self.add_callback(EpochCallback(self.data_collator))
         if hasattr(self.data_collator, "at_epoch"):
             self._eval_collator = self.data_collator.at_epoch(0)
+        self.add_callback(LengthHeadCallback())
         self._needed_files = ["trainer_state.json"]
         self._ema = None
         if ema_decay is not None:
