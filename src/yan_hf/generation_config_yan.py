@@ -152,7 +152,7 @@ class YanGenerationConfig(GenerationConfig):
         stop_strings (`str` or `list[str]`, *optional*): The text is cut behind the first of them; `generate` needs the
             `tokenizer` then.
         compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
-            to buckets ([`~yan_hf.compiled`]).
+            to buckets ([`~yan_hf.inference.compiled`]).
         compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
         expert_selection (`str`, defaults to `"sample"`): How each target token's expert is chosen at t = 0: `"sample"`
             draws from the gate, `"greedy"` takes its mode.
