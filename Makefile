@@ -11,11 +11,12 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint format bench conformance mutations clean
+.PHONY: help setup demo test fuzz lint format bench conformance mutations clean
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
 	@echo "make test         sets up and runs all tests"
+	@echo "make fuzz         draws 5,000 calls of generate, new ones every time (about ten minutes)"
 	@echo "make lint         checks style"
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
 	@echo "make mutations    seeds bugs and shows which of our tests catch them (about ten minutes)"
@@ -40,6 +41,9 @@ test: setup
 	@echo "Runs the tests, then Transformers' and PEFT's own: about fifteen minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 	$(MAKE) conformance
+
+fuzz: setup
+	YAN_HF_FUZZ=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q modeling_tests/test_fuzz_generate.py
 
 conformance: setup
 	OMP_NUM_THREADS=1 $(RUN) modeling_tests/conformance/run.py
