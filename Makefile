@@ -11,12 +11,13 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-fast lint format docs bench conformance mutations clean
+.PHONY: help setup demo test test-fast fuzz lint format docs bench conformance mutations clean
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
 	@echo "make test         sets up and runs all tests"
 	@echo "make test-fast    runs our own tests, without those that take long"
+	@echo "make fuzz         draws 5,000 calls of generate, new ones every time (about ten minutes)"
 	@echo "make lint         checks style"
 	@echo "make docs         builds the documentation into site/"
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
@@ -45,6 +46,9 @@ test: setup
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q -m "not slow"
+
+fuzz: setup
+	YAN_HF_FUZZ=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q modeling_tests/generation/test_fuzz_generate.py
 
 conformance: setup
 	OMP_NUM_THREADS=1 $(RUN) modeling_tests/conformance/run.py

@@ -90,14 +90,14 @@ MUTATIONS = [
     Mutation(
         "choice of the experts' kernel ignored",
         "experts.py",
-        'return self.config._experts_implementation == "eager" or hidden_states.dtype == torch.float64',
-        "return True",
+        "        return chosen\n\n    def by_blocks",
+        '        return "eager"\n\n    def by_blocks',
         (f"{E}test_the_chosen_kernel_of_the_experts_is_called",),
     ),
     Mutation(
         "experts without the decorator",
         "experts.py",
-        "routed = _EAGER_FORWARD if self._is_eager(hidden_states) else YanRoutedExperts.forward",
+        "routed = own.get(self.implementation(hidden_states), YanRoutedExperts.forward)",
         "routed = _EAGER_FORWARD",
         (f"{E}test_a_flow_step_is_exported",),
     ),

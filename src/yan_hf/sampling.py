@@ -2,7 +2,7 @@
 """The tensor half of `generate`: lengths, noise, encoding, solving, decoding, and the choice among candidates."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import MethodType
@@ -83,7 +83,10 @@ def given_lengths(
             raise ValueError(
                 f"`{name}={getattr(config, name)}` chooses among predicted lengths, but `target_lengths` gives them."
             )
-    lengths = torch.as_tensor(target_lengths, device=device)
+    try:
+        lengths = torch.as_tensor(target_lengths, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
         raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
     if lengths.dim() == 1 and len(lengths) != batch_size:
@@ -195,7 +198,9 @@ class NoiseSource:
         self.row_generators: list[torch.Generator] | None = None
         if seeds is None:
             return
-        seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
+        if isinstance(seeds, (torch.Tensor, np.ndarray)):
+            seeds = seeds.flatten().tolist()
+        seeds = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
             raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
         if len(seeds) != layout.num_sequences:
