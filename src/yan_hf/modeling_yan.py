@@ -1088,7 +1088,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             first = flow if first is None else first
             if winners is None or self.config.reselect_experts:
                 gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
-                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, inputs, routing)
+                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, gate, inputs, routing)
                 inputs.choices.append((gate, winners))
             index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
             velocity = flow.expert_fields.gather(2, index)[:, :, 0]
@@ -1099,13 +1099,19 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         return state, first
 
     @torch.no_grad()
-    def _winners(self, end_points: torch.Tensor, inputs: LossInputs, routing: RoutingOptions) -> torch.Tensor:
-        """The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best."""
+    def _winners(
+        self, end_points: torch.Tensor, gate: torch.Tensor, inputs: LossInputs, routing: RoutingOptions
+    ) -> torch.Tensor:
+        """
+        The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
+        gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
+        """
         labels = inputs.labels[..., None].expand(end_points.shape[:3])
         log_probs = token_log_probs(
             self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
         ).view(labels.shape)
-        return sum_over_blocks(log_probs, inputs.mask, routing.block_size).argmax(dim=-1)
+        scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
+        return scores.argmax(dim=-1)
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""
