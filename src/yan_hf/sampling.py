@@ -4,7 +4,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from types import MethodType
 from typing import Any
 
@@ -621,8 +621,10 @@ def sample(
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
     if not options.is_start_given:
         state = state + model.model.start(source, source_mask, canvas, options.repeats)
-    is_finite = torch.ones((), dtype=torch.bool, device=source.device)
-    states, core = [state], None
+    states = [state]
+    # By solver step, of its last choice: that before it is the prediction of offloaded experts.
+    finite: dict[int, torch.Tensor] = {}
+    cores: dict[int, torch.Tensor] = {}
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
@@ -630,12 +632,12 @@ def sample(
         return torch.where(is_real, experts, experts[:, :1])
 
     def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
-        nonlocal is_finite, core
-        is_finite = is_finite & torch.isfinite(log_probs).all()
+        finite[step] = torch.isfinite(log_probs).all()
         noise = None if uniform is None else uniform[:, :, step]
         log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
-        log_probs, allowed = restrict_to_core(log_probs, canvas, options.routing)
-        core = allowed if core is None or allowed is None else core | allowed
+        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
+        if core is not None:
+            cores[step] = core
         return held(choose_experts(log_probs, noise, options.expert_temperature))
 
     def after_step(state: torch.Tensor):
@@ -668,8 +670,8 @@ def sample(
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
         tokens=tokens,
-        is_finite=is_finite,
-        core=core if options.keep_core else None,
+        is_finite=reduce(torch.logical_and, finite.values(), torch.ones_like(canvas[0, 0], dtype=torch.bool)),
+        core=reduce(torch.logical_or, cores.values()) if options.keep_core and cores else None,
     )
 
 
