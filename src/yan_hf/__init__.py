@@ -24,7 +24,7 @@ _IMPORT_STRUCTURE = {
     "generation_yan": ["YanGenerateOutput"],
     "hub.model_card": ["CardFacts", "ModelCardCallback", "create_model_card"],
     "hub.research": ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"],
-    "inference.offload": ["ExpertOffload", "OffloadStats"],
+    "inference.offload": ["OffloadStats", "OffloadedExperts"],
     "modeling_yan": [
         "YanAutoEncodingOutput",
         "YanForAutoEncoding",

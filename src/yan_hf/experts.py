@@ -341,7 +341,7 @@ def share_choice(
 
 def choice_log_probs(
     log_probs: torch.Tensor, experts: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
-) -> torch.Tensor | float:
+) -> torch.Tensor:
     """
     Log-probability of a row's shared choices, `(B,)`: the sum over its blocks. 0 where each token has its own: there
     are then as many choices as tokens, and no text can be told apart by them.
@@ -353,7 +353,7 @@ def choice_log_probs(
         options: How to route.
     """
     if options.scope == "token":
-        return 0.0
+        return log_probs.new_zeros(len(log_probs))
     chosen = log_probs.gather(-1, experts[..., None])
     counts = sum_over_blocks(torch.ones_like(chosen), attention_mask, options.block_size).clamp(min=1)
     return (chosen / counts).masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=(1, 2))

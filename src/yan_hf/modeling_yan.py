@@ -604,7 +604,8 @@ class YanFlow(YanPreTrainedModel):
             context: From [`YanModel.prepare_context`].
             modulation: What depends on `timesteps`, where [`~YanFlow.embed_times`] has computed it.
             expert_indices: The experts to compute, `(B, Ly)`.
-            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute.
+            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute. Of these alone:
+                offloaded experts are predicted by calling it for an earlier state first.
         """
         if modulation is None:
             # The scales are left to the layers, whose weights may be gathered layer by layer.
@@ -1061,11 +1062,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     ) -> torch.Tensor:
         """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
         canvas = context.canvas_mask
-        noise = torch.Size([*canvas.shape, self.config.num_experts])
+        shape = torch.Size([*canvas.shape, self.config.num_experts])
+        noise: dict[int, torch.Tensor] = {}
 
-        def select(log_probs: torch.Tensor, _: int) -> torch.Tensor:
-            uniform = torch.rand(noise, generator=generator, device=canvas.device)
-            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], uniform)
+        def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
+            if step not in noise:  # it is where offloaded experts were predicted
+                noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
+            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
         times = time_grid(self.config.solver_steps)
         return solve_flow(

@@ -692,9 +692,10 @@ def sample(
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
     if not options.is_start_given:
         state = state + model.model.start(source, source_mask, canvas, options.repeats)
-    is_finite = torch.ones((), dtype=torch.bool, device=source.device)
-    states, core = [state], None
-    path_log_probs = torch.zeros(lengths.shape, device=source.device)
+    states = [state]
+    # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate is
+    # finite, the core sets, and the log-probability of what was chosen.
+    records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
@@ -702,14 +703,12 @@ def sample(
         return torch.where(is_real, experts, experts[:, :1])
 
     def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
-        nonlocal is_finite, core, path_log_probs
-        is_finite = is_finite & torch.isfinite(log_probs).all()
+        is_finite = torch.isfinite(log_probs).all()
         noise = None if uniform is None else uniform[:, :, step]
         log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
-        log_probs, allowed = restrict_to_core(log_probs, canvas, options.routing)
-        core = allowed if core is None or allowed is None else core | allowed
+        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
         experts = held(choose_experts(log_probs, noise, options.expert_temperature))
-        path_log_probs = path_log_probs + choice_log_probs(log_probs, experts, canvas, options.routing)
+        records[step] = (is_finite, core, choice_log_probs(log_probs, experts, canvas, options.routing))
         return experts
 
     def after_step(state: torch.Tensor):
@@ -736,15 +735,16 @@ def sample(
     )
     decoded = model.model.decoder(latents)
     tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
+    finite, core, paths = zip(*records.values()) if records else ((), (), ())
     return SampleOutput(
         latents=latents,
         decoded=decoded,
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
         tokens=tokens,
-        is_finite=is_finite,
-        core=core if options.keep_core else None,
-        path_log_probs=path_log_probs,
+        is_finite=torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
+        core=torch.stack(core).any(dim=0) if options.keep_core and core and core[0] is not None else None,
+        path_log_probs=sum(paths, torch.zeros(lengths.shape, device=source.device)),
     )
 
 
