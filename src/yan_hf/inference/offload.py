@@ -6,7 +6,8 @@ The idea is that of "Speculating Experts" (arXiv 2603.19289): the experts that w
 state that is there already, and their copies run beside the computation. A choice that is held is predicted in the
 first solver step only, and each needed expert crosses once per `generate` where the bound allows.
 
-[`OffloadedExperts`] computes in the experts' place, out of an [`ExpertCache`]; [`ExpertPredictor`] hooks into the flow.
+[`OffloadedExperts`] computes in the experts' place, out of an [`ExpertCache`]; [`ExpertPredictor`] hooks into the
+flow.
 """
 
 import threading
