@@ -600,4 +600,4 @@ def test_cuda_memory_holds_the_slots_only():
     others = sum(weight.nbytes for weight in model.parameters()) - experts
     before = torch.cuda.memory_allocated()
     model.enable_expert_offload(8, device="cuda")
-    assert torch.cuda.memory_allocated() - before < others + experts / 8 + 2**20
+    assert torch.cuda.memory_allocated() - before < others + experts / 8 + 2**21

@@ -688,7 +688,12 @@ def sample(
         expert_indices: Experts `(R, L, C)` instead of a choice by the gate.
         callback_on_step_end: Called with the state after every step.
     """
-    state = initial_state.to(source.dtype)
+    # A model that is spread over devices may have its encoder elsewhere than the ids.
+    device = source.device
+    lengths, state = lengths.to(device), initial_state.to(device, source.dtype)
+    uniform, expert_indices, source_mask = (
+        None if value is None else value.to(device) for value in (uniform, expert_indices, source_mask)
+    )
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
     if not options.is_start_given:
         state = state + model.model.start(source, source_mask, canvas, options.repeats)
