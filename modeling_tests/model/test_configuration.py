@@ -68,7 +68,7 @@ def test_wrong_type_is_refused_by_name(field, value):
 def test_an_invalid_assignment_is_refused_at_once_under_every_name():
     config = YanConfig()
     for name in ("num_experts", "num_local_experts"):
-        with pytest.raises(ValueError, match=f"{name}=0.*greater or equal to 1"):
+        with pytest.raises(ValueError, match=f"`{name}` cannot be 0: .*greater or equal to 1"):
             setattr(config, name, 0)
     assert config.num_experts == 4
 

@@ -87,7 +87,7 @@ def _raise_value_errors(config_class: type) -> type:
         try:
             checked_setattr(self, self.attribute_map.get(name, name), value)
         except StrictDataclassFieldValidationError as error:
-            raise ValueError(f"`{name}={value!r}` is not possible: {error.__cause__}") from error
+            raise ValueError(f"`{name}` cannot be {value!r}: {error.__cause__}") from error
 
     config_class.__setattr__ = __setattr__
     return config_class
