@@ -23,6 +23,8 @@ import reliability  # noqa: E402
 from report import write_between_markers  # noqa: E402
 from table import summary_table  # noqa: E402
 
+from yan_hf.generation_config_yan import OPTIONS  # noqa: E402
+
 
 # Task → what it asks for, as the tables say it, and its metric at three steps.
 TASKS = {
@@ -240,6 +242,15 @@ def conformance() -> str:
 
 
 # Page → name of the table → what writes it.
+def generation_options() -> str:
+    """The options of `generate`, from their declarations."""
+    lines = ["| option | meaning | values | default |", "| --- | --- | --- | --- |"]
+    for name, option in OPTIONS.items():
+        values = option.check.accepts if option.check else "as in Transformers"
+        lines.append(f"| `{name}` | {option.help} | {values} | {option.default_text} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results},
     "examples/README.md": {"examples": examples},
@@ -251,6 +262,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ablations": lambda: ablations("ablations_last_word"),
         "ablations-initial-noise-1": lambda: ablations("ablations_last_word_initial_noise_1"),
     },
+    "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {"speed": speed, "batches": speed_batches},
     "docs/experts.md": {"routing-quality": routing_quality, "routing": routing, "offload": offload},
     "docs/mamba.md": {"mamba": mamba},

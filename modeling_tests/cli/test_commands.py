@@ -194,6 +194,29 @@ def test_evaluate(checkpoint, pairs, capsys):
     assert all(0 <= row["exact_match"] <= 1 and "rougeL_spread" in row for row in found["results"])
 
 
+def test_options_of_generate_reach_it(checkpoint, pairs, capsys, monkeypatch):
+    """For both commands; a list of times says how many steps an evaluation has."""
+    asked = []
+
+    def note(self, input_ids, **options):
+        from yan_hf import YanGenerateOutput
+
+        asked.append(options)
+        scores = torch.zeros(len(input_ids))
+        return YanGenerateOutput(
+            sequences=input_ids, lengths=(input_ids != 0).sum(-1), length_mode="predicted", sequence_scores=scores
+        )
+
+    monkeypatch.setattr(YanForConditionalGeneration, "generate", note)
+    options = ["--time-schedule", "[0, .2, 1]", "--expert-scope", "target", "--reselect-experts"]
+    (pairs.parent / "sources.txt").write_text("one\n")
+    assert run(capsys, "generate", checkpoint, "--input", pairs.parent / "sources.txt", *options)[0] == 0
+    assert run(capsys, "evaluate", checkpoint, "--file", pairs, "--seeds", 1, *options)[0] == 0
+    expected = {"time_schedule": [0, 0.2, 1], "expert_scope": "target", "reselect_experts": True}
+    assert all(expected.items() <= found.items() for found in asked)
+    assert asked[-1]["num_inference_steps"] == 2 and "num_inference_steps" not in asked[0]
+
+
 def test_evaluate_is_right_about_a_model_that_copies(checkpoint, pairs, capsys, monkeypatch):
     """Texts that equal their targets have an exact match of one; others of zero."""
 

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, TextIO
 
 from ..data.files import check_not_input, iterate_column
+from .arguments import add_generation_arguments, generation_options
 
 
 Result = dict[str, Any] | None
@@ -51,8 +52,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
         "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
     )
     _sampling(parser, positive, batch_size=32)
-    parser.add_argument("--num-return-sequences", type=positive, help="texts for each source")
-    parser.add_argument("--num-candidates", type=positive, help="samples of which the best is kept")
+    add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
     parser.set_defaults(run=_generate, error=parser.error)
 
@@ -81,7 +81,10 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
     parser.add_argument("--metrics", nargs="+", default=["exact_match", "f1"], help="of exact_match, f1, rouge")
     parser.add_argument("--seeds", type=positive, default=3, help="sampling seeds (default: %(default)s)")
     parser.add_argument("--length-modes", nargs="+", default=["predicted", "true"], choices=("predicted", "true"))
-    _sampling(parser, positive, batch_size=64, several_steps=True)
+    _sampling(parser, positive, batch_size=64)
+    steps = {"type": positive, "nargs": "+", "help": "solver steps, one row each (default: the checkpoint's)"}
+    parser.add_argument("--steps", "--num-inference-steps", **steps)
+    add_generation_arguments(parser, "num_inference_steps", "num_return_sequences")
     parser.set_defaults(run=_evaluate)
 
     parser = commands.add_parser(
@@ -107,11 +110,8 @@ def _checkpoint(parser: argparse.ArgumentParser, json_help: str = "print the res
     parser.add_argument("--json", action="store_true", help=json_help)
 
 
-def _sampling(parser: argparse.ArgumentParser, positive: Callable[[str], int], batch_size: int, several_steps=False):
-    many = {"nargs": "+"} if several_steps else {}
-    parser.add_argument("--steps", type=positive, help="solver steps (default: the checkpoint's)", **many)
+def _sampling(parser: argparse.ArgumentParser, positive: Callable[[str], int], batch_size: int):
     parser.add_argument("--batch-size", type=positive, default=batch_size, help="rows at once (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=positive, help="longest target (default: the checkpoint's)")
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: the checkpoint's)")
 
@@ -275,10 +275,6 @@ def _generate(options: argparse.Namespace) -> Result:
 
     partial, sources = _check_output(options), _sources(options)
     model, tokenizer = _with_tokenizer(options)
-    names = ("max_new_tokens", "num_return_sequences", "num_candidates")
-    choices = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.steps is not None:
-        choices["num_inference_steps"] = options.steps
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
     done = _resume(partial, sources, copies) if options.resume else 0
     rows = generate_texts(
@@ -291,7 +287,7 @@ def _generate(options: argparse.Namespace) -> Result:
         not options.special_tokens,
         done + 1,
         "Standard input, source" if options.input == "-" else f"{options.input}, source",
-        **choices,
+        **generation_options(options),
     )
     with _output(options.output, partial) as file:
         # Quiet where standard error is no terminal; what is written stays if a later source is refused.
@@ -334,8 +330,10 @@ def _evaluate(options: argparse.Namespace) -> Result:
     )
     examples, skipped = encode_split(rows, encoder, "The data")
     objective = "span_infilling" if options.task == "span_infilling" else "pairs"
+    choices = generation_options(options)
     default = model.generation_config.num_inference_steps or model.config.solver_steps
-    choices = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    if isinstance(schedule := choices.get("time_schedule", model.generation_config.time_schedule), list):
+        default = len(schedule) - 1
     results = []
     for row in evaluate_model(
         model,
