@@ -20,6 +20,7 @@ logger = logging.get_logger(__name__)
 # The parts of the model that can be frozen by name.
 PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings")
 
+# Attention, and those of the table in `mixers`.
 BACKBONES = ("transformer", "mamba")
 MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
 MAMBA_PADDING = ("exact", "research")
@@ -28,6 +29,7 @@ ROUTINGS = ("token", "block")
 EXPERT_SCOPES = ("token", "block", "target")
 START_STATES = ("noise", "stretched")
 
+# The terms of the training loss (functions in `losses`), in the order in which they are reported.
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
     "flow": 0.01,
@@ -41,9 +43,6 @@ DEFAULT_LOSS_WEIGHTS = {
     "gate": 0.1,
     "reconstruction": 0.0,
 }
-
-# The terms of the training loss, in the order in which they are reported.
-LOSS_TERMS = tuple(DEFAULT_LOSS_WEIGHTS)
 
 # Named starting points of `YanConfig.from_preset`. The paper publishes its sizes but no loss weights: here each of its
 # terms counts with 1, what it has not (length head, winners, reconstruction) with 0. Its initial state is plain
@@ -59,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "num_experts": 4,
         "init_noise": 1.0,
-        "loss_weights": {name: float(name not in ("length", "gate", "reconstruction")) for name in LOSS_TERMS},
+        "loss_weights": {name: float(name not in ("length", "gate", "reconstruction")) for name in DEFAULT_LOSS_WEIGHTS},
     },
 }
 
@@ -142,7 +141,7 @@ class YanConfig(PreTrainedConfig):
         time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
         solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
             default of `generate`. (The research code counts grid points: one more.)
-        loss_weights (`dict[str, float]`): Weight of each term in `LOSS_TERMS`; missing terms keep their default.
+        loss_weights (`dict[str, float]`): Weight of each term in `DEFAULT_LOSS_WEIGHTS`; missing terms keep their default.
         label_smoothing (`float`): Label smoothing of the token term.
         loss_reduction (`str`): What the training loss of a batch over several processes is. `"global"`: that of the
             joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are
@@ -339,8 +338,9 @@ class YanConfig(PreTrainedConfig):
         if len(self.time_beta) != 2 or not all(value > 0 and math.isfinite(value) for value in self.time_beta):
             raise ValueError(f"`time_beta` must be two positive finite numbers `(a, b)`, but is {self.time_beta}.")
         for name, weight in self.loss_weights.items():
-            if name not in LOSS_TERMS:
-                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {', '.join(LOSS_TERMS)}.")
+            if name not in DEFAULT_LOSS_WEIGHTS:
+                terms = ", ".join(DEFAULT_LOSS_WEIGHTS)
+                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {terms}.")
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"`loss_weights['{name}']` must be finite and not negative, but is {weight}.")
 
@@ -455,4 +455,4 @@ class YanConfig(PreTrainedConfig):
         self.feed_forward_multiplier = size // self.hidden_size
 
 
-__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "ROUTINGS", "YanConfig"]
+__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "PARTS", "PRESETS", "ROUTINGS", "YanConfig"]

@@ -129,11 +129,13 @@ class Task(NamedTuple):
         columns: The columns it needs.
         build: Row, mask token and label names → pairs of texts.
         keep: Which end of a long source stays: its `"head"`, its `"tail"`, or head and `"question"`.
+        story: Whether `max_sentences` applies, to the column `text`.
     """
 
     columns: tuple[str, ...]
     build: Callable[[dict[str, Any], str, Sequence[str] | None], list[TextPair]]
     keep: str = "head"
+    story: bool = False
 
 
 def _text(value: Any, column: str) -> str:
@@ -199,15 +201,12 @@ TASKS = {
     "pairs": Task(("source", "target"), _pairs),
     "question_answering": Task(("context", "question", "answer"), _question_answering, keep="question"),
     "classification": Task(("text", "label"), _classification),
-    "last_word": Task(("text",), _last_word, keep="tail"),
-    "middle_sentence": Task(("text",), _middle_sentence),
+    "last_word": Task(("text",), _last_word, keep="tail", story=True),
+    "middle_sentence": Task(("text",), _middle_sentence, story=True),
     "summarization": Task(("document", "summary"), _summarization),
     # The collator masks spans: the text alone is tokenized.
-    "span_infilling": Task(("text",), _plain_text),
+    "span_infilling": Task(("text",), _plain_text, story=True),
 }
-
-# Tasks that read the sentences of a text.
-_STORY_TASKS = ("last_word", "middle_sentence", "span_infilling")
 
 
 def load_splits(
@@ -318,10 +317,10 @@ class TaskEncoder:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
         if mask_first and not add_mask:
             raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
-        if max_sentences is not None and (max_sentences < 1 or task not in _STORY_TASKS):
+        if max_sentences is not None and (max_sentences < 1 or not TASKS[task].story):
+            stories = ", ".join(name for name, entry in TASKS.items() if entry.story)
             raise ValueError(
-                f"`max_sentences` must be at least 1, in one of the tasks {', '.join(_STORY_TASKS)}, but is "
-                f"{max_sentences} in {task}."
+                f"`max_sentences` must be at least 1, in one of the tasks {stories}, but is {max_sentences} in {task}."
             )
         self.task, self.name, self.tokenizer = TASKS[task], task, tokenizer
         self.columns = {column: column for column in self.task.columns}
