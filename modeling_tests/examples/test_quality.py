@@ -14,15 +14,14 @@ import torch
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+from decoders import matching_model
+from length_modes import MODES
+from quality import best_rate
+from quality_report import at, load, spread, table
+from quality_systems import AutoregressiveCollator, ask, new_config
+from quality_tasks import MASK, TASKS, fitting_pairs
 
-from length_modes import MODES  # noqa: E402
-from quality import best_rate  # noqa: E402
-from quality_report import at, load, spread, table  # noqa: E402
-from quality_systems import AutoregressiveCollator, ask, matching_autoregressive, new_config  # noqa: E402
-from quality_tasks import MASK, TASKS, fitting_pairs  # noqa: E402
-
-from yan_hf import YanForConditionalGeneration, train_tokenizer  # noqa: E402
+from yan_hf import YanForConditionalGeneration, train_tokenizer
 
 
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day he saw a red ball. "
@@ -55,7 +54,7 @@ def test_systems_have_the_same_size_and_dropout(task, system, tokenizer):
     config = new_config(TASKS[task], tokenizer, vocab_size=TASKS[task].vocab_size, embedding_dropout=0.25)
     with torch.device("meta"):
         parameters = YanForConditionalGeneration(config).num_parameters()
-    other = matching_autoregressive(system, config, parameters, 64)
+    other = matching_model(system, config, parameters, 64, vary="width")
     assert abs(other.num_parameters() - parameters) <= 0.05 * parameters
     dropouts = [layer.p for layer in other.modules() if isinstance(layer, torch.nn.Dropout)]
     if system == "ar-gpt2":

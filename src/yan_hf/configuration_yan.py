@@ -58,7 +58,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "num_experts": 4,
         "init_noise": 1.0,
-        "loss_weights": {name: float(name not in ("length", "gate", "reconstruction")) for name in DEFAULT_LOSS_WEIGHTS},
+        "loss_weights": {
+            name: float(name not in ("length", "gate", "reconstruction")) for name in DEFAULT_LOSS_WEIGHTS
+        },
     },
 }
 
@@ -141,7 +143,7 @@ class YanConfig(PreTrainedConfig):
         time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
         solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
             default of `generate`. (The research code counts grid points: one more.)
-        loss_weights (`dict[str, float]`): Weight of each term in `DEFAULT_LOSS_WEIGHTS`; missing terms keep their default.
+        loss_weights (`dict[str, float]`): Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
         label_smoothing (`float`): Label smoothing of the token term.
         loss_reduction (`str`): What the training loss of a batch over several processes is. `"global"`: that of the
             joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are

@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-The backbones beside attention, in the table [`MIXERS`]. Mamba: Mamba-1 in one direction (Gu and Dao 2023, section 3.4),
-and two of those as a bidirectional one.
+The backbones beside attention, in the table [`MIXERS`]. Mamba: Mamba-1 in one direction (Gu and Dao 2023,
+section 3.4), and two of those as a bidirectional one.
 """
 
 import math
@@ -162,11 +162,10 @@ class YanBidirectionalMamba(nn.Module):
         return self.proj(torch.cat([forward, backward], dim=-1))
 
 
-# Backbone → what mixes the positions of its blocks in the place of self-attention, which `"transformer"` has. It is built
-# from the configuration and called with states `(B, L, d)` and padding mask `(B, L)` or `None`; its
-# `feed_forward_multiplier` is the inner width of the feed-forward network behind it, in units of `hidden_size`. What in
-# it does not start as `nn.Linear` and the norms do has a `reset`.
-# The name and the fields of another one go into `configuration_yan`.
+# Backbone → what mixes the positions of its blocks in the place of self-attention, which `"transformer"` has. Each is
+# built from the configuration and called with states `(B, L, d)` and padding mask `(B, L)` or `None`. Its
+# `feed_forward_multiplier` is the inner width of the feed-forward network behind it, in units of `hidden_size`; a part
+# that does not start as linear layers and norms do has a `reset`. Names and fields stand in `configuration_yan`.
 MIXERS: dict[str, type[nn.Module]] = {"mamba": YanBidirectionalMamba}
 
 

@@ -165,7 +165,8 @@ class YanOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
         loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The terms before weighting, detached, by the names of
-            `DEFAULT_LOSS_WEIGHTS`. Without a weight `mmd` is left out, and without one on either, `latent` and `token` are.
+            `DEFAULT_LOSS_WEIGHTS`. Without a weight `mmd` is left out, and without one on either, `latent` and
+            `token` are.
         logits (`torch.FloatTensor` of shape `(B, Ly, V)`): Decoded from the end of the solved ODE with `labels`, and
             from the estimated end point without. (With `labels` and no weight on the latent and token terms nothing
             is solved, and the logits come from the estimate too.)
