@@ -71,6 +71,27 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
     return rows
 
 
+def expected_failure(name: str, message: str, rows: list[Row]) -> Row | None:
+    """The row that says that a test fails with this message."""
+    name = name.replace(".py::", "::")
+    return next((row for row in rows if row.kind == "fails" and row.matches(name, message)), None)
+
+
+def check_counts(counts: dict, recorded: dict) -> list[str]:
+    """
+    Where a run of the versions that `results.json` has counts of differs from it, as sentences: a pattern of the table
+    would also cover a test that has begun to fail, or ceased to.
+    """
+    problems = []
+    for owner, count in counts.items():
+        before = recorded.get(owner, count)
+        if count["failed"] != before["failed"]:
+            problems.append(f"{owner}: {count['failed']} tests fail, but results.json says {before['failed']}")
+        if sum(count.values()) < sum(before.values()):
+            problems.append(f"{owner}: only {sum(count.values())} tests ran, but {sum(before.values())} before")
+    return problems
+
+
 def check(report: dict, rows: list[Row], whole_suites: list[str]) -> list[str]:
     """
     What a run and the table disagree in, as sentences.
@@ -137,8 +158,14 @@ def summary_table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pages_with_counts(root: Path) -> list[Path]:
+    """The pages of the repository that have a place for the summary."""
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [page for page in pages if _COUNTS[0] in page.read_text(encoding="utf-8")]
+
+
 def write_counts(path: Path, table: str):
-    """Puts a table between its marks in a README."""
+    """Puts a table between its marks in a page."""
     text = path.read_text()
     start, end = (text.index(mark) for mark in _COUNTS)
     path.write_text(f"{text[:start]}{_COUNTS[0]}\n{table}{text[end:]}")

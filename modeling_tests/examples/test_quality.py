@@ -13,7 +13,6 @@ import pytest
 import torch
 
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 from decoders import matching_model
 from length_modes import MODES
 from quality import best_rate
@@ -24,6 +23,7 @@ from quality_tasks import MASK, TASKS, fitting_pairs
 from yan_hf import YanForConditionalGeneration, train_tokenizer
 
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day he saw a red ball. "
 
 
