@@ -3,8 +3,8 @@
 A pytest plugin that writes down what each test did: its outcome, why it skipped or failed, and whether it checked
 anything: an assertion, a run of a YAN model, or ranks that were started.
 
-Failures that stand in README.md's table are reported as expected ones (xfail); they count as failed here. It also lists
-which methods and attributes of the libraries' test classes the suites override.
+Failures that stand in README.md's table are reported as expected ones (xfail); they count as failed here. It also
+lists which methods and attributes of the libraries' test classes the suites override.
 """
 
 import functools

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-
 from decoders import matching_model
 from length_modes import MODES
 from quality import best_rate
