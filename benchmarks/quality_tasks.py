@@ -22,9 +22,10 @@ from yan_hf.data.tasks import (
     space_with_answer,
     split_sentences,
 )
+from yan_hf.data.tokenization import MASK_MARKER
 
 
-MASK = "<mask>"
+MASK = MASK_MARKER
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 SENTIMENTS = ("negative", "positive")
 

@@ -19,7 +19,9 @@ from transformers import (
 )
 
 from yan_hf import YanConfig, train_tokenizer
+from yan_hf.data.files import check_not_input
 from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits
+from yan_hf.data.tokenization import MASK_MARKER
 
 
 @dataclass
@@ -44,6 +46,10 @@ class DataArguments:
     skip_bad_rows: bool = field(default=False, metadata={"help": "leave unusable rows out instead of stopping"})
     add_mask: bool = field(default=False, metadata={"help": "put a mask token behind sources that have none"})
     mask_first: bool = field(default=False, metadata={"help": "with add_mask: in front of them instead"})
+    mask_marker: str | None = field(
+        default=None,
+        metadata={"help": "what stands for the mask in the rows' sources, such as <mask>; default: nothing"},
+    )
     space_in_target: bool = field(default=False, metadata={"help": "the space before a mask belongs to the target"})
     max_sentences: int | None = field(default=None, metadata={"help": "only the first sentences of a story"})
     max_train_rows: int | None = field(default=None, metadata={"help": "use only the first rows"})
@@ -152,12 +158,13 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
     reader = TaskEncoder(
         data.task,
-        _MaskOnly(),
+        None,  # texts are made, not encoded
         mapping(data.columns),
         data.class_names,
         skip_bad_rows=True,
         space_in_target=data.space_in_target,
         max_sentences=data.max_sentences,
+        mask_marker=data.mask_marker,
     )
 
     def texts():
@@ -166,14 +173,10 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
                 pairs = reader.pairs(row)
             except ValueError:
                 continue  # reported when the rows are tokenized
-            yield from (f"{pair.source.replace(_MaskOnly.mask_token, '')} {pair.target.strip()}" for pair in pairs)
+            yield from (f"{pair.source.replace(MASK_MARKER, '')} {pair.target.strip()}" for pair in pairs)
 
     reader.check_columns(list(next(iter(splits["train"]))), "The training data")
     return train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
-
-
-class _MaskOnly:
-    mask_token = "<mask>"
 
 
 def new_config(
@@ -221,6 +224,7 @@ def encode_splits(
             data.space_in_target,
             data.mask_first,
             data.max_sentences,
+            data.mask_marker,
         )
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:
@@ -228,9 +232,15 @@ def encode_splits(
     return encoded
 
 
-def prepare(training: Seq2SeqTrainingArguments):
-    """Before anything is drawn. `resume_from_checkpoint` may be `true`: the last whole checkpoint, if there is one."""
+def prepare(training: Seq2SeqTrainingArguments, arguments: ModelArguments | None = None):
+    """
+    Before anything is drawn. `resume_from_checkpoint` may be `true`: the last whole checkpoint, if there is one.
+
+    Raises `ValueError` where the output of a new run would replace the checkpoint to start from.
+    """
     resume = str(training.resume_from_checkpoint or "false").lower()
     if resume in ("true", "false", "none"):
         training.resume_from_checkpoint = True if resume == "true" else None
+    if arguments is not None and not training.resume_from_checkpoint:
+        check_not_input(training.output_dir, arguments.model)
     set_seed(training.seed)

@@ -53,7 +53,7 @@ class CurriculumStream(IterableDataset):
     An endless stream of tokenized examples at the curriculum's level.
 
     Args:
-        make: `(rng, level) -> TextPair`.
+        make: `(rng, level) -> TextPair`, with `MASK_MARKER` of [`tokenization`] where the source is masked.
         tokenizer: The tokenizer.
         curriculum: Read before every batch; use no loader workers, which would not see it change.
         reading: Whether to give the auto-encoder's view ([`as_reading`]) instead of source and target.
@@ -107,7 +107,7 @@ def as_reading(source: list[int], target: list[int], tokenizer: PreTrainedTokeni
         ValueError: for a source without a mask token.
     """
     if tokenizer.mask_token_id not in source:
-        raise ValueError("The source has no mask token: put `tokenizer.mask_token` where the answer belongs.")
+        raise ValueError("The source has no mask token: put `MASK_MARKER` where the answer belongs.")
     start = source.index(tokenizer.mask_token_id)
     labels = [-100] * start + target
     length = max(len(source), len(labels))

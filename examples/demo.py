@@ -34,6 +34,7 @@ from yan_hf import (
 )
 from yan_hf.configuration_yan import BACKBONES
 from yan_hf.data.tasks import TextPair
+from yan_hf.data.tokenization import MASK_MARKER, encode_text
 
 
 MAX_STATEMENTS = 3
@@ -41,9 +42,9 @@ BATCH_SIZE = 64
 HELD_OUT_SEED = 2**31 - 1
 
 
-def question(example: BabiExample, mask_token: str) -> str:
-    """Story, question and the mask token where the answer belongs."""
-    return f"{' '.join(example.context)} {example.question} {mask_token}"
+def question(example: BabiExample, mask: str = MASK_MARKER) -> str:
+    """Story, question and the mask where the answer belongs."""
+    return f"{' '.join(example.context)} {example.question} {mask}"
 
 
 def answer(example: BabiExample) -> str:
@@ -58,7 +59,7 @@ def train_stage(model, tokenizer, reading: bool, options: argparse.Namespace, se
 
     def make(rng: np.random.Generator, level: int) -> TextPair:
         example = simulate(int(rng.integers(1, level + 1)), rng)
-        return TextPair(question(example, tokenizer.mask_token), f" {example.answer}" if reading else answer(example))
+        return TextPair(question(example), f" {example.answer}" if reading else answer(example))
 
     stream = CurriculumStream(make, tokenizer, curriculum, reading, BATCH_SIZE, options.seed)
     rate = 2e-3 if reading else 1e-3
@@ -128,11 +129,12 @@ def ask(folder: Path, count: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     examples = simulate_many(count, (1, MAX_STATEMENTS), seed=HELD_OUT_SEED)
-    sources = [question(example, tokenizer.mask_token) for example in examples]
+    sources = [question(example) for example in examples]
     predictions, tokens, passes, seconds = [], 0, 0, 0.0
     set_seed(0)
     for start in range(0, count, 100):
-        batch = tokenizer(sources[start : start + 100], return_tensors="pt", padding=True)
+        ids = encode_text(tokenizer, sources[start : start + 100], MASK_MARKER)
+        batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         began = time.perf_counter()
         output = model.generate(**batch, num_inference_steps=3, return_dict_in_generate=True)
         seconds += time.perf_counter() - began
@@ -162,7 +164,7 @@ def ask(folder: Path, count: int) -> dict[str, Any]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="files of an earlier run are replaced")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backbone", choices=BACKBONES, default="transformer", help="of encoder and flow")
     parser.add_argument("--seconds", type=float, default=290, help="training stops then at the latest")

@@ -25,6 +25,7 @@ from common import (
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, evaluate_model
+from yan_hf.data.files import check_not_input
 from yan_hf.evaluation.metrics import METRICS
 
 
@@ -36,7 +37,9 @@ class EvaluationArguments:
     seeds: int = field(default=3, metadata={"help": "sampling seeds"})
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "f1"], metadata={"help": f"of {list(METRICS)}"})
     batch_size: int = field(default=64, metadata={"help": "rows at once"})
-    json_file: str | None = field(default=None, metadata={"help": "file for the result"})
+    json_file: str | None = field(
+        default=None, metadata={"help": "file for the result; one that is there is replaced"}
+    )
 
 
 def main():
@@ -46,6 +49,8 @@ def main():
     if not arguments.model:
         raise SystemExit("evaluate.py: give --model, the checkpoint to evaluate.")
     prepare(training)
+    if evaluation.json_file:
+        check_not_input(evaluation.json_file, data.test_file)
     data.streaming = False  # the rows are asked several times
     splits = read_splits(data, needed="test")
     tokenizer = make_tokenizer(splits, data, arguments)

@@ -101,7 +101,7 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
 
 def main():
     data, arguments, training = parse(DataArguments, ModelArguments, Seq2SeqTrainingArguments)
-    prepare(training)
+    prepare(training, arguments)
     splits = read_splits(data)
     tokenizer = make_tokenizer(splits, data, arguments)
     train(make_model(tokenizer, data, arguments), tokenizer, splits, data, arguments, training)

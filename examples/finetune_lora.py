@@ -14,6 +14,8 @@ from finetune import make_model, train
 from peft import LoraConfig, get_peft_model
 from transformers import Seq2SeqTrainingArguments
 
+from yan_hf.data.files import check_not_input
+
 
 def main():
     data, arguments, lora, training = parse(DataArguments, ModelArguments, LoraArguments, Seq2SeqTrainingArguments)
@@ -24,7 +26,8 @@ def main():
             f"finetune_lora.py: the experts train in full with modules_to_save={lora.modules_to_save}, and cannot be "
             "adapted too. Leave out adapt_experts, or the flow among modules_to_save."
         )
-    prepare(training)
+    prepare(training, arguments)
+    check_not_input(Path(training.output_dir, "merged"), arguments.model)
     splits = read_splits(data)
     tokenizer = make_tokenizer(splits, data, arguments)
     modules = lora.target_modules

@@ -47,7 +47,7 @@ def main():
     data, model_arguments, stage, training = parse(
         DataArguments, ModelArguments, StageArguments, Seq2SeqTrainingArguments
     )
-    prepare(training)
+    prepare(training, model_arguments)
     if not stage.reading:
         data.task = "span_infilling"
     splits = read_splits(data)

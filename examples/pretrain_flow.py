@@ -15,7 +15,7 @@ from transformers import Seq2SeqTrainingArguments
 
 def main():
     data, arguments, training = parse(DataArguments, ModelArguments, Seq2SeqTrainingArguments)
-    prepare(training)
+    prepare(training, arguments)
     data.task = "span_infilling"
     splits = read_splits(data)
     tokenizer = make_tokenizer(splits, data, arguments)

@@ -43,7 +43,9 @@ from yan_hf import (
     prepare_tokenizer,
     train_tokenizer,
 )
+from yan_hf.data.files import check_not_input
 from yan_hf.data.tasks import TextPair, question_answering
+from yan_hf.data.tokenization import MASK_MARKER
 from yan_hf.evaluation.evaluate import generate_examples
 
 
@@ -51,7 +53,9 @@ from yan_hf.evaluation.evaluate import generate_examples
 class Options:
     """What to train on, and how long."""
 
-    output: Path = field(metadata={"help": "folder of the trained checkpoint"})
+    output: Path = field(
+        metadata={"help": "folder for the trained checkpoint; files of an earlier run there are replaced"}
+    )
     train: str | None = field(default=None, metadata={"help": "JSON Lines file, .gz or not"})
     validation: str | None = field(default=None, metadata={"help": "JSON Lines file"})
     test: str | None = field(default=None, metadata={"help": "JSON Lines file"})
@@ -99,8 +103,8 @@ def read_rows(options: Options) -> DatasetDict:
 class Questions:
     """The rows of a split as source and target texts, thinned to a number of statements where that is possible."""
 
-    def __init__(self, rows: Any, options: Options, mask_token: str):
-        self.mask_token = mask_token
+    def __init__(self, rows: Any, options: Options, mask: str = MASK_MARKER):
+        self.mask = mask
         self.rows = []
         for row in rows:
             context = row[options.context]
@@ -112,7 +116,7 @@ class Questions:
         self.num_levels = max(len(statements) for statements, *_ in self.rows) if self.thinnable else 5
 
     def pair(self, statements: list[str], question: str, answer: str) -> TextPair:
-        return question_answering(" ".join(statements), question, answer, self.mask_token)
+        return question_answering(" ".join(statements), question, answer, self.mask)
 
     def pairs(self) -> list[TextPair]:
         return [self.pair(statements, question, answer) for statements, question, answer, _ in self.rows]
@@ -186,11 +190,13 @@ def main():
     (options,) = HfArgumentParser(Options).parse_args_into_dataclasses()
     started = time.monotonic()
     set_seed(options.seed)
+    for name in ("checkpoint", "reader"):
+        check_not_input(options.output / name, options.model)
     splits = read_rows(options)
     if options.model is None:
         texts = [f"{pair.source}\n{pair.target}" for pair in Questions(splits["train"], options, "").pairs()]
         tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, model_type="bpe")
-        questions = Questions(splits["train"], options, tokenizer.mask_token)
+        questions = Questions(splits["train"], options)
         longest = max(map(len, encode_pairs(tokenizer, *zip(*questions.pairs()))["input_ids"]))
         config = YanConfig(
             vocab_size=len(tokenizer),
@@ -212,10 +218,10 @@ def main():
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = AutoModelForSeq2SeqLM.from_pretrained(options.model)
         prepare_tokenizer(tokenizer, model)
-        questions = Questions(splits["train"], options, tokenizer.mask_token)
+        questions = Questions(splits["train"], options)
     if not torch.cuda.is_available():
         model.set_experts_implementation("eager")
-    validation = Questions(splits["validation"], options, tokenizer.mask_token).pairs()
+    validation = Questions(splits["validation"], options).pairs()
     checkpoint = options.output / "checkpoint"
     keeper = KeepBest(tokenizer, validation, checkpoint, options.eval_steps)
     train_stage(model, tokenizer, questions, False, options, [keeper])
@@ -235,7 +241,7 @@ def main():
     }
     if "test" in splits:
         model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
-        pairs = Questions(splits["test"], options, tokenizer.mask_token).pairs()
+        pairs = Questions(splits["test"], options).pairs()
         for name, true_lengths in (("predicted_length", False), ("true_length", True)):
             runs = [answer_all(model, tokenizer, pairs, true_lengths, seed) for seed in range(3)]
             matches = [run["exact_match"] for run in runs]

@@ -79,7 +79,7 @@ def test_broken_files_are_named(stories, tmp_path, capsys):
     null.write_text('{"text": "a"}\n{"text": null}\n')
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "a"}\n{"text"\n')
-    for path, message in ((cut, "end-of-stream"), (null, "row 2"), (bad, "line 2")):
+    for path, message in ((cut, "end-of-stream"), (null, "line 2"), (bad, "line 2")):
         assert main(["train-tokenizer", str(path), "--column", "text", "--output", str(tmp_path / "x")]) == 1
         assert message in capsys.readouterr().err
     occupied = tmp_path / "file"

@@ -126,23 +126,29 @@ def test_generate_from_a_column_several_texts_for_each_source(checkpoint, tmp_pa
 
 
 def test_generate_from_standard_input(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("one two\nthree\n"))
+    def stdin(text: str):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    stdin("one two\nthree\n")
     assert [row["source"] for row in lines(run(capsys, "generate", checkpoint)[1])] == ["one two", "three"]
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"q": "four"}\n'))
+    stdin('{"q": "four"}\n')
     assert [row["source"] for row in lines(run(capsys, "generate", checkpoint, "--column", "q")[1])] == ["four"]
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"q": 4}\n'))
+    stdin('{"q": 4}\n')
     status, _, error = run(capsys, "generate", checkpoint, "--column", "q")
     assert status == 1 and "line 1" in error and "`q`" in error
 
 
-@pytest.mark.parametrize(("bad", "message"), [("", "Source 2 is empty"), ("one " * 60, "Source 2 has .* at most")])
-def test_a_bad_source_is_named_and_what_was_written_stays(checkpoint, tmp_path, capsys, bad, message):
+@pytest.mark.parametrize(
+    ("bad", "message"), [("", "sources.txt, source 2 is empty"), ("one " * 60, "source 2 has .* at most")]
+)
+def test_a_bad_source_is_named_and_what_comes_before_it_is_written(checkpoint, tmp_path, capsys, bad, message):
     source, output = tmp_path / "sources.txt", tmp_path / "texts.jsonl"
     source.write_text(f"one\n{bad}\n")
-    arguments = ["--input", source, "--output", output, "--batch-size", 1]
+    arguments = ["--input", source, "--output", output]
     status, _, error = run(capsys, "generate", checkpoint, *arguments)
-    assert status == 1 and re.search(message, error)
-    assert [row["source"] for row in lines(output.read_text())] == ["one"]
+    assert status == 1 and re.search(message, error) and "--resume" in error
+    assert [row["source"] for row in lines((tmp_path / "texts.jsonl.partial").read_text())] == ["one"]
+    assert not output.exists()
 
 
 def test_what_cannot_be_generated_from(checkpoint, tmp_path, capsys):

@@ -77,7 +77,7 @@ MUTATIONS = [
         "adaptive norms initialised by their layer, which owns no weight",
         "modeling_yan.py",
         "        elif isinstance(module, AdaLNModulation):\n",
-        "        elif isinstance(module, YanFlowLayer) and (module := module.modulation) is not None:\n",
+        "        elif isinstance(module, YanFlowLayer) and (module := module.adaptive_norm) is not None:\n",
         (f"{M}test_model_from_a_config_is_initialised",),
     ),
     Mutation(
@@ -118,8 +118,8 @@ MUTATIONS = [
     Mutation(
         "adaptive scales computed by the weight itself",
         "modeling_yan.py",
-        "[layer.modulation(activated) for layer in self.layers]",
-        "[activated @ layer.modulation.weight.T + layer.modulation.bias for layer in self.layers]",
+        "[layer.adaptive_norm(activated) for layer in self.layers]",
+        "[activated @ layer.adaptive_norm.weight.T + layer.adaptive_norm.bias for layer in self.layers]",
         (f"{E}test_disk_offload_by_device_map",),
     ),
     Mutation(
@@ -139,8 +139,8 @@ MUTATIONS = [
     Mutation(
         "a graph break in every flow layer",
         "layers.py",
-        "        if modulation is None:\n            modulation = self.modulation(",
-        "        if hidden_states.sum() > 9 or modulation is None:\n            modulation = self.modulation(",
+        "        if modulation is None:\n            modulation = self.adaptive_norm(",
+        "        if hidden_states.sum() > 9 or modulation is None:\n            modulation = self.adaptive_norm(",
         (
             f"{E}test_forward_is_one_graph",
             f"{E}test_training_step_is_one_graph",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from yan_hf import YanDataCollator, corrupt_spans, encode_pairs, train_tokenizer
+from yan_hf.data.tokenization import MASK_MARKER
 
 
 TEXTS = [" ".join(example.context) for example in simulate_many(60, (1, 6), seed=0)]
@@ -62,7 +63,9 @@ def test_corruption_covers_every_position():
 
 
 def test_pairs_are_padded_and_labelled(tokenizer):
-    encoded = encode_pairs(tokenizer, ["Mary went", "Daniel went to the garden. <mask>"], ["the garden", "Mary"])
+    encoded = encode_pairs(
+        tokenizer, ["Mary went", f"Daniel went to the garden. {MASK_MARKER}"], ["the garden", "Mary"]
+    )
     assert all(labels[-1] == 2 and labels.count(2) == 1 for labels in encoded["labels"])
     features = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
     batch = YanDataCollator(tokenizer)(features)

@@ -10,6 +10,7 @@ from testing_utils import small_model
 from yan_hf import TaskEncoder, YanForConditionalGeneration, prepare_tokenizer, train_tokenizer
 from yan_hf.data.checks import check_vocabulary
 from yan_hf.data.tasks import TextPair, encode_split, load_splits
+from yan_hf.data.tokenization import MASK_MARKER
 
 
 QUESTION = {"context": "Mary went to the kitchen.", "question": "Where is Mary?", "answer": "kitchen"}
@@ -131,7 +132,7 @@ def test_long_sources_lose_neither_question_nor_mask(tokenizer):
     reader = encoder(tokenizer, "classification", max_source_length=20, add_mask=True, mask_first=True)
     (pair,) = reader.pairs({"text": "a fine film " * 40, "label": 0})
     ids = reader.encode(pair)["input_ids"]
-    assert pair.source.startswith("<mask> a fine")
+    assert pair.source.startswith(f"{MASK_MARKER} a fine")
     assert len(ids) == 20 and [ids[0], ids[-1]] == [tokenizer.mask_token_id, tokenizer.eos_token_id]
     with pytest.raises(ValueError, match="add_mask"):
         encoder(tokenizer, "classification", mask_first=True)
@@ -144,8 +145,8 @@ def test_space_before_the_mask_goes_to_the_target(tokenizer):
     plain, spaced = encoder(tokenizer, "last_word"), encoder(tokenizer, "last_word", space_in_target=True)
     row = {"text": "It saw a dog."}
     for reader, source, target in (
-        (plain, "It saw a <mask>.", "dog"),
-        (spaced, "It saw a<mask>.", " dog"),
+        (plain, f"It saw a {MASK_MARKER}.", "dog"),
+        (spaced, f"It saw a{MASK_MARKER}.", " dog"),
     ):
         (pair,) = reader.pairs(row)
         assert pair == (source, target)
@@ -210,9 +211,28 @@ def test_questions_of_several_sentences_stay_whole(tokenizer):
 def test_a_mask_is_never_cut_off(tokenizer):
     reader = encoder(tokenizer, "pairs", max_source_length=30)
     with pytest.raises(ValueError, match="mask"):
-        reader.encode(TextPair("a fine film " * 20 + "<mask> " + "and so on " * 20, "end"))
-    with pytest.raises(ValueError, match="<mask>"):
-        encoder(tokenizer, "last_word").pairs({"text": "The end is <mask>."})
+        reader.encode(TextPair("a fine film " * 20 + f"{MASK_MARKER} " + "and so on " * 20, "end"))
+    with pytest.raises(ValueError, match="stands for a mask"):
+        encoder(tokenizer, "last_word").pairs({"text": f"The end is {MASK_MARKER}."})
+
+
+def test_special_tokens_in_rows_are_text_unless_a_marker_names_the_mask(tokenizer):
+    eos, mask = tokenizer.eos_token_id, tokenizer.mask_token_id
+    spelled = "it </s> saw <mask> a dog"
+    for task, (row, _) in ROWS.items():
+        row = {name: f"{spelled} {value}" if isinstance(value, str) else value for name, value in row.items()}
+        reader = encoder(tokenizer, task)
+        for pair in reader.pairs(row):
+            ids = reader.encode(pair)
+            masks = 1 if task in ("question_answering", "last_word", "middle_sentence") else 0
+            assert ids["labels"].count(eos) == ids["input_ids"].count(eos) == 1 and mask not in ids["labels"]
+            assert ids["input_ids"].count(mask) == masks
+            assert tokenizer.decode(ids["labels"][:-1]) == pair.target
+    reader = encoder(tokenizer, "pairs", mask_marker="___")
+    ids = reader.encode(*reader.pairs({"source": "a ___ <mask>", "target": "___"}))
+    assert ids["input_ids"].count(mask) == 1 and mask not in ids["labels"]
+    with pytest.raises(ValueError, match="mask_marker.*last_word"):
+        encoder(tokenizer, "last_word", mask_marker="___")
 
 
 def test_rows_that_a_cached_result_left_out_are_counted(tokenizer):
@@ -227,6 +247,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for name, text, message in (
         ("rows.txt", "a\n", "rows.txt is none of the files.*jsonl.*csv.*parquet"),
         ("broken.jsonl", '{"source": \n', "broken.jsonl cannot be read as json"),
+        ("empty.jsonl", "", "empty.jsonl .*holds no rows"),
         ("empty.csv", "source,target\n", "empty.csv .*holds no rows"),
     ):
         (tmp_path / name).write_text(text)
@@ -268,9 +289,9 @@ def test_parts_are_splits_or_slices_of_a_data_set(tmp_path):
 def test_only_the_first_sentences_of_a_story(tokenizer):
     reader = encoder(tokenizer, "middle_sentence", max_sentences=3)
     (pair,) = reader.pairs({"text": "One dog. Two dogs. Three dogs. Four dogs."})
-    assert pair == ("One dog. Two dogs. <mask>", "One dog. Two dogs. Three dogs.")
+    assert pair == (f"One dog. Two dogs. {MASK_MARKER}", "One dog. Two dogs. Three dogs.")
     reader = encoder(tokenizer, "last_word", max_sentences=1)
-    assert reader.pairs({"text": "One dog. Two cats."}) == [("One <mask>.", "dog")]
+    assert reader.pairs({"text": "One dog. Two cats."}) == [(f"One {MASK_MARKER}.", "dog")]
     reader = encoder(tokenizer, "span_infilling", max_sentences=2)
     assert reader.pairs({"text": "One. Two. Three."})[0].source == "One. Two."
     with pytest.raises(ValueError, match="classification"):

@@ -11,7 +11,7 @@ from testing_utils import small_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from yan_hf import prepare_tokenizer, train_tokenizer
+from yan_hf import encode_text, prepare_tokenizer, train_tokenizer
 
 
 CORPUS = [" ".join(example.context) + " Ünïcode naïve café 123." for example in simulate_many(200, 4, seed=0)]
@@ -169,6 +169,58 @@ def test_existing_tokenizers_get_what_is_missing(make, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.mask_token_id == tokenizer.mask_token_id and len(loaded) == size
+
+
+# User text
+
+
+SPELLED = "Mary </s> went <mask> to<pad>the <s> kitchen <unk></s>."
+
+
+def trained(model_type):
+    # Pieces of special tokens, and of bytes, are words of this corpus.
+    words = " ".join(f"{'</'} s> {part}" for part in ("</ s>", "<ma sk>", "<m ask>", "<pa d>", "<0x4 1>", "sk>", "1>"))
+    return train_tokenizer(
+        [*CORPUS, *[words.replace(" ", gap) for gap in (" ", "") for _ in range(200)]], 450, model_type
+    )
+
+
+KINDS = {
+    "unigram": lambda: trained("unigram"),
+    "bpe": lambda: trained("bpe"),
+    **{make.__name__: lambda make=make: prepare_tokenizer(make()) for make in (gpt2_style, t5_style, llama_style)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_is_text_and_only_the_marker_masks(kind):
+    tokenizer = KINDS[kind]()
+    mask = tokenizer.mask_token_id
+    control = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
+    specials = " ".join(tokenizer.all_special_tokens)
+    plain = "Where is Mary? She is in the @@."
+    rows = encode_text(tokenizer, [SPELLED, specials, plain, f"{SPELLED}@@", ""], "@@")
+    masks, ends = [0, 0, 1, 1, 0], rows[-1]
+    for row, count in zip(rows, masks):
+        assert [i for i in row if i in control] == [mask] * count + ends
+    # Without a special token in it, a text is what the tokenizer makes of it.
+    assert rows[2] == tokenizer(plain.replace("@@", tokenizer.mask_token))["input_ids"]
+    assert encode_text(tokenizer, [SPELLED], split_special_tokens=False) == [tokenizer(SPELLED)["input_ids"]]
+    (cut,) = encode_text(tokenizer, [SPELLED], max_length=5)
+    assert len(cut) == 5 and cut[5 - len(ends) :] == ends
+    if kind in ("unigram", "bpe"):
+        assert tokenizer.decode(rows[0][:-1]) == SPELLED and ends == [tokenizer.eos_token_id]
+
+
+def test_pieces_of_the_vocabulary_never_merge_into_special_tokens():
+    tokenizer = trained("bpe")
+    assert not {0, 1, 2, 4} & {*tokenizer(SPELLED, add_special_tokens=False, split_special_tokens=True)["input_ids"]}
+    assert tokenizer.decode(tokenizer("<0x41>")["input_ids"], skip_special_tokens=True) == "<0x41>"
+
+
+def test_a_marker_needs_a_mask_token():
+    with pytest.raises(ValueError, match="no mask token"):
+        encode_text(gpt2_style(), ["a @@"], "@@")
 
 
 def test_a_larger_table_is_left_alone():

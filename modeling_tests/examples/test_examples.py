@@ -202,6 +202,8 @@ def test_runs_go_on_by_the_command_line_and_frozen_parts_are_told(labelled, tmp_
     assert first.returncode == 0 and "Frozen: encoder" in first.stdout, first.stderr[-3000:]
     again = run("finetune.py", *options, "--model", tmp_path / "out", "--max_steps", 6)
     assert again.returncode == 0 and "Frozen: encoder" in again.stdout, again.stderr[-3000:]
+    anew = run("finetune.py", *options, "--model", tmp_path / "out", "--resume_from_checkpoint", "false")
+    assert anew.returncode != 0 and "is the input" in anew.stderr
     history = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [2, 4, 6]
     other = [

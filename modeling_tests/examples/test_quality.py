@@ -18,7 +18,7 @@ from quality_report import at, load, spread, table
 from quality_systems import AutoregressiveCollator, ask, new_config
 from quality_tasks import MASK, TASKS, fitting_pairs
 
-from yan_hf import YanForConditionalGeneration, train_tokenizer
+from yan_hf import YanForConditionalGeneration, encode_text, train_tokenizer
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -78,7 +78,7 @@ def test_tasks_ask_for_what_is_masked():
 def test_pairs_without_room_for_their_answer_are_left_out(tokenizer, capsys):
     paragraph = {"context": "Max has a big park.", "qas": [{"question": "Who?", "answer": "Max"}]}
     ((source, target),) = pairs = TASKS["squad"].pairs([paragraph])
-    start = tokenizer(source)["input_ids"].index(tokenizer.mask_token_id)
+    start = encode_text(tokenizer, [source], MASK)[0].index(tokenizer.mask_token_id)
     room = start + len(tokenizer(target, add_special_tokens=False)["input_ids"]) + 1
     fits = dataclasses.replace(TASKS["squad"], max_source_length=room)
     assert fitting_pairs(fits, tokenizer, [paragraph]) == pairs and not capsys.readouterr().out

@@ -8,6 +8,7 @@ from testing_utils import batch_of_rows, small_config, small_model
 
 from yan_hf import YanGenerationConfig
 from yan_hf.sampling import (
+    CandidateLayout,
     NoiseSource,
     best_candidates,
     consensus,
@@ -25,13 +26,20 @@ def resolved(**fields):
 # Noise
 
 
+def layout_of(lengths, num_samples=1, num_lengths=1, width=None):
+    lengths = torch.as_tensor(lengths)
+    layout = CandidateLayout(lengths, torch.zeros(len(lengths)), 1, num_samples, num_lengths)
+    if width is not None:
+        layout.width = width
+    return layout
+
+
 def test_a_row_s_noise_depends_on_its_seed_and_length_alone():
-    lengths = torch.tensor([3, 7, 5])
-    batched = NoiseSource(lengths, 9, seeds=[4, 5, 4])
+    batched = NoiseSource(layout_of([3, 7, 5], width=9), seeds=[4, 5, 4])
     drawn = [batched.draw(torch.randn, 6), batched.draw(torch.rand, 4), batched.draw(torch.rand, dtype=torch.float64)]
     assert [tuple(noise.shape) for noise in drawn] == [(3, 9, 6), (3, 9, 4), (3, 9)]
     for row, (length, seed) in enumerate([(3, 4), (7, 5), (5, 4)]):
-        single = NoiseSource(torch.tensor([length]), length, seeds=[seed])
+        single = NoiseSource(layout_of([length]), seeds=[seed])
         alone = [single.draw(torch.randn, 6), single.draw(torch.rand, 4), single.draw(torch.rand, dtype=torch.float64)]
         for noise, expected in zip(drawn, alone):
             assert torch.equal(noise[row, :length], expected[0])
@@ -39,18 +47,17 @@ def test_a_row_s_noise_depends_on_its_seed_and_length_alone():
 
 
 def test_candidates_have_their_own_noise_and_lengths_share_it():
-    source = NoiseSource(torch.full((8,), 4), 4, seeds=torch.tensor([7, 8]), num_candidates=2, num_lengths=2)
+    source = NoiseSource(layout_of([4] * 8, 2, 2), seeds=torch.tensor([7, 8]))
     noise = source.draw(torch.randn, 16)
     assert torch.equal(noise[0], noise[1]) and torch.equal(noise[2], noise[3])
     assert not torch.equal(noise[0], noise[2]) and not torch.equal(noise[2], noise[6])
-    alone = NoiseSource(torch.tensor([4]), 4, seeds=[7]).draw(torch.randn, 16)
+    alone = NoiseSource(layout_of([4]), seeds=[7]).draw(torch.randn, 16)
     assert torch.equal(noise[0], alone[0])
 
 
 def test_without_seeds_the_generator_decides():
     draws = [
-        NoiseSource(torch.tensor([2, 3]), 3, torch.Generator().manual_seed(seed)).draw(torch.randn, 5)
-        for seed in (0, 0, 1)
+        NoiseSource(layout_of([2, 3]), torch.Generator().manual_seed(seed)).draw(torch.randn, 5) for seed in (0, 0, 1)
     ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 

@@ -765,7 +765,7 @@ def test_solvers_and_schedules_reach_the_sampler(model):
         with torch.no_grad():
             context = model.model.prepare_context(model.model.encode(ids).last_hidden_state, None, torch.ones(1, 5))
             times = time_grid(2, schedule, *([shift] if shift else []))
-            expected, _ = solve_flow(model.model.flow, start, context, times, experts, solver)
+            expected, _ = solve_flow(model.model.flow, start, context, times, None, experts[..., None], False, solver)
         torch.testing.assert_close(output.latents, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -116,7 +116,7 @@ def test_tokenizer_is_saved_or_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="`eos_token_id` is 2 in the tokenizer but 3"):
         convert_research_checkpoint(
-            saved(tmp_path, vocab_size=len(tokenizer), eos_token_id=3), tmp_path / "model", tokenizer
+            saved(tmp_path, vocab_size=len(tokenizer), eos_token_id=3), tmp_path / "other", tokenizer
         )
 
 
@@ -176,6 +176,30 @@ def test_other_files_and_fields_are_named(tmp_path):
         convert_research_checkpoint(saved(tmp_path, ode_steps=1), tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({3: 1}, "3 is a key"),
+        ({"loss_config": [1]}, "loss_config"),
+        ({"loss_config": {"lambda_flow": "much"}}, "much"),
+        ({"model_config": {5: 1}}, "5 is a key"),
+        ({"model_config": {"ode_steps": [2]}}, "'<' not supported|ode_steps"),
+        ({"model_config": {"d_model": [32]}}, "hidden_size"),
+        ({"model_config": {"beta_a": {}}}, "time_beta"),
+        ({"model": {7: torch.zeros(1)}}, "7 is a key"),
+        ({"model": {"decoder.lm_head.bias": [0.0]}}, "no tensor: decoder.lm_head.bias"),
+    ],
+)
+def test_odd_contents_are_named(tmp_path, change, message):
+    checkpoint = random_checkpoint()
+    for name, value in change.items():
+        old = checkpoint.get(name)
+        checkpoint[name] = {**old, **value} if isinstance(value, dict) and old else value
+    path = saved(tmp_path, checkpoint)
+    with pytest.raises(ValueError, match=f"research.pt .*(?s:.)*({message})"):
+        convert_research_checkpoint(path, tmp_path / "model")
+
+
 def test_a_failed_conversion_leaves_the_old_output_and_nothing_else(tmp_path):
     path = saved(tmp_path)
     convert_research_checkpoint(path, tmp_path / "out" / "model")
@@ -183,9 +207,9 @@ def test_a_failed_conversion_leaves_the_old_output_and_nothing_else(tmp_path):
     checkpoint = random_checkpoint()
     del checkpoint["model"]["decoder.lm_head.bias"]
     with pytest.raises(ValueError, match="lm_head"):
-        convert_research_checkpoint(saved(tmp_path, checkpoint), tmp_path / "out" / "model")
+        convert_research_checkpoint(saved(tmp_path, checkpoint), tmp_path / "out" / "model", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out" / "model").iterdir()} == before
-    convert_research_checkpoint(saved(tmp_path, seed=5), tmp_path / "out" / "model")
+    convert_research_checkpoint(saved(tmp_path, seed=5), tmp_path / "out" / "model", overwrite=True)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["model"]
 
 

@@ -91,8 +91,8 @@ def test_true_lengths_are_shown_but_no_result_of_the_index():
 
 def test_a_card_says_what_the_sampler_follows():
     assert "one chosen for each token at t = 0 (token routing)" in create_model_card(small_model(), FACTS).text
-    text = create_model_card(small_model(velocity_field="mixture"), FACTS).text
-    assert "follows the mean under the gate" in text and "chosen for each token" not in text
+    text = create_model_card(small_model(expert_scope="target", reselect_experts=True), FACTS).text
+    assert "one chosen for each target at every solver step (token routing)" in text
 
 
 def test_a_card_without_figures_says_so():

@@ -77,11 +77,11 @@ def test_programs_are_bounded_by_buckets():
         for source_length, target_length in ((2, 3), (9, 16), (16, 7), (5, 13)):
             _, ids, mask = batch_of_rows([source_length] * batch_size)
             model.generate(ids, mask, target_lengths=target_length, compile=True, compile_config=TRACED)
-    assert len(model._compiled_programs) == 1
+    assert len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
     _, ids, mask = batch_of_rows([17])
     model.generate(ids, mask, target_lengths=3, compile=True, compile_config=TRACED)
-    assert len(model._compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
+    assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
 def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
@@ -99,7 +99,7 @@ def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
                 expected,
             )
         )
-    assert results == [True, True] and len(model._compiled_programs) == 1
+    assert results == [True, True] and len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
 
 
@@ -166,13 +166,16 @@ def test_the_loop_does_not_wait_for_the_device():
     times = time_grid(3)
     with torch.no_grad():
         source = model.model.encode(torch.randint(5, 60, (2, 7), device="cuda")).last_hidden_state
-        context = model.model.prepare_context(source, None, torch.ones(2, 9, device="cuda"), times=times)
+        context = model.model.prepare_context(source, None, torch.ones(2, 9, device="cuda"))
+        context.modulations = model.model.flow.embed_times(times, source.device)
         state = torch.randn(2, 9, 32, device="cuda")
         uniform = torch.rand(2, 9, 4, device="cuda")
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            solve_flow(model.model.flow, state, context, times, lambda log_probs: choose_experts(log_probs, uniform))
+            solve_flow(
+                model.model.flow, state, context, times, lambda log_probs, _: choose_experts(log_probs, uniform)
+            )
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -201,7 +201,7 @@ def test_padding_is_zeroed_after_each_sub_layer(padding):
     for hook in hooks:
         hook.remove()
     context = model.prepare_context(torch.randn(2, 4, 32), None, mask)
-    assert context.target_mask is None  # it would be quadratic in the length
+    assert context.self_attention_mask is None  # it would be quadratic in the length
     outputs = []
     hook = model.flow.layers[-1].register_forward_hook(lambda module, args, output: outputs.append(output))
     model.flow(torch.randn(2, 6, 32), torch.zeros(2), context)

@@ -19,6 +19,7 @@ from yan_hf import (
     train_tokenizer,
 )
 from yan_hf.data.tasks import TextPair
+from yan_hf.data.tokenization import MASK_MARKER
 from yan_hf.evaluation.metrics import normalize_answer
 from yan_hf.training.callbacks import EpochCallback
 
@@ -192,7 +193,7 @@ def test_level_rises_only_after_the_running_share_does():
 
 def test_stream_follows_the_level_and_repeats_by_seed(tokenizer):
     def make(rng, level):
-        return TextPair(f"level {level} {rng.integers(1000)} {tokenizer.mask_token}", "two")
+        return TextPair(f"level {level} {rng.integers(1000)} {MASK_MARKER}", "two")
 
     def take(seed, reading=False, change=None):
         curriculum, rows = Curriculum(3, goal=1.0), []
@@ -226,7 +227,7 @@ def test_curriculum_trainer_counts_right_rows_and_stops(tokenizer, tmp_path):
     model = YanForAutoEncoding(trainable_model(tokenizer).config)
     curriculum = Curriculum(1, goal=0.95)
     stream = CurriculumStream(
-        lambda rng, level: TextPair(f"{rng.integers(10)} {tokenizer.mask_token}", "two"),
+        lambda rng, level: TextPair(f"{rng.integers(10)} {MASK_MARKER}", "two"),
         tokenizer,
         curriculum,
         True,

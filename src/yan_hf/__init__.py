@@ -18,7 +18,7 @@ _IMPORT_STRUCTURE = {
     "configuration_yan": ["YanConfig"],
     "data.collator": ["YanDataCollator", "corrupt_spans", "encode_pairs"],
     "data.tasks": ["TaskEncoder"],
-    "data.tokenization": ["prepare_tokenizer", "train_tokenizer"],
+    "data.tokenization": ["encode_text", "prepare_tokenizer", "train_tokenizer"],
     "evaluation.evaluate": ["evaluate_model", "generate_texts"],
     "evaluation.metrics": ["compute_metrics", "exact_match"],
     "generation_config_yan": ["YanGenerationConfig"],

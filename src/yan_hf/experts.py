@@ -258,30 +258,30 @@ class RoutingOptions:
 
     Args:
         routing: `"token"` or `"block"`.
-        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
         block_size: Real target tokens of a block; `None` is the whole target.
         top_k: Experts that a token votes for; `None` is all of them.
         core_threshold: Share of the votes that a core set has to exceed.
         min_experts: Least size of a core set.
+        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
     """
 
     routing: str = "token"
-    scope: str = "token"
     block_size: int | None = None
     top_k: int | None = None
     core_threshold: float = 1.0
     min_experts: int = 1
+    scope: str = "token"
 
     @classmethod
     def from_config(cls, config: Any) -> "RoutingOptions":
         """Those of a [`YanConfig`], or of a resolved [`YanGenerationConfig`]: the fields have the same names."""
         return cls(
             config.routing,
-            config.expert_scope,
             None if config.expert_scope == "target" else config.routing_block_size,
             config.routing_top_k,
             float(config.core_threshold),
             config.min_experts,
+            config.expert_scope,
         )
 
     def num_blocks(self, length: int) -> int:

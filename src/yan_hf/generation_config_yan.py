@@ -216,6 +216,15 @@ class YanGenerationConfig(GenerationConfig):
         super().__init__(**kwargs)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name: Any, config_file_name: Any = None, **kwargs: Any):
+        """As in the base class. Raises `ValueError` with the file's name where it holds no usable configuration."""
+        try:
+            return super().from_pretrained(pretrained_model_name, config_file_name, **kwargs)
+        except (AttributeError, TypeError, ValueError) as error:
+            name = config_file_name or "generation_config.json"
+            raise ValueError(f"{name} of {pretrained_model_name} cannot be used: {error}") from error
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "YanGenerationConfig":
         """As in the base class. A model's `from_pretrained` passes on what overrides the model's own configuration."""
         known = vars(cls())

@@ -291,7 +291,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
         if self.has_cross_attention:
             self.cross_attn = YanCrossAttention(config, layer_idx)
         self.feed_forward = YanFeedForward(config, multiplier)
-        self.modulation = AdaLNModulation(config, num_norms=3 if self.has_cross_attention else 2)
+        self.adaptive_norm = AdaLNModulation(config, num_norms=3 if self.has_cross_attention else 2)
         self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout
 
@@ -307,7 +307,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         if modulation is None:
-            modulation = self.modulation(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
+            modulation = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
         chunks = modulation.view(modulation.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
         normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
         if self.has_mixer:

@@ -566,7 +566,7 @@ class YanFlow(YanPreTrainedModel):
         timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(dtype, torch.float32))
         embedding = self.time_embedding(timesteps, dtype)  # (S, d)
         activated = nn.functional.gelu(embedding)
-        layers = [layer.modulation(activated) for layer in self.layers]
+        layers = [layer.adaptive_norm(activated) for layer in self.layers]
         return {
             time: TimeModulation(embedding[index : index + 1], [scales[index : index + 1] for scales in layers])
             for index, time in enumerate(times)

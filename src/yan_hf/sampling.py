@@ -4,9 +4,9 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -102,6 +102,71 @@ def given_lengths(
     return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
 
 
+class SourceInputs(NamedTuple):
+    """A batch of sources: ids `(B, Lx)` or embeddings `(B, Lx, d)`, and their mask `(B, Lx)`."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    inputs_embeds: torch.Tensor | None
+
+    @property
+    def given(self) -> torch.Tensor:
+        """The ids, or the embeddings in their place."""
+        return self.inputs_embeds if self.input_ids is None else self.input_ids
+
+
+@dataclass
+class CandidateLayout:
+    """
+    The rows of one call: for each source its returned sequences, for each of these its samples, and for each sample
+    the lengths that are tried for it, in this order.
+
+    Args:
+        lengths: Lengths of the canvases, `(R,)`.
+        length_log_probs: Their log-probabilities, `(R,)`.
+        num_sources: `B`.
+        num_samples: Samples drawn for each returned sequence.
+        num_lengths: Lengths tried for each sample.
+    """
+
+    lengths: torch.Tensor
+    length_log_probs: torch.Tensor
+    num_sources: int
+    num_samples: int
+    num_lengths: int
+
+    @property
+    def rows_per_source(self) -> int:
+        return len(self.lengths) // self.num_sources
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Candidates of which one is returned."""
+        return self.num_samples * self.num_lengths
+
+    @property
+    def num_sequences(self) -> int:
+        """Returned sequences of all sources."""
+        return len(self.lengths) // self.rows_per_sequence
+
+    @cached_property
+    def width(self) -> int:
+        """Positions of the widest canvas."""
+        return int(self.lengths.max())
+
+    def repeat(self, values: torch.Tensor) -> torch.Tensor:
+        """What each returned sequence has, `(B · n, ...)`, for each of its candidates, `(R, ...)`."""
+        return values.repeat_interleave(self.rows_per_sequence, dim=0)
+
+    def first(self, values: torch.Tensor) -> torch.Tensor:
+        """The first candidate of each returned sequence."""
+        return values[:: self.rows_per_sequence]
+
+    def best(self, utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Rows of the best candidates, `(B · n,)`, by utility and then by score, `(R,)` each."""
+        return best_candidates(*(values.view(-1, self.rows_per_sequence) for values in (utility, scores)))
+
+
 class NoiseSource:
     """
     Draws noise for the positions of a batch of canvases.
@@ -110,13 +175,9 @@ class NoiseSource:
     as long as itself, on the CPU, so that a seed means the same on every device and in every batch.
 
     Args:
-        lengths: Lengths of the canvases, `(R,)`, for returned sequences times their candidates, which lie next to each
-            other, times the lengths tried for each of these, which share their seed.
-        width: Positions of the widest canvas, `L`.
+        layout: The rows; lengths tried for one sample share its seed.
         generator: Source of the randomness; the global one by default.
-        seeds: One seed for each returned sequence. Its first candidate uses the seed itself.
-        num_candidates: Candidates for each returned sequence.
-        num_lengths: Lengths tried for each candidate.
+        seeds: One seed for each returned sequence. Its first sample uses the seed itself.
 
     Raises:
         ValueError: for seeds that are no integers from 0 to 2⁶³ - 1, or not one for each returned sequence.
@@ -124,15 +185,12 @@ class NoiseSource:
 
     def __init__(
         self,
-        lengths: torch.Tensor,
-        width: int,
+        layout: CandidateLayout,
         generator: torch.Generator | None = None,
         seeds: torch.Tensor | list[int] | None = None,
-        num_candidates: int = 1,
-        num_lengths: int = 1,
     ):
-        self.shape = (len(lengths), width)
-        self.device = lengths.device
+        self.shape = (len(layout.lengths), layout.width)
+        self.device = layout.lengths.device
         self.generator = generator
         self.row_generators: list[torch.Generator] | None = None
         if seeds is None:
@@ -140,15 +198,14 @@ class NoiseSource:
         seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
             raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
-        num_sequences = len(lengths) // (num_candidates * num_lengths)
-        if len(seeds) != num_sequences:
-            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {num_sequences} returned sequences.")
-        self.row_lengths = lengths.tolist()
+        if len(seeds) != layout.num_sequences:
+            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {layout.num_sequences} returned sequences.")
+        self.row_lengths = layout.lengths.tolist()
         self.row_generators = [
             torch.Generator().manual_seed(self._candidate_seed(seed, candidate))
             for seed in seeds
-            for candidate in range(num_candidates)
-            for _ in range(num_lengths)
+            for candidate in range(layout.num_samples)
+            for _ in range(layout.num_lengths)
         ]
 
     @staticmethod
@@ -562,6 +619,13 @@ class SampleOutput:
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
 
+    def rows(self, index: torch.Tensor) -> "SampleOutput":
+        """Some of the rows, without their tokens."""
+        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core")}
+        chosen = {name: None if value is None else value[index] for name, value in chosen.items()}
+        states = None if self.states is None else self.states[:, index]
+        return SampleOutput(**chosen, states=states, tokens=None, is_finite=self.is_finite)
+
 
 def eval_view(module: nn.Module) -> nn.Module:
     """
@@ -689,10 +753,53 @@ def encode_and_sample(
     return sample(model, options, source, attention_mask, lengths, initial_state, uniform, expert_indices)
 
 
+class Sampler(Protocol):
+    """The two halves of `generate` that touch the network, over one model."""
+
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`encode`]."""
+
+    def sample(
+        self,
+        options: SamplingOptions,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        """As [`sample`], after encoding the source where that has not been done; `start` is `lengths` and the rest."""
+
+
+@dataclass
+class EagerSampler:
+    """Runs both halves as they are."""
+
+    model: PreTrainedModel
+
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        return encode(self.model, *source)
+
+    def sample(
+        self,
+        options: SamplingOptions,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        if encoded is None:
+            encoded = self.model.model.encode(*source).last_hidden_state
+        return sample(self.model, options, encoded, source.attention_mask, *start, callback_on_step_end)
+
+
 __all__ = [
+    "CandidateLayout",
+    "EagerSampler",
     "NoiseSource",
     "DecodedTokens",
+    "Sampler",
     "SamplingOptions",
+    "SourceInputs",
     "SampleOutput",
     "best_candidates",
     "consensus",

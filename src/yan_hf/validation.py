@@ -196,6 +196,38 @@ def inference_module(name: str) -> ModuleType:
         ) from error
 
 
+def fitting_values(
+    name: str, values: torch.Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
+) -> torch.Tensor:
+    """
+    What the caller fixes for every position, cut to the canvas and moved to the device.
+
+    Raises:
+        ValueError: unless `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
+    """
+    others = list(shape)
+    others[position_dim] = values.shape[position_dim] if values.dim() == len(shape) else -1
+    if list(values.shape) != others or values.shape[position_dim] < shape[position_dim]:
+        raise ValueError(f"`{name}` must have shape {shape}, or more positions, but have {tuple(values.shape)}.")
+    values = values.narrow(position_dim, 0, shape[position_dim]).to(device)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"`{name}` holds values that are not finite.")
+    return values
+
+
+def check_expert_indices(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """The indices as int64; raises `ValueError` unless they are integers in 0 to `num_experts - 1`."""
+    if experts.is_floating_point() or experts.dtype == torch.bool:
+        raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
+    lowest, highest = torch.stack([experts.min(), experts.max()]).tolist()
+    if lowest < 0 or highest >= num_experts:
+        raise ValueError(
+            f"`expert_indices` must be in 0 to {num_experts - 1} with `num_experts={num_experts}`, but reach from "
+            f"{lowest} to {highest}."
+        )
+    return experts.long()
+
+
 def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_processors: bool) -> None:
     """
     Raises `ValueError` where the options of `generate` left no token to choose at some position.
@@ -250,6 +282,7 @@ def check_no_text_generation_pipeline() -> None:
 __all__ = [
     "check_choice",
     "check_finite",
+    "check_expert_indices",
     "check_ids",
     "check_labels",
     "check_length",
@@ -258,6 +291,7 @@ __all__ = [
     "check_no_text_generation_pipeline",
     "check_source",
     "check_state",
+    "fitting_values",
     "inference_module",
     "check_stopping_criteria",
 ]

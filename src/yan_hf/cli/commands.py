@@ -4,6 +4,8 @@
 import argparse
 import contextlib
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
-from ..data.files import is_json_lines, iterate_column
+from ..data.files import check_not_input, iterate_column
 
 
 Result = dict[str, Any] | None
@@ -33,17 +35,26 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
         "generate",
         help="write a text for each source",
         description="Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: "
-        "source, text, length, length_mode, score. A text does not depend on --batch-size.",
+        "source, text, length, length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are "
+        "gathered in FILE.partial, which replaces FILE when all are written; until then FILE is untouched. If "
+        "something fails, --resume goes on behind the last whole row of FILE.partial, or of FILE where there is none.",
     )
     _checkpoint(parser, "no progress bar; the output is JSON Lines in any case")
     parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
     parser.add_argument("--column", help="the column that holds the sources (JSON Lines)")
     parser.add_argument("--output", default="-", help="file to write; - is standard output (default)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run, and write the others")
+    parser.add_argument(
+        "--mask-marker", help="what stands for a mask in the sources, such as '<mask>'; default: nothing"
+    )
+    parser.add_argument(
+        "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
+    )
     _sampling(parser, positive, batch_size=32)
     parser.add_argument("--num-return-sequences", type=positive, help="texts for each source")
     parser.add_argument("--num-candidates", type=positive, help="samples of which the best is kept")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, error=parser.error)
 
     parser = commands.add_parser(
         "evaluate",
@@ -59,6 +70,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]):
     parser.add_argument("--task", default="pairs", help="the task's name (default: %(default)s: source and target)")
     parser.add_argument("--columns", type=_mapping, help='where they differ, as JSON: {"text": "sentence"}')
     parser.add_argument("--class-names", nargs="+", help="names of the classes, in order")
+    parser.add_argument("--mask-marker", help="what stands for a mask in the rows, such as '<mask>'; default: nothing")
     parser.add_argument("--add-mask", action="store_true", help="put a mask token behind sources that have none")
     parser.add_argument("--mask-first", action="store_true", help="with --add-mask: in front of them instead")
     parser.add_argument("--space-in-target", action="store_true", help="the space before a mask belongs to the target")
@@ -114,6 +126,17 @@ def _mapping(text: str) -> dict[str, str]:
     return value
 
 
+@contextlib.contextmanager
+def naming(name: str | Path) -> Iterator[None]:
+    """Makes errors in the block begin with what they are about; those of the system name their file themselves."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or str(error).startswith(str(name)):
+            raise
+        raise ValueError(f"{name}: {str(error) or type(error).__name__}") from error
+
+
 def load_checkpoint(options: argparse.Namespace) -> tuple[Any, Any]:
     """Model in eval mode on its device, and tokenizer (`None` where the checkpoint has none)."""
     import torch
@@ -122,10 +145,17 @@ def load_checkpoint(options: argparse.Namespace) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, dtype=options.dtype).eval().to(device)
-    logging.enable_progress_bar()
-    found = cached_file(options.checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    return model, AutoTokenizer.from_pretrained(options.checkpoint) if found else None
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Name another one, such as cpu."
+        ) from error
+    with naming(options.checkpoint):
+        model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, dtype=options.dtype).eval().to(device)
+        logging.enable_progress_bar()
+        found = cached_file(options.checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+        return model, AutoTokenizer.from_pretrained(options.checkpoint) if found else None
 
 
 def _with_tokenizer(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -140,42 +170,102 @@ def _with_tokenizer(options: argparse.Namespace) -> tuple[Any, Any]:
 def _info(options: argparse.Namespace) -> Result:
     from ..hub.info import checkpoint_info
 
-    return checkpoint_info(options.checkpoint)
+    with naming(options.checkpoint):
+        return checkpoint_info(options.checkpoint)
 
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:
     """Sources, lazily; an empty line of a text is an error later, which names its number."""
-    if options.input != "-":
-        path = Path(options.input)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        if options.column is None and is_json_lines(path):
-            raise ValueError(f"{path} holds JSON Lines: name the column that holds the sources with --column.")
-        for text in iterate_column(path, options.column):
-            yield text.rstrip("\r\n")
-        return
-    for number, line in enumerate(sys.stdin, start=1):
-        if options.column is None:
-            yield line.rstrip("\r\n")
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"standard input, line {number}, is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get(options.column), str):
-            raise ValueError(f"standard input, line {number}, has no text in column `{options.column}`.")
-        yield row[options.column]
+    path = None if options.input == "-" else Path(options.input)
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return (text.rstrip("\r\n") for text in iterate_column(path, options.column))
+
+
+def _check_output(options: argparse.Namespace) -> Path | None:
+    """The file that rows are gathered in; `None` where they are written as they come."""
+    path = Path(options.output)
+    if options.output == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        if options.resume:
+            options.error("--resume needs --output with the file of the earlier run")
+        return None  # standard output, a pipe or a device
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; --output names a file.")
+    path = path.resolve()  # the file that a link names
+    partial = path.with_name(f"{path.name}.partial")
+    inputs = [*Path(options.checkpoint).glob("*"), None if options.input == "-" else options.input]
+    if options.input == "-":
+        with contextlib.suppress(OSError, ValueError):  # what stands in for standard input may be no file
+            inputs[-1] = sys.stdin.fileno()
+    for output in (path, partial):
+        check_not_input(output, *inputs)
+    if partial.exists() and not options.resume:
+        raise FileExistsError(
+            f"{partial} holds the rows of a run that was not finished: go on with --resume, or delete it."
+        )
+    return partial
+
+
+def _resume(partial: Path, sources: Iterator[str], copies: int) -> int:
+    """
+    Cuts a file of rows behind the last source whose rows are whole, and takes their sources off the others.
+
+    Returns:
+        Their number.
+
+    Raises:
+        ValueError: for rows that were not written for these sources.
+    """
+    written, ends = [], [0]
+    if not partial.exists() and partial.with_suffix("").exists():
+        shutil.copyfile(partial.with_suffix(""), partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("a+b") as file:
+        file.seek(0)
+        for line in file:
+            try:
+                source = json.loads(line)["source"]
+            except (ValueError, KeyError, TypeError) as error:
+                if line.endswith(b"\n"):
+                    raise ValueError(
+                        f"{partial}, row {len(ends)}, is no row of this command: --resume stops."
+                    ) from error
+                break  # the last one, cut short
+            if not line.endswith(b"\n"):
+                break
+            written.append(source)
+            ends.append(ends[-1] + len(line))
+        done = len(written) // copies
+        for number in range(done):
+            source = next(sources, None)
+            if written[number * copies : (number + 1) * copies] != [source] * copies:
+                raise ValueError(
+                    f"{partial} was not written for these sources: at source {number + 1} it has "
+                    f"{written[number * copies][:80]!r}, the input {source!r:.80}. --resume needs the input, and the "
+                    "number of texts for each source, of the first run."
+                )
+        file.truncate(ends[done * copies])
+    return done
 
 
 @contextlib.contextmanager
-def _output(name: str) -> Iterator[TextIO]:
-    if name == "-":
-        yield sys.stdout
+def _output(name: str, partial: Path | None) -> Iterator[TextIO]:
+    """Standard output, a device, or the partial file, which becomes the output if the block ends without an error."""
+    if partial is None:
+        with contextlib.nullcontext(sys.stdout) if name == "-" else open(name, "w", encoding="utf-8") as file:
+            yield file
         return
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        yield file
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("a", encoding="utf-8") as file:
+            yield file
+    except BaseException as error:
+        if partial.stat().st_size == 0:
+            partial.unlink()
+        elif isinstance(error, Exception):
+            raise ValueError(f"{error} The rows before it are in {partial}; --resume goes on behind them.") from error
+        raise
+    os.replace(partial, partial.with_suffix(""))
 
 
 def _generate(options: argparse.Namespace) -> Result:
@@ -183,13 +273,27 @@ def _generate(options: argparse.Namespace) -> Result:
 
     from ..evaluation.evaluate import generate_texts
 
+    partial, sources = _check_output(options), _sources(options)
     model, tokenizer = _with_tokenizer(options)
     names = ("max_new_tokens", "num_return_sequences", "num_candidates")
     choices = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.steps is not None:
         choices["num_inference_steps"] = options.steps
-    rows = generate_texts(model, tokenizer, _sources(options), options.batch_size, options.seed, **choices)
-    with _output(options.output) as file:
+    copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
+    done = _resume(partial, sources, copies) if options.resume else 0
+    rows = generate_texts(
+        model,
+        tokenizer,
+        sources,
+        options.batch_size,
+        options.seed,
+        options.mask_marker,
+        not options.special_tokens,
+        done + 1,
+        "Standard input, source" if options.input == "-" else f"{options.input}, source",
+        **choices,
+    )
+    with _output(options.output, partial) as file:
         # Quiet where standard error is no terminal; what is written stays if a later source is refused.
         for row in tqdm(rows, desc="writing", unit=" texts", file=sys.stderr, disable=options.json or None):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -226,6 +330,7 @@ def _evaluate(options: argparse.Namespace) -> Result:
         options.space_in_target,
         options.mask_first,
         options.max_sentences,
+        options.mask_marker,
     )
     examples, skipped = encode_split(rows, encoder, "The data")
     objective = "span_infilling" if options.task == "span_infilling" else "pairs"

@@ -5,18 +5,29 @@ import argparse
 import json
 import os
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.files import iterate_column, texts_of
-from .commands import add_commands
+from ..data.files import check_output_folder, iterate_column, texts_of
+from ..saving import staged_save
+from .commands import add_commands, naming
+
+
+# What the commands that write a folder do to what is there.
+_FOLDER_HELP = (
+    "The folder must be new or empty; with --overwrite the files of a checkpoint or tokenizer in it that are written "
+    "again are replaced, when all is done, and the others stay. Any other folder is refused, untouched."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 if it failed, with one line on standard error; bad arguments exit with 2."""
-    parser = argparse.ArgumentParser(prog="yan-hf", description="Tools for YAN checkpoints.")
+    parser = argparse.ArgumentParser(
+        prog="yan-hf",
+        description="Tools for YAN checkpoints.",
+        epilog="A failure is one line; with YAN_HF_TRACEBACK=1 in the environment its traceback follows.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train_tokenizer(commands)
     _add_convert(commands)
@@ -29,9 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, EOFError, zlib.error, ValueError, RuntimeError, KeyError, ImportError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"yan-hf {options.command}: {message}", file=sys.stderr)
+    except Exception as error:
+        # Errors that are foreseen explain themselves; of others the type says more than the message.
+        foreseen = isinstance(error, (OSError, ValueError, RuntimeError, ImportError)) and str(error)
+        message = str(error) if foreseen else f"{type(error).__name__} {error}"
+        print(f"yan-hf {options.command}: {' '.join(message.split())}", file=sys.stderr)
+        if os.environ.get("YAN_HF_TRACEBACK"):
+            raise
         return 1
     except KeyboardInterrupt:
         print(f"yan-hf {options.command}: interrupted", file=sys.stderr)
@@ -53,12 +68,16 @@ def _positive(text: str) -> int:
     return value
 
 
+def _overwrite(parser: argparse.ArgumentParser):
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there, as said above")
+
+
 def _add_train_tokenizer(commands: Any):
     parser = commands.add_parser(
         "train-tokenizer",
         help="train a sentencepiece tokenizer",
         description="Trains a sentencepiece tokenizer with byte fallback and the special tokens <pad> <s> </s> <unk> "
-        "<mask>, from text files or from a column of a data set.",
+        "<mask>, from text files or from a column of a data set. " + _FOLDER_HELP,
     )
     parser.add_argument("files", nargs="*", type=Path, help="text files, or .jsonl / .jsonl.gz files with --column")
     parser.add_argument("--dataset", help="a data set's name for datasets.load_dataset, instead of files")
@@ -66,6 +85,7 @@ def _add_train_tokenizer(commands: Any):
     parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
     parser.add_argument("--column", help="the column that holds the text (needed for data sets and JSON Lines)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the tokenizer to")
+    _overwrite(parser)
     parser.add_argument("--vocab-size", type=_positive, default=8_000, help="number of tokens (default: %(default)s)")
     parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help="default: %(default)s")
     parser.add_argument("--max-length", type=_positive, help="longest sequence that the tokenizer takes silently")
@@ -78,15 +98,15 @@ def _train_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
         options.error("give text files or --dataset, one of the two")
     if options.dataset and not options.column:
         options.error("--dataset needs --column, the column that holds the text")
-    if options.output.exists() and not options.output.is_dir():
-        raise FileExistsError(f"{options.output} is a file; --output names a folder.")
+    check_output_folder(options.output, options.overwrite)
     from ..data.tokenization import train_tokenizer
 
     texts = _with_progress(_texts(options), options.json)
     tokenizer = train_tokenizer(
         texts, vocab_size=options.vocab_size, model_type=options.model_type, model_max_length=options.max_length
     )
-    tokenizer.save_pretrained(options.output)
+    with staged_save(options.output) as folder:
+        tokenizer.save_pretrained(folder)
     return {"output": str(options.output), "model_type": options.model_type, "vocab_size": len(tokenizer)}
 
 
@@ -94,10 +114,11 @@ def _add_convert(commands: Any):
     parser = commands.add_parser(
         "convert",
         help="read a checkpoint of the research code",
-        description="Converts a checkpoint of the research code to a folder for from_pretrained.",
+        description="Converts a checkpoint of the research code to a folder for from_pretrained. " + _FOLDER_HELP,
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="the research file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    _overwrite(parser)
     parser.add_argument("--tokenizer", help="the tokenizer's folder, saved beside the model")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the file's")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -107,7 +128,10 @@ def _add_convert(commands: Any):
 def _convert(options: argparse.Namespace) -> dict[str, Any]:
     from ..hub.research import convert_research_checkpoint
 
-    model = convert_research_checkpoint(options.checkpoint, options.output, options.tokenizer, options.dtype)
+    with naming(options.checkpoint):
+        model = convert_research_checkpoint(
+            options.checkpoint, options.output, options.tokenizer, options.dtype, options.overwrite
+        )
     return {
         "output": str(options.output),
         "model": type(model).__name__,
@@ -121,10 +145,14 @@ def _add_export(commands: Any):
         "export",
         help="write a checkpoint for the research code, or with its code",
         description="Writes a checkpoint in the research layout (a file), or with the code that it needs to be loaded "
-        "without this package (a folder).",
+        "without this package (a folder). "
+        + _FOLDER_HELP
+        + " A file that is there is replaced with --overwrite only, "
+        "and only if it is a research checkpoint.",
     )
     parser.add_argument("directory", help="the checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write")
+    _overwrite(parser)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--to-research", action="store_true", help="in the research layout")
     kind.add_argument("--with-code", action="store_true", help="as a folder with its code, for trust_remote_code=True")
@@ -136,7 +164,8 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     from ..hub.research import export_research_checkpoint, export_with_code
 
     export = export_research_checkpoint if options.to_research else export_with_code
-    export(options.directory, options.output)
+    with naming(options.directory):
+        export(options.directory, options.output, options.overwrite)
     return {"output": str(options.output)}
 
 

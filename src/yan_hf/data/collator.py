@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .tokenization import MASK_MARKER, encode_text
+
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
@@ -18,6 +20,7 @@ def encode_pairs(
     max_source_length: int | None = None,
     max_target_length: int | None = None,
     truncate_targets: bool = False,
+    mask_marker: str | None = MASK_MARKER,
 ) -> dict[str, list[list[int]]]:
     """
     Tokenizes source-target pairs, for `datasets.Dataset.map(..., batched=True)`.
@@ -29,6 +32,7 @@ def encode_pairs(
         max_source_length: Longer sources are cut there.
         max_target_length: Longest target, the end token included.
         truncate_targets: Whether to cut longer targets, keeping the end token, instead of raising.
+        mask_marker: What stands for the mask token in a source. Special tokens that a text spells out are text.
 
     Returns:
         `input_ids` and `labels`; every target ends with exactly one end token and has no begin token.
@@ -38,10 +42,9 @@ def encode_pairs(
     """
     if len(sources) != len(targets):
         raise ValueError(f"There are {len(sources)} sources but {len(targets)} targets.")
-    truncation = {"truncation": True, "max_length": max_source_length} if max_source_length else {}
-    input_ids = tokenizer(list(sources), **truncation)["input_ids"]
+    input_ids = encode_text(tokenizer, sources, mask_marker, max_source_length)
     labels = []
-    for row, ids in enumerate(tokenizer(list(targets), add_special_tokens=False)["input_ids"]):
+    for row, ids in enumerate(encode_text(tokenizer, targets, add_special_tokens=False)):
         ids = [*ids, tokenizer.eos_token_id]
         if max_target_length is not None and len(ids) > max_target_length:
             if not truncate_targets:

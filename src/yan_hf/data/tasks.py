@@ -13,6 +13,8 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .tokenization import MASK_MARKER, encode_text
+
 
 ANSWER_HEADER = "Answer:"
 
@@ -130,18 +132,22 @@ class Task(NamedTuple):
         build: Row, mask token and label names → pairs of texts.
         keep: Which end of a long source stays: its `"head"`, its `"tail"`, or head and `"question"`.
         story: Whether `max_sentences` applies, to the column `text`.
+        masked: Whether its sources may come with masks of their own (`mask_marker`); others put one in themselves.
     """
 
     columns: tuple[str, ...]
     build: Callable[[dict[str, Any], str, Sequence[str] | None], list[TextPair]]
     keep: str = "head"
     story: bool = False
+    masked: bool = False
 
 
 def _text(value: Any, column: str) -> str:
     value = " ".join(value) if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value) else value
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"column `{column}` holds no text but {value!r}")
+    if MASK_MARKER in value:
+        raise ValueError(f"column `{column}` holds {MASK_MARKER!r}, which stands for a mask here")
     return value.strip()
 
 
@@ -198,12 +204,12 @@ def _plain_text(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> 
 
 
 TASKS = {
-    "pairs": Task(("source", "target"), _pairs),
+    "pairs": Task(("source", "target"), _pairs, masked=True),
     "question_answering": Task(("context", "question", "answer"), _question_answering, keep="question"),
-    "classification": Task(("text", "label"), _classification),
+    "classification": Task(("text", "label"), _classification, masked=True),
     "last_word": Task(("text",), _last_word, keep="tail", story=True),
     "middle_sentence": Task(("text",), _middle_sentence, story=True),
-    "summarization": Task(("document", "summary"), _summarization),
+    "summarization": Task(("document", "summary"), _summarization, masked=True),
     # The collator masks spans: the text alone is tokenized.
     "span_infilling": Task(("text",), _plain_text, story=True),
 }
@@ -263,9 +269,9 @@ def load_splits(
             )
         try:
             found[split] = load_dataset(kind, data_files={split: str(name)}, split=split, streaming=streaming)
-        except (DatasetGenerationError, ValueError) as error:
-            # A file without rows is an error there too.
-            reason = error.__cause__ or error
+        except (DatasetGenerationError, ValueError, StopIteration) as error:
+            # A file without rows is an error there too, in JSON a `StopIteration`.
+            reason = str(error.__cause__ or error) or "it is empty"
             raise ValueError(f"{name} cannot be read as {kind}, or holds no rows: {reason}") from error
         if not streaming and len(found[split]) == 0:
             raise ValueError(f"{name} holds no rows.")
@@ -294,6 +300,8 @@ class TaskEncoder:
             answer is the same tokens there as in the text. Give `generate` sources without that space then.
         max_sentences: Only so many sentences of a text, the first ones, in the tasks last_word, middle_sentence and
             span_infilling.
+        mask_marker: What stands for the mask token in the sources of pairs, classification and summarization, such as
+            `"<mask>"`. Without one, and everywhere else, special tokens that a text spells out are text.
 
     Raises:
         ValueError: for an unknown task or column, and when called, for a row that cannot be used, with its number.
@@ -312,6 +320,7 @@ class TaskEncoder:
         space_in_target: bool = False,
         mask_first: bool = False,
         max_sentences: int | None = None,
+        mask_marker: str | None = None,
     ):
         if task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
@@ -321,6 +330,11 @@ class TaskEncoder:
             stories = ", ".join(name for name, entry in TASKS.items() if entry.story)
             raise ValueError(
                 f"`max_sentences` must be at least 1, in one of the tasks {stories}, but is {max_sentences} in {task}."
+            )
+        if mask_marker and not TASKS[task].masked:
+            masked = ", ".join(name for name, entry in TASKS.items() if entry.masked)
+            raise ValueError(
+                f"`mask_marker` belongs to the tasks {masked}, but the task is {task}, which makes its own masks."
             )
         self.task, self.name, self.tokenizer = TASKS[task], task, tokenizer
         self.columns = {column: column for column in self.task.columns}
@@ -332,6 +346,7 @@ class TaskEncoder:
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.skip_bad_rows, self.space_in_target = skip_bad_rows, space_in_target
         self.add_mask, self.mask_first, self.max_sentences = add_mask, mask_first, max_sentences
+        self.mask_marker = mask_marker
         self.skipped: dict[str, int] = {}
         # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
         # Where nothing is left out, results may be cached.
@@ -348,12 +363,17 @@ class TaskEncoder:
                 )
 
     def pairs(self, row: dict[str, Any]) -> list[TextPair]:
-        """The texts of a row, which may hold several questions. Raises `ValueError` for a row that is of no use."""
+        """
+        The texts of a row, which may hold several questions, with `MASK_MARKER` of [`tokenization`] for masks. Raises
+        `ValueError` for a row that is of no use.
+        """
         row = {**row, **{column: row[name] for column, name in self.columns.items() if name in row}}
         if self.max_sentences is not None:
             row["text"] = " ".join(split_sentences(_text(row["text"], "text"))[: self.max_sentences])
-        mask = self.tokenizer.mask_token
+        mask = MASK_MARKER
         pairs = self.task.build(row, mask, self.label_names)
+        if self.mask_marker:
+            pairs = [pair._replace(source=pair.source.replace(self.mask_marker, mask)) for pair in pairs]
         if self.add_mask and self.name != "span_infilling":
             place = f"{mask} {{}}".format if self.mask_first else f"{{}} {mask}".format
             pairs = [pair if mask in pair.source else TextPair(place(pair.source), pair.target) for pair in pairs]
@@ -368,10 +388,11 @@ class TaskEncoder:
             context: What the source starts with and may lose the end of; for question answering, where it is all but
                 the last sentence by default.
         """
-        ids = self._cut(self.tokenizer(pair.source)["input_ids"], pair.source, context)
+        (ids,) = encode_text(self.tokenizer, [pair.source], MASK_MARKER)
+        ids = self._cut(ids, pair.source, context)
         if self.name == "span_infilling":
             return {"input_ids": ids}
-        labels = self.tokenizer(pair.target, add_special_tokens=False)["input_ids"]
+        (labels,) = encode_text(self.tokenizer, [pair.target], add_special_tokens=False)
         labels = [*labels, self.tokenizer.eos_token_id]
         limit = self.max_target_length
         if limit is not None and len(labels) > limit:
@@ -394,7 +415,7 @@ class TaskEncoder:
                 if not (context and source.startswith(context)):
                     context = source.rpartition(f" {ANSWER_HEADER}")[0]
                     context = context[: context.rfind(split_sentences(context)[-1])]
-                tail = len(self.tokenizer(source[len(context) :].lstrip())["input_ids"])
+                tail = len(encode_text(self.tokenizer, [source[len(context) :].lstrip()], MASK_MARKER)[0])
             elif self.tokenizer.mask_token_id in ids[-2:]:
                 tail = 2
             if tail >= limit:

@@ -2,12 +2,15 @@
 """Tokenizers: sentencepiece training, and what YAN needs of an existing tokenizer."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # In the order of their ids.
 SPECIAL_TOKENS = {
@@ -17,6 +20,10 @@ SPECIAL_TOKENS = {
     "unk_token": "<unk>",
     "mask_token": "<mask>",
 }
+
+# What stands for a mask in texts made by the package, until they are encoded: a code point that Unicode sets aside for
+# internal use, so that a text which spells out a mask token has none.
+MASK_MARKER = "\ufdd0"
 
 # sentencepiece writes a space as this; here the space is left as it is, so that the character stays free for text.
 _SPIECE_SPACE = "▁"
@@ -32,8 +39,8 @@ def train_tokenizer(
     """
     Trains a sentencepiece tokenizer with byte fallback, and `<pad> <s> </s> <unk> <mask>` as ids 0 to 4.
 
-    Encoding appends the end token. Any Unicode text decodes to itself, white space included; only where a text spells
-    out a special token does it stand for that token (pass `split_special_tokens=True` to keep it as text).
+    Encoding appends the end token. Any Unicode text decodes to itself, white space included. Called directly, the
+    tokenizer takes a special token that a text spells out for that token; [`encode_text`] keeps it text.
 
     Args:
         texts: Lines of text to train on.
@@ -110,7 +117,13 @@ def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | 
         model = models.Unigram(list(zip(pieces, scores)), unk_id=3, byte_fallback=True)
     else:
         vocab = {piece: index for index, piece in enumerate(pieces)}
-        model = models.BPE(vocab, _merges(vocab, scores), unk_token=SPECIAL_TOKENS["unk_token"], byte_fallback=True)
+        # Special tokens and bytes are not made of other pieces: a text that spells them out has none of them.
+        whole = [processor.is_control(i) or processor.is_unknown(i) or processor.is_byte(i) for i in range(size)]
+        whole[processor.piece_to_id(SPECIAL_TOKENS["mask_token"])] = True
+        mergeable = {piece: index for piece, index in vocab.items() if not whole[index]}
+        model = models.BPE(
+            vocab, _merges(mergeable, scores), unk_token=SPECIAL_TOKENS["unk_token"], byte_fallback=True
+        )
     tokenizer = Tokenizer(model)
     if model_type == "unigram":
         # A text may contain "<0x41>" as it stands; cut at "<", it is not taken for the byte.
@@ -138,6 +151,78 @@ def _merges(vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]
             if left in vocab and right in vocab:
                 merges.append((-scores[index], vocab[left], vocab[right], left, right))
     return [(left, right) for _, _, _, left, right in sorted(merges)]
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    mask_marker: str | None = None,
+    max_length: int | None = None,
+    add_special_tokens: bool = True,
+    split_special_tokens: bool = True,
+) -> list[list[int]]:
+    """
+    Token ids of texts that are nothing but text: a special token that one spells out, such as `</s>`, is split like
+    any other word.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: The texts.
+        mask_marker: What stands for the mask token; nothing by default. Where a text must not be able to choose the
+            marker itself, take one that it cannot hold.
+        max_length: Longer texts are cut, on the tokenizer's truncation side; what the tokenizer adds stays.
+        add_special_tokens: Whether the tokenizer's begin and end tokens are added.
+        split_special_tokens: `False` lets special tokens that a text spells out act as such.
+
+    Raises:
+        ValueError: for a mask marker and a tokenizer without a mask token.
+    """
+    pieces = [text.split(mask_marker) if mask_marker else [text] for text in texts]
+    mask = tokenizer.mask_token
+    if mask is None and any(len(row) > 1 for row in pieces):
+        raise ValueError("The tokenizer has no mask token; call `yan_hf.prepare_tokenizer(tokenizer, model)`.")
+    rows = tokenizer([(mask or "").join(row) for row in pieces], add_special_tokens=False)["input_ids"]
+    if split_special_tokens:
+        control = _control_ids(tokenizer)
+        for index, row in enumerate(pieces):
+            # Most texts spell out no special token: then the marked masks are all there is.
+            if [i for i in rows[index] if i in control] != [tokenizer.mask_token_id] * (len(row) - 1):
+                parts = [_encode_piece(tokenizer, piece, control) for piece in row]
+                rows[index] = parts[0] + [i for part in parts[1:] for i in (tokenizer.mask_token_id, *part)]
+                if mask_marker is None and mask and mask in row[0]:
+                    logger.warning_once(f"A text spells out {mask}, which stays text: name a mask marker to mask it.")
+    before, after = _added_ids(tokenizer) if add_special_tokens else ([], [])
+    if max_length is not None:
+        limit = max(0, max_length - len(before) - len(after))
+        left = tokenizer.truncation_side == "left"
+        rows = [row[max(0, len(row) - limit) :] if left else row[:limit] for row in rows]
+    return [[*before, *row, *after] for row in rows]
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special tokens that no text may turn into; an unknown word's token is a text's own."""
+    ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    named = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
+    return ids | {getattr(tokenizer, name) for name in named} - {None}
+
+
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, control: set[int]) -> list[int]:
+    ids = []
+    for index in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]:
+        if index in control:
+            # T5's vocabulary, for one, holds its end token as an ordinary piece too: its characters instead.
+            characters = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(index)))
+            ids += [i for i in characters if i is not None and i not in control]
+        else:
+            ids.append(index)
+    return ids
+
+
+def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
 
 
 def prepare_tokenizer(
@@ -183,4 +268,4 @@ def prepare_tokenizer(
     return tokenizer
 
 
-__all__ = ["SPECIAL_TOKENS", "prepare_tokenizer", "train_tokenizer"]
+__all__ = ["MASK_MARKER", "SPECIAL_TOKENS", "encode_text", "prepare_tokenizer", "train_tokenizer"]

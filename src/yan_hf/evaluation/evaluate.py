@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from ..data.tokenization import encode_text
 from .metrics import METRICS, score_texts
 
 
@@ -25,6 +26,10 @@ def generate_texts(
     sources: Iterable[str],
     batch_size: int = 32,
     seed: int = 0,
+    mask_marker: str | None = None,
+    split_special_tokens: bool = True,
+    first: int = 1,
+    where: str = "Source",
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
@@ -38,6 +43,10 @@ def generate_texts(
         sources: Source texts.
         batch_size: Sources at once.
         seed: Another one draws other texts.
+        mask_marker: What stands for the mask token in a source; nothing by default, see [`encode_text`].
+        split_special_tokens: `False` lets special tokens that a source spells out act as such.
+        first: The first source's number, which its seed is made of: go on in the middle with another one.
+        where: What a source is called in an error, before its number.
         options: Options of `generate`. With `num_return_sequences` over 1, rows are repeated in order.
 
     Yields:
@@ -45,26 +54,27 @@ def generate_texts(
         tokens).
 
     Raises:
-        ValueError: for a source that is empty or longer than the position table, with its number, counted from 1.
+        ValueError: for a source that is empty or longer than the position table, with its number, counted from 1; the
+            texts for the sources before it come first.
     """
     copies = options.get("num_return_sequences") or model.generation_config.num_return_sequences or 1
-    longest = model.config.max_position_embeddings
-    numbered = enumerate(sources, start=1)
-    while rows := list(islice(numbered, batch_size)):
-        texts = [text for _, text in rows]
-        for number, text in rows:
-            length = len(tokenizer(text)["input_ids"]) if text.strip() else 0
-            if not 0 < length <= longest:
-                raise ValueError(
-                    f"Source {number} is empty: give it a text or leave it out."
-                    if not length
-                    else f"Source {number} has {length} tokens, but the model reads {longest} at most: shorten it."
-                )
-        batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
+    marks = {"mask_marker": mask_marker, "split_special_tokens": split_special_tokens}
+    numbered = enumerate(sources, start=first)
+    failure = None
+    while failure is None:
+        batch: list[tuple[int, str, list[int]]] = []
+        try:
+            for number, text in islice(numbered, batch_size):
+                batch.append((number, text, _encode_source(model, tokenizer, text, f"{where} {number}", **marks)))
+        except ValueError as error:
+            failure = error  # raised when what came before it is written
+        if not batch:
+            break
+        padded = tokenizer.pad({"input_ids": [ids for _, _, ids in batch]}, return_tensors="pt").to(model.device)
         output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            seeds=[seed * _SEED_STRIDE + number * copies + copy for number, _ in rows for copy in range(copies)],
+            input_ids=padded["input_ids"],
+            attention_mask=padded["attention_mask"],
+            seeds=[seed * _SEED_STRIDE + number * copies + copy for number, *_ in batch for copy in range(copies)],
             return_dict_in_generate=True,
             **options,
         )
@@ -72,12 +82,29 @@ def generate_texts(
         lengths, scores = output.lengths.tolist(), output.sequence_scores.tolist()
         for index, text in enumerate(found):
             yield {
-                "source": texts[index // copies],
+                "source": batch[index // copies][1],
                 "text": text,
                 "length": lengths[index],
                 "length_mode": output.length_mode,
                 "score": scores[index],
             }
+    if failure is not None:
+        raise failure
+
+
+def _encode_source(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, where: str, **marks: Any
+) -> list[int]:
+    """Token ids of one source. Raises `ValueError` for one that cannot be read."""
+    if not text.strip():
+        raise ValueError(f"{where} is empty: give it a text or leave it out.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where} holds half a surrogate pair, which is no character: {text[:80]!r}.")
+    (ids,) = encode_text(tokenizer, [text], **marks)
+    longest = model.config.max_position_embeddings
+    if len(ids) > longest:
+        raise ValueError(f"{where} has {len(ids)} tokens, but the model reads {longest} at most: shorten it.")
+    return ids
 
 
 def generate_examples(

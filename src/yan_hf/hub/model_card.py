@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from ..data.files import whole_file
 from ..evaluation.evaluate import evaluate_model
 from .info import is_table
 
@@ -242,7 +243,8 @@ def _version() -> str:
 
 class ModelCardCallback(TrainerCallback):
     """
-    Writes a model card into the trainer's output folder when training ends, with figures measured then.
+    Writes a model card into the trainer's output folder when training ends, with figures measured then; an earlier
+    card there is replaced.
 
     The model that training leaves is asked the evaluation set, with predicted and with true lengths. A trainer that
     never evaluates has no evaluation set at hand: then the card has no metrics. Weights that FSDP shards cannot be
@@ -269,6 +271,9 @@ class ModelCardCallback(TrainerCallback):
             raise ValueError(f"`seeds` must be at least 1, but is {seeds}.")
         self.facts, self.seeds, self.metrics, self.max_rows = facts, seeds, tuple(metrics), max_rows
         self.results: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        _check_card(Path(args.output_dir, CARD_FILE))  # now, and not after hours
 
     def on_train_end(self, args, state, control, model=None, processing_class=None, eval_dataloader=None, **kwargs):
         if not state.is_world_process_zero or model is None:
@@ -308,14 +313,26 @@ def _first(dataset: Any, count: int | None) -> list[dict[str, Any]]:
     return [row for row, _ in zip(rows, range(count))] if count is not None else list(rows)
 
 
+def _check_card(path: Path):
+    """Raises where a card would replace a text that neither this package nor Transformers' trainer has made."""
+    if path.exists():
+        tags = ModelCard.load(path, ignore_metadata_errors=True).data.tags or []
+        if not {"yan", "generated_from_trainer"} & set(tags):
+            raise FileExistsError(f"{path} is no card of a model, so it is not replaced: move it, or write elsewhere.")
+
+
 def save_card(card: ModelCard, folder: str | os.PathLike) -> Path:
-    """Writes a card as the folder's `README.md`, whole or not at all. Returns its path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CARD_FILE}.partial"
-    card.save(partial)
-    os.replace(partial, folder / CARD_FILE)
-    return folder / CARD_FILE
+    """
+    Writes a card as the folder's `README.md`, whole or not at all; replaces an earlier card. Returns its path.
+
+    Raises:
+        FileExistsError: for a `README.md` that is something else.
+    """
+    path = Path(folder, CARD_FILE)
+    _check_card(path)
+    with whole_file(path) as partial:
+        card.save(partial)
+    return path
 
 
 __all__ = [

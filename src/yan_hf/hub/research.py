@@ -2,22 +2,22 @@
 """Checkpoints of the research code: read into ours, and written back exactly."""
 
 import json
-import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
 from ..configuration_yan import AUTO_MAP, YanConfig
+from ..data.files import check_output_folder, whole_file
 from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
+from ..saving import staged_save
 from .research_layout import Weight, read_config, read_loss_weights, weights_of, write_config
 
 
@@ -32,6 +32,7 @@ def convert_research_checkpoint(
     output_dir: str | Path,
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     dtype: torch.dtype | str | None = None,
+    overwrite: bool = False,
 ) -> PreTrainedModel:
     """
     Converts a checkpoint of the research code to a folder for `from_pretrained`.
@@ -41,9 +42,11 @@ def convert_research_checkpoint(
 
     Args:
         path: The file, read with `weights_only=True`.
-        output_dir: Folder to write; one that is there already is replaced when the new one is complete.
+        output_dir: Folder to write, new or empty.
         tokenizer: The tokenizer, its folder or its name on the Hub, saved beside the model.
         dtype: Of the saved weights, by default the file's.
+        overwrite: Whether a checkpoint in `output_dir` is replaced, file by file when the new one is complete. Its
+            other files stay.
 
     Returns:
         The converted model, in eval mode: [`YanForConditionalGeneration`], or [`YanForAutoEncoding`] for a file
@@ -51,19 +54,24 @@ def convert_research_checkpoint(
 
     Raises:
         FileNotFoundError: where there is no such file.
+        FileExistsError: for an `output_dir` that holds anything, but for a checkpoint with `overwrite`.
         ValueError: for a file that is no research checkpoint or whose pickle would need code, for missing, unexpected
             and misshapen tensors (all of them in one message), copies of a table that differ, an unknown `dtype`, and
             a tokenizer that does not fit.
     """
     path, output_dir = Path(path), Path(output_dir)
     dtype = _dtype(dtype)
+    check_output_folder(output_dir, overwrite)
     checkpoint = _load(path)
     state = {key.removeprefix("module."): value for key, value in checkpoint["model"].items()}
     auto_encoder = not any(key.startswith("flow.") for key in state)
-    config, ignored = read_config(checkpoint["model_config"], auto_encoder)
     weights, unknown = read_loss_weights(checkpoint.get("loss_config") or {})
-    if weights:
-        config.loss_weights = {**config.loss_weights, **weights}
+    try:
+        config, ignored = read_config(checkpoint["model_config"], auto_encoder)
+        if weights:
+            config.loss_weights = {**config.loss_weights, **weights}
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{path} has a configuration that cannot be used: {error}") from error
     if ignored or unknown:
         logger.warning(
             f"{path}: these entries have no meaning here and are only kept for the way back: "
@@ -102,7 +110,7 @@ def convert_research_checkpoint(
         "model_config": checkpoint["model_config"],
         "module_prefix": any(key.startswith("module.") for key in checkpoint["model"]),
     }
-    with _replacing(output_dir) as folder:
+    with staged_save(output_dir) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -110,7 +118,7 @@ def convert_research_checkpoint(
     return model
 
 
-def export_research_checkpoint(model_dir: str | Path, path: str | Path):
+def export_research_checkpoint(model_dir: str | Path, path: str | Path, overwrite: bool = False):
     """
     Writes a checkpoint of ours in the research layout: the inverse of [`convert_research_checkpoint`].
 
@@ -119,12 +127,15 @@ def export_research_checkpoint(model_dir: str | Path, path: str | Path):
     Args:
         model_dir: Folder of the checkpoint, or its name on the Hub.
         path: File to write; it appears when it is complete.
+        overwrite: Whether a research checkpoint that is there is replaced.
 
     Raises:
+        FileExistsError: for a `path` that is there, but for a research checkpoint with `overwrite`.
         ValueError: for a model that the research layout cannot hold: tied tables, other feed-forward widths or
             activations, a position table without the extra row.
     """
     path = Path(path)
+    _check_output_file(path, overwrite)
     config = YanConfig.from_pretrained(model_dir)
     auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
     _check_exportable(config)
@@ -147,31 +158,32 @@ def export_research_checkpoint(model_dir: str | Path, path: str | Path):
         changed = {name: value for name, value in model_config.items() if value != write_config(before)[name]}
         model_config = {**kept, **changed}
     checkpoint = {"model": state, "model_config": model_config, **metadata.get("entries", {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         torch.save(checkpoint, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def export_with_code(model_dir: str | Path, output_dir: str | Path):
+def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: bool = False):
     """
     Writes a checkpoint with the modules that it needs, so that it loads without this package by
     `AutoModelForSeq2SeqLM.from_pretrained(..., trust_remote_code=True)`, and likewise for the other Auto classes.
 
     Args:
         model_dir: Folder of the checkpoint, or its name on the Hub; its tokenizer and its card come along.
-        output_dir: Folder to write, replaced when the new one is complete.
+        output_dir: Folder to write, new or empty.
+        overwrite: Whether a checkpoint in `output_dir` is replaced, file by file when the new one is complete. Its
+            other files stay.
+
+    Raises:
+        FileExistsError: for an `output_dir` that holds anything, but for a checkpoint with `overwrite`.
     """
+    check_output_folder(output_dir, overwrite)
     config = YanConfig.from_pretrained(model_dir)
     auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
     model = (YanForAutoEncoding if auto_encoder else YanForConditionalGeneration).from_pretrained(
         model_dir, dtype="auto"
     )
     model.config.auto_map = dict(AUTO_MAP)
-    with _replacing(Path(output_dir)) as folder:
+    with staged_save(output_dir) as folder:
         model.save_pretrained(folder)
         custom_object_save(model, folder)  # the module of its class, and all that it imports
         for name in ("tokenizer_config.json", "README.md"):
@@ -180,6 +192,21 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path):
                 shutil.copyfile(path, folder / name)
             elif path is not None:
                 AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+
+
+def _check_output_file(path: Path, overwrite: bool):
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{path} is there already: name another file, or replace it with `overwrite=True` (--overwrite)."
+        )
+    try:
+        _load(path)
+    except ValueError as error:
+        raise FileExistsError(
+            f"{path} is no research checkpoint, so it is not replaced: name another file."
+        ) from error
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -204,6 +231,12 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no research checkpoint: it has no state dict under `model`.")
     if not isinstance(checkpoint.get("model_config"), dict):
         raise ValueError(f"{path} is no research checkpoint: it has no `model_config`.")
+    loss_config = checkpoint.get("loss_config") or {}
+    if not isinstance(loss_config, dict):
+        raise ValueError(f"{path} holds no dictionary under `loss_config`, but {str(loss_config)[:80]}.")
+    for part in (checkpoint, checkpoint["model"], checkpoint["model_config"], loss_config):
+        if wrong := [key for key in part if not isinstance(key, str)]:
+            raise ValueError(f"{path} is no research checkpoint: {wrong[0]!r} is a key where a name should be.")
     return checkpoint
 
 
@@ -278,27 +311,6 @@ def _unknown(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return str(value)
-
-
-@contextmanager
-def _replacing(folder: Path):
-    """A new folder that takes the place of `folder` when it is complete, and leaves no trace otherwise."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; the output must be a folder.")
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 __all__ = ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"]

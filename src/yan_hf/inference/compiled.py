@@ -19,7 +19,7 @@ from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from ..sampling import DecodedTokens, SampleOutput, SamplingOptions, encode, encode_and_sample, sample
+from ..sampling import DecodedTokens, SampleOutput, SamplingOptions, SourceInputs, encode, encode_and_sample, sample
 
 
 logger = logging.get_logger(__name__)
@@ -105,51 +105,28 @@ class CompiledSampler:
         self.programs: set[tuple] = model.compiled_programs
         self.buckets = length_buckets(model.config.max_position_embeddings)
 
-    def encode(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As [`sampling.encode`]; the latents have the length and the batch of `input_ids`."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        batch_size, length = given.shape[:2]
-        inputs = self._pad_source(input_ids, attention_mask, inputs_embeds)
-        source, length_logits = self._run(encode, *inputs)
-        return source[:batch_size, :length].clone(), length_logits[:batch_size].clone()
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`sampling.encode`]; the latents have the length and the batch of the source."""
+        batch_size, length = source.given.shape[:2]
+        latents, length_logits = self._run(encode, *self._pad_source(*source))
+        return latents[:batch_size, :length].clone(), length_logits[:batch_size].clone()
 
     def sample(
         self,
         options: SamplingOptions,
-        source: torch.Tensor,
-        source_mask: torch.Tensor | None,
-        lengths: torch.Tensor,
-        initial_state: torch.Tensor,
-        uniform: torch.Tensor | None,
-        experts: torch.Tensor | None,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
     ) -> SampleOutput:
-        """As [`sampling.sample`]."""
-        _, source_mask, source = self._pad_source(None, source_mask, source)
-        target = self._pad_target(len(source) * options.repeats, lengths, initial_state, uniform, experts)
-        sampled = self._run(sample, options, source, source_mask, *target)
-        return self._cut(sampled, *initial_state.shape[:2])
-
-    def encode_and_sample(
-        self,
-        options: SamplingOptions,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        lengths: torch.Tensor,
-        initial_state: torch.Tensor,
-        uniform: torch.Tensor | None,
-        experts: torch.Tensor | None,
-    ) -> SampleOutput:
-        """As [`sampling.encode_and_sample`]."""
-        inputs = self._pad_source(input_ids, attention_mask, inputs_embeds)
-        target = self._pad_target(len(inputs[1]) * options.repeats, lengths, initial_state, uniform, experts)
-        sampled = self._run(encode_and_sample, options, *inputs, *target)
-        return self._cut(sampled, *initial_state.shape[:2])
+        """As [`sampling.sample`]; both halves are one program where the source has not been encoded yet."""
+        if encoded is None:
+            program, inputs = encode_and_sample, self._pad_source(*source)
+        else:
+            _, source_mask, encoded = self._pad_source(None, source.attention_mask, encoded)
+            program, inputs = sample, (encoded, source_mask)
+        target = self._pad_target(len(inputs[1]) * options.repeats, *start)
+        return self._cut(self._run(program, options, *inputs, *target), *start[1].shape[:2])
 
     def _pad_source(
         self,
