@@ -11,11 +11,12 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint format bench conformance mutations clean
+.PHONY: help setup demo test test-fast lint format bench conformance mutations clean
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
-	@echo "make test         sets up and runs all tests"
+	@echo "make test-fast    runs the tests but the slow ones (under two minutes)"
+	@echo "make test         runs all tests, then Transformers' and PEFT's own (about twenty minutes)"
 	@echo "make lint         checks style"
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
 	@echo "make mutations    seeds bugs and shows which of our tests catch them (about ten minutes)"
@@ -36,8 +37,12 @@ demo: setup
 	@echo "Auto classes and asks it held-out questions: two to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
+test-fast: setup
+	@echo "Runs the tests that are not marked slow: under two minutes on two cores."
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q -m "not slow"
+
 test: setup
-	@echo "Runs the tests, then Transformers' and PEFT's own: about fifteen minutes on two cores."
+	@echo "Runs all tests, then Transformers' and PEFT's own: about twenty minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 	$(MAKE) conformance
 

@@ -93,6 +93,9 @@ def test_lengths_are_asked_for_until_the_head_is_trained(tmp_path):
         model.generate(ids)
     assert model.generate(ids, target_lengths=4).shape == (1, 4)
     model.train()(ids, labels=torch.tensor([[7, 2]])).loss.backward()
+    with pytest.raises(ValueError, match="target_lengths"):
+        model.eval().generate(ids)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert model.eval().generate(ids).shape[0] == 1
 
 

@@ -484,8 +484,7 @@ def test_cuda_is_identical_and_keeps_the_weights_in_pinned_memory(bound, setting
     for _ in range(3):
         output = model.generate(ids.cuda(), **arguments, return_dict_in_generate=True)
         assert torch.equal(output.latents, expected.latents)
-    stats = offload.stats
-    assert stats.peak_resident_experts <= bound and stats.wait_seconds >= 0
+    assert 0 < offload.stats.peak_resident_experts <= bound
     model.disable_expert_offload()
     assert all(weight.is_cuda for weight in model.parameters())
     assert torch.equal(model.generate(ids.cuda(), **arguments, return_dict_in_generate=True).latents, expected.latents)

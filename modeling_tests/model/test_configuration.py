@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from yan_hf import YanConfig, YanModel
@@ -54,15 +55,16 @@ def test_invalid_value_is_refused_by_name(field, value):
 
 @pytest.mark.parametrize("field, value", [("hidden_size", "512"), ("num_experts", 2.5), ("attention_bias", "yes")])
 def test_wrong_type_is_refused_by_name(field, value):
-    with pytest.raises(Exception, match=field):
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
         YanConfig(**{field: value})
 
 
 def test_invalid_assignment_is_found_before_saving(tmp_path):
     config = YanConfig()
     config.num_attention_heads = 7
-    with pytest.raises(Exception, match="num_attention_heads"):
+    with pytest.raises(StrictDataclassClassValidationError, match="num_attention_heads.*7 does not divide"):
         config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_invalid_assignment_is_found_when_a_model_is_built():
