@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 import yaml
-from curriculum import CurriculumTrainer
 from decoders import matching_model
 from quality_systems import (
     AR_SYSTEMS,
     SYSTEMS,
     AutoregressiveCollator,
     CausalCurriculumTrainer,
+    CurriculumTrainer,
     ReadingTrainer,
     ask_by_seed,
     fit,

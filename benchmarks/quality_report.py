@@ -1,6 +1,6 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Turns the results of `quality.py` into the tables of the README and plots of the sweeps.
+Turns the results of `quality.py` into a table and plots of the sweeps; `docs/write_tables.py` fills the pages.
 
     python benchmarks/quality_report.py benchmarks/results/quality
 

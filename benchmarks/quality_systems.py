@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The systems that `quality.py` compares: how each is built, fed, and asked."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
 from quality_tasks import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -18,6 +18,11 @@ from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.data.tasks import TextPair
 from yan_hf.evaluation.evaluate import generate_examples
 from yan_hf.evaluation.metrics import score_texts
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
 
 
 AR_SYSTEMS = ("ar-gpt2", "ar-bart")

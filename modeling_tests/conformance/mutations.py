@@ -90,8 +90,8 @@ MUTATIONS = [
     Mutation(
         "choice of the experts' kernel ignored",
         "experts.py",
-        "        return chosen\n",
-        '        return "eager"\n',
+        "        return chosen\n\n    def by_blocks",
+        '        return "eager"\n\n    def by_blocks',
         (f"{E}test_the_chosen_kernel_of_the_experts_is_called",),
     ),
     Mutation(

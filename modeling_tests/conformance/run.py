@@ -25,20 +25,11 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-from table import (
-    check,
-    check_counts,
-    counts_table,
-    expected_failure,
-    numbers,
-    pages_with_counts,
-    read_table,
-    summary_table,
-    write_counts,
-)
+from table import check, check_counts, counts_table, expected_failure, numbers, read_table, summary_table
 
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 CACHE = Path(os.environ.get("YAN_HF_CACHE", Path.home() / ".cache" / "yan_hf"))
 RESULTS = HERE / "results.json"
 SUITES = ("model", "training", "parallel", "tokenizer", "peft")
@@ -145,7 +136,9 @@ def count(report: dict) -> dict[str, dict[str, int]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="which to run")
-    parser.add_argument("--write", action="store_true", help="write the counts to results.json and the pages")
+    parser.add_argument(
+        "--write", action="store_true", help="write the counts to results.json and the pages that show them"
+    )
     parser.add_argument("arguments", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     if options.write and options.arguments:
@@ -191,9 +184,11 @@ def main() -> int:
         result["counts"] = dict(sorted((result["counts"] | counts).items()))
         results = dict(sorted(results.items(), key=lambda item: numbers(item[0])))
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        write_counts(HERE / "README.md", counts_table(results))
-        for page in pages_with_counts(HERE.parents[1]):
-            write_counts(page, summary_table(results))
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from report import write_between_markers
+
+        write_between_markers(HERE / "README.md", "counts", counts_table(results).strip())
+        write_between_markers(ROOT / "docs" / "compatibility.md", "conformance", summary_table(results).strip())
     return 1 if problems else 0
 
 

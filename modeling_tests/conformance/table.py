@@ -11,7 +11,6 @@ from pathlib import Path
 
 KINDS = ("skip", "fails", "override")
 _COMPARISONS = {">=": operator.ge, "<": operator.lt}
-_COUNTS = ("<!-- counts -->", "<!-- /counts -->")
 
 
 @dataclass
@@ -56,7 +55,7 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
     """
     rows = []
     # The counts above it are a table too.
-    for line in path.read_text().rpartition("<!-- /counts -->")[2].splitlines():
+    for line in path.read_text().rpartition("<!-- counts:end -->")[2].splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != 5 or cells[0] in ("kind", "---"):
             continue
@@ -156,16 +155,3 @@ def summary_table(results: dict) -> str:
             cells.append(f"{passed} / {count['empty']} / {count['skipped']} / {count['failed']}")
         lines.append(f"| {suite} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def pages_with_counts(root: Path) -> list[Path]:
-    """The pages of the repository that have a place for the summary."""
-    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    return [page for page in pages if _COUNTS[0] in page.read_text(encoding="utf-8")]
-
-
-def write_counts(path: Path, table: str):
-    """Puts a table between its marks in a page."""
-    text = path.read_text()
-    start, end = (text.index(mark) for mark in _COUNTS)
-    path.write_text(f"{text[:start]}{_COUNTS[0]}\n{table}{text[end:]}")

@@ -22,6 +22,8 @@ from yan_hf import YanForConditionalGeneration, encode_text, train_tokenizer
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+# What the scripts import.
+PARTS = ("decoders.py", "quality_systems.py", "quality_tasks.py", "report.py")
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day he saw a red ball. "
 
 
@@ -162,6 +164,14 @@ def test_a_run_writes_figures_that_the_report_reads(system, stories, tmp_path):
     same = json.loads((tmp_path / "again.json").read_text())
     assert [row["f1"] for row in same["rows"]] == [row["f1"] for row in found["rows"]]
     assert same["training_minutes"] == found["training_minutes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [path.name for path in sorted(BENCHMARKS.glob("*.py")) if path.name not in PARTS])
+def test_every_script_says_how_it_is_called(script):
+    """From the command line alone: nothing that a test puts on Python's path is needed."""
+    finished = run(script, "--help")
+    assert finished.returncode == 0 and f"benchmarks/{script}" in finished.stdout, finished.stderr[-2000:]
 
 
 @pytest.mark.slow

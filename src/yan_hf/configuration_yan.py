@@ -125,6 +125,9 @@ class YanConfig(PreTrainedConfig):
             (its winner), and the gate learns to name it.
         reselect_experts (`bool`): Whether experts are chosen anew at every solver step, from the state reached so far,
             instead of once at t = 0: `S` steps then can tell up to `K^S` texts apart.
+        winner_prior (`float`): How much the gate's own opinion counts when the winner is found: its log-probability
+            is added to the target's log-likelihood with this weight. 0 lets experts divide the texts by what explains
+            them; at 1, full expectation-maximisation, one expert tends to take all.
         start_state (`str`): Where the flow starts. `"noise"`: from noise alone, as published. `"stretched"`: from the
             source's latents, stretched over the target's canvas and mapped linearly, plus noise.
         expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
@@ -226,6 +229,7 @@ class YanConfig(PreTrainedConfig):
     gate_dim_multiplier: int = 1
     expert_scope: str = "token"
     reselect_experts: bool = False
+    winner_prior: int | float = 0.0
     start_state: str = "noise"
     expert_sigma: int | float = 1.0
     routing: str = "token"
@@ -330,7 +334,7 @@ class YanConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be positive and finite, but is {value}.")
-        for name in ("init_noise", "latent_noise", "initializer_range", "embedding_scale"):
+        for name in ("winner_prior", "init_noise", "latent_noise", "initializer_range", "embedding_scale"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be finite and not negative, but is {value}.")

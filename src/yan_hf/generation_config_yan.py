@@ -152,7 +152,7 @@ class YanGenerationConfig(GenerationConfig):
         stop_strings (`str` or `list[str]`, *optional*): The text is cut behind the first of them; `generate` needs the
             `tokenizer` then.
         compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
-            to buckets ([`~yan_hf.compiled`]).
+            to buckets ([`~yan_hf.inference.compiled`]).
         compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
         expert_selection (`str`, defaults to `"sample"`): How each target token's expert is chosen at t = 0: `"sample"`
             draws from the gate, `"greedy"` takes its mode.
@@ -314,8 +314,7 @@ class YanGenerationConfig(GenerationConfig):
         """The end tokens as a list, which may be empty."""
         if self.eos_token_id is None:
             return []
-        ids = plain_value(self.eos_token_id)
-        return [ids] if isinstance(ids, int) else [int(token) for token in ids]
+        return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
 
     def times(self) -> list[float]:
         """The solver's grid, of a resolved configuration."""
@@ -366,6 +365,13 @@ class YanGenerationConfig(GenerationConfig):
             value, lowest = getattr(self, name), int(name in at_least_one)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
                 raise ValueError(f"`{name}` must be an integer of at least {lowest}, but is {value!r}.")
+        for name in ("eos_token_id", "suppress_tokens", "pad_token_id", "bos_token_id"):
+            value = getattr(self, name)
+            is_list = name in ("eos_token_id", "suppress_tokens") and isinstance(value, (list, tuple))
+            if not all(token is None or type(token) is int for token in (value if is_list else [value])) or (
+                is_list and None in value
+            ):
+                raise ValueError(f"`{name}` must name tokens by their numbers, but is {value!r}.")
         longest = self.max_new_tokens or self.max_length
         if self.min_new_tokens is not None and longest is not None and self.min_new_tokens > longest:
             raise ValueError(f"`min_new_tokens={self.min_new_tokens}` is more than the longest target, {longest}.")

@@ -605,7 +605,8 @@ class YanFlow(YanPreTrainedModel):
             context: From [`YanModel.prepare_context`].
             modulation: What depends on `timesteps`, where [`~YanFlow.embed_times`] has computed it.
             expert_indices: The experts to compute, `(B, Ly)`.
-            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute.
+            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute. Of these alone:
+                offloaded experts are predicted by calling it for an earlier state first.
         """
         if modulation is None:
             # The scales are left to the layers, whose weights may be gathered layer by layer.
@@ -1062,11 +1063,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     ) -> torch.Tensor:
         """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
         canvas = context.canvas_mask
-        noise = torch.Size([*canvas.shape, self.config.num_experts])
+        shape = torch.Size([*canvas.shape, self.config.num_experts])
+        noise: dict[int, torch.Tensor] = {}
 
-        def select(log_probs: torch.Tensor, _: int) -> torch.Tensor:
-            uniform = torch.rand(noise, generator=generator, device=canvas.device)
-            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], uniform)
+        def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
+            if step not in noise:  # it is where offloaded experts were predicted
+                noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
+            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
         times = time_grid(self.config.solver_steps)
         return solve_flow(
@@ -1089,7 +1092,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             first = flow if first is None else first
             if winners is None or self.config.reselect_experts:
                 gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
-                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, inputs, routing)
+                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, gate, inputs, routing)
                 inputs.choices.append((gate, winners))
             index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
             velocity = flow.expert_fields.gather(2, index)[:, :, 0]
@@ -1100,13 +1103,19 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         return state, first
 
     @torch.no_grad()
-    def _winners(self, end_points: torch.Tensor, inputs: LossInputs, routing: RoutingOptions) -> torch.Tensor:
-        """The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best."""
+    def _winners(
+        self, end_points: torch.Tensor, gate: torch.Tensor, inputs: LossInputs, routing: RoutingOptions
+    ) -> torch.Tensor:
+        """
+        The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
+        gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
+        """
         labels = inputs.labels[..., None].expand(end_points.shape[:3])
         log_probs = token_log_probs(
             self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
         ).view(labels.shape)
-        return sum_over_blocks(log_probs, inputs.mask, routing.block_size).argmax(dim=-1)
+        scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
+        return scores.argmax(dim=-1)
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""
