@@ -1,6 +1,8 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What YAN is compared with: other decoders of its size, the research schedule, and what a call cannot do without."""
 
+from bisect import bisect_left
+
 import torch
 from transformers import (
     BartConfig,
@@ -168,10 +170,14 @@ def matching_model(
     else:
         shapes = [((config.encoder_layers, config.flow_layers), width) for width in range(16, 64 * size, 16)]
     build = _BUILDERS[system]
-    with torch.device("meta"):
-        sizes = {shape: build(config, *shape, positions).num_parameters() for shape in shapes}
-    shape = min(sizes, key=lambda shape: abs(sizes[shape] - parameters))
-    if abs(sizes[shape] - parameters) > 0.05 * parameters:
+
+    def surplus(shape: tuple[tuple[int, int], int]) -> int:
+        with torch.device("meta"):
+            return build(config, *shape, positions).num_parameters() - parameters
+
+    index = bisect_left(shapes, 0, key=surplus)
+    shape = min(shapes[max(index - 1, 0) : index + 1], key=lambda shape: abs(surplus(shape)))
+    if abs(surplus(shape)) > 0.05 * parameters:
         raise RuntimeError(f"No {system} of this width is within 5 % of {parameters:,} parameters by its {vary}.")
     return build(config, *shape, positions)
 

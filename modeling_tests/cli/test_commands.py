@@ -164,6 +164,7 @@ def test_what_cannot_be_generated_from(checkpoint, tmp_path, capsys):
         assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_gets_no_traceback(checkpoint, tmp_path):
     source = tmp_path / "sources.txt"
     source.write_text("one\n" * 200)

@@ -65,6 +65,7 @@ def test_more_or_fewer_failures_than_recorded_are_a_problem():
     assert "only 9" in check_counts({"a": {**count, "passed": 4}}, {"a": count})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body, code, shown",
     [
@@ -122,6 +123,7 @@ def test_the_readme_has_the_counts_of_the_last_run():
         assert count["failed"] <= len(known) or owner.startswith("peft_suite"), owner
 
 
+@pytest.mark.slow
 def test_without_an_archive_it_fails_and_says_so(tmp_path):
     command = [sys.executable, str(FOLDER / "run.py")]
     offline = {

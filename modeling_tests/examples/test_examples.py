@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+pytestmark = pytest.mark.slow
 
 
 def run(script, *arguments):
@@ -31,7 +32,6 @@ def run_on_two(script, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 def test_demo_trains_saves_reloads_and_answers(tmp_path):
     """A few seconds of training: every part runs, and the figures it prints are those it writes."""
     finished = run(
@@ -60,7 +60,6 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_train_reader_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
     files = [f"--{split}={data / split}.jsonl" for split in ("train", "validation", "test")]
     first = run("train_reader.py", *files, "--output", tmp_path / "a", "--reading_steps", 20, "--writing_steps", 10)
@@ -111,7 +110,6 @@ def files(folder, splits=("train", "validation", "test")):
 SHORT = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 2, "--columns", "{}"]
 
 
-@pytest.mark.slow
 def test_stages_lora_and_evaluation_follow_each_other(labelled, tmp_path):
     """Read, write, adapt, evaluate: each script takes up what the one before it saved."""
     configs = EXAMPLES / "configs"
@@ -144,7 +142,6 @@ def test_stages_lora_and_evaluation_follow_each_other(labelled, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_flow_pretraining_on_plain_text_with_a_frozen_encoder(labelled, tmp_path):
     configs = EXAMPLES / "configs"
     options = [*SHORT, *files(labelled, ("train", "validation")), "--max_source_length", 32, "--max_target_length", 32]

@@ -238,6 +238,7 @@ def test_command_line(tmp_path, capsys):
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_export_with_code_loads_without_the_package(tmp_path):
     tokenizer = train_tokenizer(["one two three four"] * 20, vocab_size=300, model_type="bpe")
     path = saved(tmp_path, vocab_size=len(tokenizer))
@@ -269,6 +270,7 @@ print(model.generate(**tokenizer("one two", return_tensors="pt"), target_lengths
     assert json.loads(found.stdout) == expected.tolist()
 
 
+@pytest.mark.slow
 def test_memory_stays_near_the_files_size(tmp_path):
     """Peak growth of the process while 30 million parameters are converted: at most 2.2 times the file."""
     path = saved(tmp_path, vocab_size=40_000, d_model=256, max_length=128, moe_n_experts=8)

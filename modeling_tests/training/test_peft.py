@@ -104,6 +104,7 @@ def test_wrapped_as_a_sequence_to_sequence_model():
     assert model.eval().generate(**inputs, target_lengths=5).shape == (3, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["import yan_hf, peft", "import peft, yan_hf"])
 def test_default_targets_are_registered(order):
     code = (

@@ -283,6 +283,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
     assert last_complete_checkpoint(tmp_path / "none", ["trainer_state.json"]) is None
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_one_left_alone(tmp_path):
     """SIGKILL after step 7 of 10, with a checkpoint at step 4, half of one at step 6; weights equal bit for bit."""
     command = [sys.executable, str(Path(__file__).with_name("resume_case.py")), str(tmp_path / "killed")]
