@@ -15,8 +15,8 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
-	@echo "make test         sets up and runs all tests"
-	@echo "make test-fast    runs our own tests, without those that take long"
+	@echo "make test-fast    runs our own tests but the slow ones (under two minutes)"
+	@echo "make test         runs all tests, then Transformers' and PEFT's own (about twenty minutes)"
 	@echo "make fuzz         draws 5,000 calls of generate, new ones every time (about ten minutes)"
 	@echo "make lint         checks style"
 	@echo "make docs         builds the documentation into site/"
@@ -39,13 +39,14 @@ demo: setup
 	@echo "Auto classes and asks it held-out questions: two to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
+test-fast: setup
+	@echo "Runs the tests that are not marked slow: under two minutes on two cores."
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q -m "not slow"
+
 test: setup
-	@echo "Runs the tests, then Transformers' and PEFT's own: about fifteen minutes on two cores."
+	@echo "Runs all tests, then Transformers' and PEFT's own: about twenty minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 	$(MAKE) conformance
-
-test-fast: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q -m "not slow"
 
 fuzz: setup
 	YAN_HF_FUZZ=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q modeling_tests/generation/test_fuzz_generate.py

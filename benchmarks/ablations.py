@@ -1,51 +1,30 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-What helps YAN to write, one change at a time: the options of the configuration, and ideas beyond it.
+What helps YAN to write: the options of the configuration, one change at a time.
 
     python benchmarks/ablations.py --task last_word --data tinystories --output benchmarks/results/ablations.json
 
 One auto-encoder is trained to read the task. From it every variant learns to write, with the same rows, seed and
-number of steps, and is asked the validation rows with the same noise, in three Euler steps, or as its name says: the
-trunk's passes are the same for all, but for guidance, which makes four, and for what is asked in one step. Beside
-exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens that the
-most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start and the
-noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
+number of steps, and is asked the validation rows with the same noise, in three Euler steps, or as its name says.
+Beside exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens
+that the most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start
+and the noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
 """
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from types import ModuleType
 from typing import Any
 
 import torch
-from ablation_ideas import (
-    condition_on_estimate,
-    distil,
-    guide,
-    learn_sigma,
-    noise_for_the_decoder,
-    normalise_latents,
-    predict_clean_latent,
-    renoise_doubtful,
-)
 from quality_systems import ReadingTrainer, ask, fit, new_config, start_writer
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from transformers import set_seed
 
-import yan_hf.modeling_yan
-import yan_hf.sampling
-from yan_hf import (
-    YanDataCollator,
-    YanForAutoEncoding,
-    YanForConditionalGeneration,
-    exact_match,
-)
+from yan_hf import YanDataCollator, YanForAutoEncoding, YanForConditionalGeneration, exact_match
 
 
 PLAIN = "default"
@@ -59,14 +38,12 @@ class Variant:
 
     Args:
         config: Fields of the configuration; its loss weights replace single ones.
-        change: Changes the model, or functions of `yan_hf.modeling_yan` and `yan_hf.sampling`, for this variant.
         collator: Arguments of the collator.
         asked: Options of `generate`.
         written_on: Share of the writing steps by which the plain variant's model is trained on, instead of the reader.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
-    change: Callable[[YanForConditionalGeneration], None] | None = None
     collator: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
     written_on: float | None = None
@@ -79,27 +56,12 @@ def _weights(**weights: float) -> Variant:
 VARIANTS: dict[str, Variant] = {
     PLAIN: Variant(),
     **{f"{count} experts": Variant({"num_experts": count}) for count in (1, 2, 8)},
-    "mixture's mean": Variant({"velocity_field": "mixture"}),
-    "self-conditioning": Variant(change=condition_on_estimate),
-    "clean latent predicted": Variant(change=predict_clean_latent),
-    "learned sigma": Variant(change=learn_sigma),
-    "noise before the decoder": Variant(change=noise_for_the_decoder),
-    "normalised latents": Variant(change=normalise_latents),
-    "guidance, two steps": Variant(change=guide, asked={"num_inference_steps": 2}),
-    "re-noised after two steps": Variant(change=renoise_doubtful, asked={"num_inference_steps": 2}, written_on=0.0),
     "one step asked": Variant(asked={"num_inference_steps": 1}, written_on=0.0),
     "written on, one step asked": Variant(asked={"num_inference_steps": 1}, written_on=0.5),
     "one unrolled step, written on, one step asked": Variant(
         {"solver_steps": 1}, asked={"num_inference_steps": 1}, written_on=0.5
     ),
-    "distilled into one step": Variant(
-        {"solver_steps": 1, "frozen_parts": ENCODER, "loss_weights": {"latent": 1.0}},
-        distil,
-        asked={"num_inference_steps": 1},
-        written_on=0.5,
-    ),
     "frozen auto-encoder": Variant({"frozen_parts": [*ENCODER, "decoder"]}),
-    "targets' latents detached": Variant({"detach_target_latents": True}),
     "no flow term": _weights(flow=0.0),
     "flow term 1": _weights(flow=1.0),
     "no latent term": _weights(latent=0.0),
@@ -130,17 +92,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-@contextmanager
-def restored(*modules: ModuleType):
-    """Takes back what is changed in the modules meanwhile."""
-    saved = [(module, dict(vars(module))) for module in modules]
-    try:
-        yield
-    finally:
-        for module, names in saved:
-            vars(module).update(names)
-
-
 @torch.no_grad()
 def gate_use(model: YanForConditionalGeneration, tokenizer, examples: list[dict]) -> dict[str, float]:
     """The gate's mean entropy at t = 0, and the most and least chosen experts' shares of the tokens."""
@@ -169,8 +120,6 @@ def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) ->
     weights = {"mmd": 0.0, **variant.config.get("loss_weights", {})}
     set_seed(seed)
     model = start_writer(start, new_config(task, tokenizer, **{**variant.config, "loss_weights": weights}))
-    if variant.change is not None:
-        variant.change(model)
     if steps > 0:
         fit(
             model,
@@ -193,13 +142,12 @@ def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) ->
 
 def measure(options, task, tokenizer, draw, folder: Path, examples, references, name: str, seed: int) -> dict:
     """Trains a variant, and asks it."""
-    with restored(yan_hf.modeling_yan, yan_hf.sampling):
-        model = write(options, task, tokenizer, draw, folder, name, seed)
-        result = gate_use(model, tokenizer, examples[:500])
-        asked = {"num_inference_steps": 3, **VARIANTS[name].asked}
-        for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
-            texts, _ = ask(model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths, **asked)
-            result[mode] = exact_match(texts, references)
+    model = write(options, task, tokenizer, draw, folder, name, seed)
+    result = gate_use(model, tokenizer, examples[:500])
+    asked = {"num_inference_steps": 3, **VARIANTS[name].asked}
+    for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
+        texts, _ = ask(model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths=true_lengths, **asked)
+        result[mode] = exact_match(texts, references)
     return result
 
 

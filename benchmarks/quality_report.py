@@ -58,8 +58,7 @@ def label(run: dict) -> str:
     system, experts = run["options"]["system"], run["options"]["experts"]
     if system.startswith("ar-"):
         return system
-    follows_mean = json.loads(run["options"].get("config", "{}")).get("velocity_field") == "mixture"
-    return f"{system}, K = {experts}{', mean' if follows_mean else ''}"
+    return f"{system}, K = {experts}"
 
 
 def at(run: dict, steps: int, true_lengths: bool = False, candidates: int = 1, metric: str = "exact_match"):

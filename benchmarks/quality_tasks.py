@@ -3,13 +3,13 @@
 
 import gzip
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curriculum import as_masked_text, as_reading
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +23,11 @@ from yan_hf.data.tasks import (
     split_sentences,
 )
 from yan_hf.data.tokenization import MASK_MARKER
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+from curriculum import as_masked_text, as_reading
 
 
 MASK = MASK_MARKER

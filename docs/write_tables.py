@@ -106,13 +106,13 @@ def results() -> str:
     return grid(["", "YAN", "GPT-2", "BART", "against the better of the two, YAN is"], rows)
 
 
-def ablations(name: str) -> str:
+def ablations() -> str:
     """Each change with its exact match and the share of the tokens that the most used expert gets."""
     return grid(
         ["change", "exact match", "tokens of the most used expert"],
         (
             [run["variant"], percent(run["exact_match"]), f"{100 * run['largest_load']:.0f} %"]
-            for run in result(name)["runs"]
+            for run in result("ablations_last_word")["runs"]
         ),
     )
 
@@ -259,8 +259,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "runs": lambda: quality_report.table(list(_runs().values())),
         "runs-width-128": lambda: quality_report.table(list(_runs("quality/hidden_size_128").values())),
         "lengths": lengths,
-        "ablations": lambda: ablations("ablations_last_word"),
-        "ablations-initial-noise-1": lambda: ablations("ablations_last_word_initial_noise_1"),
+        "ablations": ablations,
     },
     "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {"speed": speed, "batches": speed_batches},

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from yan_hf import (
     exact_match,
     train_tokenizer,
 )
-from yan_hf.configuration_yan import Backbone
+from yan_hf.configuration_yan import BACKBONES
 from yan_hf.data.tasks import TextPair
 from yan_hf.data.tokenization import MASK_MARKER, encode_text
 
@@ -166,7 +166,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="files of an earlier run are replaced")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backbone", choices=get_args(Backbone), default="transformer", help="of encoder and flow")
+    parser.add_argument("--backbone", choices=BACKBONES, default="transformer", help="of encoder and flow")
     parser.add_argument("--seconds", type=float, default=290, help="training stops then at the latest")
     parser.add_argument("--ask", type=Path, help="only ask the checkpoint in this folder")
     parser.add_argument("--questions", type=int, default=1000, help="number of held-out questions")

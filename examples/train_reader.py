@@ -46,6 +46,7 @@ from yan_hf import (
 from yan_hf.data.files import check_not_input
 from yan_hf.data.tasks import TextPair, question_answering
 from yan_hf.data.tokenization import MASK_MARKER
+from yan_hf.evaluation.evaluate import generate_examples
 
 
 @dataclass
@@ -136,27 +137,13 @@ class Questions:
         return self.pair([statements[index] for index in sorted([*support, *kept])], question, answer)
 
 
-@torch.no_grad()
 def answer_all(model, tokenizer, pairs: list[TextPair], true_lengths: bool = False, seed: int = 0) -> dict[str, float]:
     """Exact match and speed on all pairs, in batches of 250, three solver steps."""
-    predictions, tokens, seconds = [], 0, 0.0
-    generator = torch.Generator(model.device).manual_seed(seed)
-    collator = YanDataCollator(tokenizer)
     encoded = encode_pairs(tokenizer, *zip(*pairs))
     examples = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
-    for start in range(0, len(examples), 250):
-        batch = collator(examples[start : start + 250]).copy()
-        lengths = (batch.pop("labels") != -100).sum(-1) if true_lengths else None
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        began = time.perf_counter()
-        output = model.generate(
-            **batch, target_lengths=lengths, generator=generator, num_inference_steps=3, return_dict_in_generate=True
-        )
-        seconds += time.perf_counter() - began
-        tokens += int(output.lengths.sum())
-        predictions += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    match = exact_match(predictions, [pair.target for pair in pairs])
-    return {"exact_match": match, "tokens_per_second": tokens / seconds}
+    asked = (model, tokenizer, examples, YanDataCollator(tokenizer), true_lengths, seed)
+    texts, references, figures = generate_examples(*asked, batch_size=250, num_inference_steps=3)
+    return {"exact_match": exact_match(texts, references), "tokens_per_second": figures["tokens_per_second"]}
 
 
 class KeepBest(TrainerCallback):

@@ -70,6 +70,27 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
     return rows
 
 
+def expected_failure(name: str, message: str, rows: list[Row]) -> Row | None:
+    """The row that says that a test fails with this message."""
+    name = name.replace(".py::", "::")
+    return next((row for row in rows if row.kind == "fails" and row.matches(name, message)), None)
+
+
+def check_counts(counts: dict, recorded: dict) -> list[str]:
+    """
+    Where a run of the versions that `results.json` has counts of differs from it, as sentences: a pattern of the table
+    would also cover a test that has begun to fail, or ceased to.
+    """
+    problems = []
+    for owner, count in counts.items():
+        before = recorded.get(owner, count)
+        if count["failed"] != before["failed"]:
+            problems.append(f"{owner}: {count['failed']} tests fail, but results.json says {before['failed']}")
+        if sum(count.values()) < sum(before.values()):
+            problems.append(f"{owner}: only {sum(count.values())} tests ran, but {sum(before.values())} before")
+    return problems
+
+
 def check(report: dict, rows: list[Row], whole_suites: list[str]) -> list[str]:
     """
     What a run and the table disagree in, as sentences.

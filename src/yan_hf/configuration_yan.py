@@ -17,7 +17,8 @@ from .saving import staged_save, write_code
 
 logger = logging.get_logger(__name__)
 
-Backbone = Literal["transformer", "mamba"]
+# Attention, and those of the table in `mixers`.
+BACKBONES = ("transformer", "mamba")
 MambaImplementation = Literal["auto", "torch", "cuda"]
 Routing = Literal["token", "block"]
 ExpertScope = Literal["token", "block", "target"]
@@ -29,6 +30,7 @@ _positive = interval(min=0, exclude_min=True, max=math.inf, exclude_max=True)
 _not_negative = interval(min=0, max=math.inf, exclude_max=True)
 _dropout = interval(min=0, max=1, exclude_max=True)
 
+# The terms of the training loss (functions in `losses`), in the order in which they are reported.
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
     "flow": 0.01,
@@ -42,9 +44,6 @@ DEFAULT_LOSS_WEIGHTS = {
     "gate": 0.1,
     "reconstruction": 0.0,
 }
-
-# The terms of the training loss, in the order in which they are reported.
-LOSS_TERMS = tuple(DEFAULT_LOSS_WEIGHTS)
 
 # Named starting points of `YanConfig.from_preset`. The paper publishes its sizes but no loss weights: here each of its
 # terms counts with 1, what it has not (length head, winners, reconstruction) with 0. Its initial state is plain
@@ -60,7 +59,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "num_experts": 4,
         "init_noise": 1.0,
-        "loss_weights": {name: float(name not in ("length", "gate", "reconstruction")) for name in LOSS_TERMS},
+        "loss_weights": {
+            name: float(name not in ("length", "gate", "reconstruction")) for name in DEFAULT_LOSS_WEIGHTS
+        },
     },
 }
 
@@ -161,7 +162,7 @@ class YanConfig(PreTrainedConfig):
         time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
         solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
             default of `generate`. (The research code counts grid points: one more.)
-        loss_weights (`dict[str, float]`): Weight of each term in `LOSS_TERMS`; missing terms keep their default.
+        loss_weights (`dict[str, float]`): Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
         label_smoothing (`float`): Label smoothing of the token term.
         loss_reduction (`str`): What the training loss of a batch over several processes is. `"global"`: that of the
             joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are
@@ -231,8 +232,8 @@ class YanConfig(PreTrainedConfig):
     flow_layers: int = _count(default=6)
     decoder_layers: int = interval(min=0)(default=2)
     cross_attention_layers: list[int] | None = None
-    encoder_backbone: Backbone = "transformer"
-    flow_backbone: Backbone = "transformer"
+    encoder_backbone: str = "transformer"
+    flow_backbone: str = "transformer"
     mamba_state_size: int = _count(default=16)
     mamba_conv_kernel: int = _count(default=4)
     mamba_expand: int = _count(default=2)
@@ -305,6 +306,9 @@ class YanConfig(PreTrainedConfig):
         self._check_special_tokens()
 
     def _check_layers(self):
+        for name in ("encoder_backbone", "flow_backbone"):
+            if (value := getattr(self, name)) not in BACKBONES:
+                raise ValueError(f"`{name}` must be one of {', '.join(BACKBONES)}, but is {value!r}.")
         if self.hidden_size % 2:
             raise ValueError(f"`hidden_size={self.hidden_size}` must be even: the time embedding has two halves.")
         if self.hidden_size % self.num_attention_heads:
@@ -327,8 +331,9 @@ class YanConfig(PreTrainedConfig):
         if len(self.time_beta) != 2 or not all(0 < value < math.inf for value in self.time_beta):
             raise ValueError(f"`time_beta` must be two positive finite numbers `(a, b)`, but is {self.time_beta}.")
         for name, weight in self.loss_weights.items():
-            if name not in LOSS_TERMS:
-                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {', '.join(LOSS_TERMS)}.")
+            if name not in DEFAULT_LOSS_WEIGHTS:
+                terms = ", ".join(DEFAULT_LOSS_WEIGHTS)
+                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {terms}.")
             if not 0 <= weight < math.inf:
                 raise ValueError(f"`loss_weights['{name}']` must be finite and not negative, but is {weight}.")
 
@@ -419,4 +424,4 @@ class YanConfig(PreTrainedConfig):
         self.feed_forward_multiplier = size // self.hidden_size
 
 
-__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PRESETS", "YanConfig"]
+__all__ = ["AUTO_MAP", "BACKBONES", "DEFAULT_LOSS_WEIGHTS", "PRESETS", "YanConfig"]

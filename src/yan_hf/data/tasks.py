@@ -131,11 +131,15 @@ class Task(NamedTuple):
         columns: The columns it needs.
         build: Row, mask token and label names → pairs of texts.
         keep: Which end of a long source stays: its `"head"`, its `"tail"`, or head and `"question"`.
+        story: Whether `max_sentences` applies, to the column `text`.
+        masked: Whether its sources may come with masks of their own (`mask_marker`); others put one in themselves.
     """
 
     columns: tuple[str, ...]
     build: Callable[[dict[str, Any], str, Sequence[str] | None], list[TextPair]]
     keep: str = "head"
+    story: bool = False
+    masked: bool = False
 
 
 def _text(value: Any, column: str) -> str:
@@ -200,21 +204,15 @@ def _plain_text(row: dict[str, Any], mask: str, names: Sequence[str] | None) -> 
 
 
 TASKS = {
-    "pairs": Task(("source", "target"), _pairs),
+    "pairs": Task(("source", "target"), _pairs, masked=True),
     "question_answering": Task(("context", "question", "answer"), _question_answering, keep="question"),
-    "classification": Task(("text", "label"), _classification),
-    "last_word": Task(("text",), _last_word, keep="tail"),
-    "middle_sentence": Task(("text",), _middle_sentence),
-    "summarization": Task(("document", "summary"), _summarization),
+    "classification": Task(("text", "label"), _classification, masked=True),
+    "last_word": Task(("text",), _last_word, keep="tail", story=True),
+    "middle_sentence": Task(("text",), _middle_sentence, story=True),
+    "summarization": Task(("document", "summary"), _summarization, masked=True),
     # The collator masks spans: the text alone is tokenized.
-    "span_infilling": Task(("text",), _plain_text),
+    "span_infilling": Task(("text",), _plain_text, story=True),
 }
-
-# Tasks whose sources may come with masks of their own; the others put one where the answer belongs.
-_MASKED_TASKS = ("pairs", "classification", "summarization")
-
-# Tasks that read the sentences of a text.
-_STORY_TASKS = ("last_word", "middle_sentence", "span_infilling")
 
 
 def load_splits(
@@ -328,15 +326,15 @@ class TaskEncoder:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
         if mask_first and not add_mask:
             raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
-        if max_sentences is not None and (max_sentences < 1 or task not in _STORY_TASKS):
+        if max_sentences is not None and (max_sentences < 1 or not TASKS[task].story):
+            stories = ", ".join(name for name, entry in TASKS.items() if entry.story)
             raise ValueError(
-                f"`max_sentences` must be at least 1, in one of the tasks {', '.join(_STORY_TASKS)}, but is "
-                f"{max_sentences} in {task}."
+                f"`max_sentences` must be at least 1, in one of the tasks {stories}, but is {max_sentences} in {task}."
             )
-        if mask_marker and task not in _MASKED_TASKS:
+        if mask_marker and not TASKS[task].masked:
+            masked = ", ".join(name for name, entry in TASKS.items() if entry.masked)
             raise ValueError(
-                f"`mask_marker` belongs to the tasks {', '.join(_MASKED_TASKS)}, but the task is {task}, which makes "
-                "its own masks."
+                f"`mask_marker` belongs to the tasks {masked}, but the task is {task}, which makes its own masks."
             )
         self.task, self.name, self.tokenizer = TASKS[task], task, tokenizer
         self.columns = {column: column for column in self.task.columns}

@@ -117,7 +117,7 @@ def generate_examples(
     batch_size: int = 64,
     progress: str | None = None,
     **options: Any,
-) -> tuple[list[str], list[str], dict[str, float]]:
+) -> tuple[list[str], list[str], dict[str, Any]]:
     """
     Writes a text for each tokenized example.
 
@@ -133,10 +133,10 @@ def generate_examples(
         options: More options of `generate`.
 
     Returns:
-        The texts, the targets' texts, and the figures `seconds`, `new_tokens` (up to and with the end token) and
-        `tokens_per_second`.
+        The texts, the targets' texts, and the figures `lengths` (tokens of each text up to and with its end token),
+        `seconds` and `tokens_per_second`.
     """
-    texts, references, tokens, seconds = [], [], 0, 0.0
+    texts, references, lengths, seconds = [], [], [], 0.0
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=progress, leave=False, file=sys.stderr, disable=progress is None or None):
         batch = collator([examples[row] for row in range(start, min(start + batch_size, len(examples)))])
@@ -151,12 +151,12 @@ def generate_examples(
             return_dict_in_generate=True,
             **{"max_new_tokens": model.config.max_position_embeddings, **options},
         )
-        tokens += int(output.lengths.sum())  # waits for the device, so that the clock may be read
+        lengths += output.lengths.tolist()  # waits for the device, so that the clock may be read
         seconds += time.perf_counter() - began
         texts += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         labels = labels.masked_fill(~counted, tokenizer.pad_token_id)
         references += tokenizer.batch_decode(labels, skip_special_tokens=True)
-    return texts, references, {"seconds": seconds, "new_tokens": tokens, "tokens_per_second": tokens / seconds}
+    return texts, references, {"lengths": lengths, "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
 
 
 def evaluate_model(
