@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from report import save, write_between_markers
 
-from yan_hf import YanConfig, YanForConditionalGeneration
+from yan_hf import ExpertUsageCallback, YanConfig, YanForConditionalGeneration
 
 
 RESULTS = Path(__file__).with_name("results") / "multimodal"
@@ -110,6 +110,7 @@ def make_model(options: argparse.Namespace) -> YanForConditionalGeneration:
 def train(model: YanForConditionalGeneration, language: Language, options: argparse.Namespace) -> tuple[int, float]:
     """AdamW with a short warm-up and a decay over the last 30 % of the time. Optimiser steps, and seconds."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    usage = ExpertUsageCallback()
     model.train()
     began = time.process_time()
     for step in count(1):
@@ -119,11 +120,14 @@ def train(model: YanForConditionalGeneration, language: Language, options: argpa
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1.0, step / 50) * min(1.0, max(0.02, (1 - share) / 0.3))
         source, target = language.draw(options.batch_size)
-        loss = model(source, labels=target).loss
+        output = model(source, labels=target)
+        usage.collect(model, (), output)
         optimizer.zero_grad()
-        loss.backward()
+        output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if share < usage.until:
+            usage.revive(model, optimizer, step)
     raise AssertionError("unreachable")
 
 

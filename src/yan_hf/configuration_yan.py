@@ -203,6 +203,7 @@ class YanConfig(PreTrainedConfig):
         "expert_fields",
         "gate_logits",
         "expert_indices",
+        "expert_scores",
         "latents",
         "target_latents",
         "length_logits",

@@ -308,6 +308,7 @@ class LossInputs:
         latents: The solved ODE's end, `(B, Ly, d)`.
         logits: For each supervised end point, `(B, Ly, V)`: the ODE's end, or that of every solver step.
         choices: For each solver step that chose: the gate as it is shared, `(B, Ly, K)`, and the winners, `(B, Ly)`.
+        expert_scores: For each of these choices what the winners were found by, `(B, Ly, K)`.
         target_logits: Decoded from `z1`, `(B, Ly, V)`.
         length_logits, lengths: `(B, N)` and `(B,)`.
     """
@@ -328,6 +329,7 @@ class LossInputs:
     latents: torch.Tensor | None = None
     logits: list[torch.Tensor] = field(default_factory=list)
     choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    expert_scores: list[torch.Tensor] = field(default_factory=list)
     target_logits: torch.Tensor | None = None
 
 

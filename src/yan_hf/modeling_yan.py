@@ -172,6 +172,9 @@ class YanOutput(ModelOutput):
             is solved, and the logits come from the estimate too.)
         expert_indices (`torch.LongTensor` of shape `(C, B, Ly)`, *optional*): With `labels` and an `expert_scope`
             beyond the token, the winner of every choice: one, or one for each solver step with `reselect_experts`.
+        expert_scores (`torch.FloatTensor` of shape `(C, B, Ly, K)`, *optional*): With these, what the winner was found
+            by: the log-likelihood of the block's tokens under each expert, and the gate's opinion with
+            `winner_prior`.
         latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the latents that were decoded.
         target_latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the targets' latents.
         length_logits (`torch.FloatTensor` of shape `(B, max_position_embeddings)`): Of the target's length; entry `i`
@@ -187,6 +190,7 @@ class YanOutput(ModelOutput):
     target_latents: torch.FloatTensor | None = None
     length_logits: torch.FloatTensor | None = None
     expert_indices: torch.LongTensor | None = None
+    expert_scores: torch.FloatTensor | None = None
     velocity: torch.FloatTensor | None = None
     expert_fields: torch.FloatTensor | None = None
     gate_logits: torch.FloatTensor | None = None
@@ -1052,6 +1056,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": inputs.length_logits}
         if inputs.choices:
             extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
+            extra["expert_scores"] = torch.stack(inputs.expert_scores)
         return flow, logits, loss_terms(inputs), extra
 
     def _solve_by_gate(
@@ -1092,8 +1097,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             first = flow if first is None else first
             if winners is None or self.config.reselect_experts:
                 gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
-                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, gate, inputs, routing)
+                end_points = state[:, :, None] + (1 - start) * flow.expert_fields
+                winners, scores = self._winners(end_points, gate, inputs, routing)
                 inputs.choices.append((gate, winners))
+                inputs.expert_scores.append(scores)
             index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
             velocity = flow.expert_fields.gather(2, index)[:, :, 0]
             inputs.logits.append(self.decode(state + (1 - start) * velocity))
@@ -1105,7 +1112,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     @torch.no_grad()
     def _winners(
         self, end_points: torch.Tensor, gate: torch.Tensor, inputs: LossInputs, routing: RoutingOptions
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
         gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
@@ -1115,7 +1122,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
         ).view(labels.shape)
         scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
-        return scores.argmax(dim=-1)
+        return scores.argmax(dim=-1), scores
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""

@@ -105,38 +105,45 @@ class LossTermsCallback(TrainerCallback):
 
 class ExpertUsageCallback(TrainerCallback):
     """
-    Logs how training uses the experts, and revives dead ones; for an `expert_scope` beyond the token, where training
-    follows winners.
+    Logs how training uses the experts, and puts idle ones to work; for an `expert_scope` beyond the token, where
+    training follows winners.
 
     Added to every training log, over the steps since the last one: `expert_share_0`, `expert_share_1`, ..., how often
-    each expert won; `winner_entropy`, of these shares, and `gate_entropy`, mean over choices, both in nats: with as
-    many modes as experts the first is `log K`, and the second is what the gate cannot know.
+    each expert won; `winner_entropy`, of these shares, and `gate_entropy`, mean over choices, both in nats: where
+    winners are as many as experts the first is `log K`, and the second is what the gate cannot know.
+
+    Hard winners have local optima: an expert that never wins gets no gradient, two may share one kind of text while a
+    third has to serve two kinds. Every `every` steps the expert that would be missed least becomes a copy of the one
+    with the most to gain, with noise, so that the two can divide its texts. What is missed is the log-likelihood that
+    its texts would lose with their second best expert; what can be gained is bounded by what the other's texts lack to
+    certainty. It is done where the first is less than `ratio` of the second.
 
     Args:
-        revive_below: An expert that won less than this share of an even split is dead: it becomes a copy of the one
-            that won most, with noise, so that the two can divide its texts. `None` only reports.
-        every: Optimiser steps between two looks at who is dead.
+        ratio: See above; 0 only reports.
+        every: Optimiser steps between two looks.
+        until: Share of the training after which experts are left alone.
         noise: Of the copy, in units of the standard deviation of each weight.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: for values out of range, and for experts that FSDP shards (pass `ratio=0`).
     """
 
-    def __init__(self, revive_below: float | None = 0.1, every: int = 200, noise: float = 0.05):
-        if revive_below is not None and not 0 <= revive_below < 1:
-            raise ValueError(f"`revive_below` must be in [0, 1), or None, but is {revive_below}.")
+    def __init__(self, ratio: float = 0.05, every: int = 100, until: float = 0.7, noise: float = 0.05):
+        if not (0 <= ratio < 1 and 0 <= until <= 1):
+            raise ValueError(f"`ratio` must be in [0, 1) and `until` in [0, 1], but are {ratio} and {until}.")
         if every < 1 or noise <= 0:
             raise ValueError(f"`every` must be at least 1 and `noise` positive, but are {every} and {noise}.")
-        self.revive_below, self.every, self.noise = revive_below, every, noise
+        self.ratio, self.every, self.until, self.noise = ratio, every, until, noise
         self._hook = None
-        self._logged = self._watched = None  # wins by expert, summed entropy and number of choices
-        self.revived: list[tuple[int, int]] = []
-        """Optimiser step and expert of every revival."""
+        self._logged: torch.Tensor | None = None
+        self._watched: torch.Tensor | None = None
+        self.revived: list[tuple[int, int, int]] = []
+        """Optimiser step, the expert that was given up, and the one that it became a copy of."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         inner = next((part for part in model.modules() if hasattr(part, "predict_lengths")), None)
         if inner is not None and self._hook is None:
-            self._hook = inner.register_forward_hook(self._collect)
+            self._hook = inner.register_forward_hook(self.collect)
         self._logged = self._watched = None
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -145,14 +152,20 @@ class ExpertUsageCallback(TrainerCallback):
             self._hook = None
 
     @torch.no_grad()
-    def _collect(self, module: nn.Module, args: Any, output: Any):
-        winners = getattr(output, "expert_indices", None)
-        if winners is None or not module.training:
+    def collect(self, module: nn.Module, args: Any, output: Any):
+        """Takes note of a training forward's choices; the hook that is put on the model."""
+        if getattr(output, "expert_scores", None) is None or not module.training:
             return
+        # One choice for each row: its first token's. Blocks are represented by their first one.
+        scores, winners = output.expert_scores[:, :, 0].float().flatten(0, 1), output.expert_indices[:, :, 0].flatten()
+        best, missed = scores.topk(min(2, scores.shape[-1]), dim=-1).values, 0.0
+        if scores.shape[-1] > 1:
+            missed = best[:, 0] - best[:, 1]
         log_probs = output.gate_logits.float().log_softmax(dim=-1)
-        entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean()
-        wins = torch.bincount(winners.flatten(), minlength=log_probs.shape[-1]).float() / winners[0].numel()
-        counts = torch.cat([wins, entropy[None], entropy.new_ones(1)])
+        entropy = torch.special.entr(log_probs.exp()).sum(dim=-1).mean()
+        wins = nn.functional.one_hot(winners, scores.shape[-1]).float()
+        rows = [wins.sum(0), (wins * -best[:, :1]).sum(0), (wins.T * missed).sum(1), entropy.expand(wins.shape[1])]
+        counts = torch.stack([*rows, torch.ones_like(rows[0])])  # (5, K)
         self._logged = counts if self._logged is None else self._logged + counts
         self._watched = counts if self._watched is None else self._watched + counts
 
@@ -166,43 +179,48 @@ class ExpertUsageCallback(TrainerCallback):
         if logs is None or "loss" not in logs or self._logged is None:
             return
         counts, self._logged = self._joined(self._logged.clone()), None
-        shares = counts[:-2] / counts[:-2].sum()
+        shares = counts[0] / counts[0].sum()
         figures = {f"expert_share_{expert}": share for expert, share in enumerate(shares.tolist())}
         figures["winner_entropy"] = float(torch.special.entr(shares).sum())
-        figures["gate_entropy"] = float(counts[-2] / counts[-1])
+        figures["gate_entropy"] = float(counts[3, 0] / counts[4, 0])
         logs.update({name: round(value, 4) for name, value in figures.items()})
         if state.log_history:
             state.log_history[-1].update({name: logs[name] for name in figures})
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
-        if self.revive_below is None or self._watched is None or state.global_step % self.every:
+        if state.global_step <= self.until * state.max_steps:
+            self.revive(model, optimizer, state.global_step)
+
+    def revive(self, model: nn.Module, optimizer: Any, step: int):
+        """Called after every optimiser step; looks every `every` steps."""
+        if not self.ratio or self._watched is None or step % self.every:
             return
         counts, self._watched = self._joined(self._watched.clone()), None
-        wins = counts[:-2]
-        dead = (wins < self.revive_below * wins.mean()).nonzero()[:, 0].tolist()
+        _, lacking, missed, *_ = counts
+        idle, source = int(missed.argmin()), int(lacking.argmax())
+        if idle == source or missed[idle] >= self.ratio * lacking[source]:
+            return
         flow = next(part for part in model.modules() if hasattr(part, "expert_velocity"))
-        for expert in dead:
-            self._copy(flow, int(wins.argmax()), expert, state.global_step, optimizer)
-            self.revived.append((state.global_step, expert))
-            logger.warning(
-                f"Expert {expert} won {wins[expert] / wins.sum():.1%} of the choices; it starts anew as a "
-                f"copy of expert {int(wins.argmax())}."
-            )
+        self._copy(flow, source, idle, step, optimizer)
+        self.revived.append((step, idle, source))
+        logger.info(
+            f"Expert {idle}, which won {counts[0, idle] / counts[0].sum():.1%} of the choices, becomes a copy of "
+            f"expert {source}, which won {counts[0, source] / counts[0].sum():.1%}."
+        )
 
     @torch.no_grad()
     def _copy(self, flow: nn.Module, source: int, target: int, step: int, optimizer: Any):
         weights = [*flow.experts.parameters(), *flow.gate.down_proj.parameters()]
         if any(hasattr(weight, "device_mesh") for weight in weights):
-            raise ValueError("`ExpertUsageCallback` cannot revive experts that FSDP shards: pass `revive_below=None`.")
-        # The same on all processes.
-        generator = torch.Generator().manual_seed(step * 1_000 + target)
+            raise ValueError("`ExpertUsageCallback` cannot copy experts that FSDP shards: pass `ratio=0`.")
+        generator = torch.Generator().manual_seed(step * 1_000 + target)  # the same on all processes
+        state = getattr(getattr(optimizer, "optimizer", optimizer), "state", {})
         for weight in weights:
             noise = torch.randn(weight[source].shape, generator=generator).to(weight.device, weight.dtype)
             weight[target] = weight[source] + self.noise * weight.float().std().to(weight.dtype) * noise
-            moments = getattr(optimizer, "state", {}).get(weight, {})
-            for value in moments.values():
+            for value in state.get(weight, {}).values():
                 if isinstance(value, torch.Tensor) and value.shape == weight.shape:
-                    value[target] = 0
+                    value[target] = 0  # the moments of what is no more
 
 
 class LengthHeadCallback(TrainerCallback):
