@@ -23,8 +23,9 @@ _IMPORT_STRUCTURE = {
     "evaluation.metrics": ["compute_metrics", "exact_match"],
     "generation_config_yan": ["YanGenerationConfig"],
     "generation_yan": ["YanGenerateOutput"],
+    "hub.export": ["export_with_code"],
     "hub.model_card": ["CardFacts", "ModelCardCallback", "create_model_card"],
-    "hub.research": ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"],
+    "hub.research": ["convert_research_checkpoint", "export_research_checkpoint"],
     "inference.offload": ["ExpertOffload", "OffloadStats"],
     "modeling_yan": [
         "YanAutoEncodingOutput",
