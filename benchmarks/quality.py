@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import yaml
 from curriculum import CurriculumTrainer
+from huggingface_hub import ModelCardData
 from quality_systems import (
     AR_SYSTEMS,
     SYSTEMS,
@@ -44,7 +45,6 @@ from report import conditions, save
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
 from yan_hf import (
-    CardFacts,
     YanForAutoEncoding,
     YanForConditionalGeneration,
     create_model_card,
@@ -168,18 +168,12 @@ def write_card(path: Path, options, task, model, trained: dict[str, Any], rows: 
                 result |= {metric: mean(values), f"{metric}_spread": stdev(values) if len(values) > 1 else 0.0}
         results.append({**result, "tokens_per_second": row["tokens_per_second"]})
     name = f"yan-{options.task.replace('_', '-')}"
-    facts = CardFacts(
-        model_name=name,
-        dataset_id=task.hub_name,
-        dataset_config=task.hub_config,
-        split=options.split,
-        tokenizer="byte pairs trained with sentencepiece on the training rows",
-        limits=[
-            "A small model trained from scratch in minutes, to compare methods: of no use beyond its task.",
-            "The weights are not published; the command under Recipe makes them.",
-        ],
-        **yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task],
-    )
+    texts = yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task]
+    data = ModelCardData(model_name=name, datasets=[task.hub_name], language="en", license=texts.pop("license", None))
+    limits = [
+        "A small model trained from scratch in minutes, to compare methods: of no use beyond its task.",
+        "The weights are not published; the command under Recipe makes them.",
+    ]
     reading, writing, rate = trained["reading_steps"], trained["writing_steps"], trained["learning_rate"]
     # A model that is asked again, or written from a reader made before, is made anew without these.
     command = re.sub(r" --again| --reader \S+", "", conditions()["command"])
@@ -189,7 +183,9 @@ Stage 1, {reading:,} steps at {rate:g}: the auto-encoder reads off what is maske
 {writing:,} steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98),
 50 warm-up steps, the rate falling to zero over the last third of each stage, batches of {options.batch_size},
 training seed {options.seed}. The spread is over sampling seeds of this one training run."""
-    card = create_model_card(model, facts, results, options.sampling_seeds, recipe, describe_hardware(), 100)
+    texts = {**texts, "recipe": recipe, "limits": limits}
+    seeds, hardware = options.sampling_seeds, f"{describe_hardware()}, in batches of 100"
+    card = create_model_card(model, data, results, options.split, seeds, hardware, **texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     card.save(path)
 

@@ -76,7 +76,7 @@ class ModelArguments:
     )
     ema_decay: float | None = field(default=None, metadata={"help": "average the weights, e.g. 0.999"})
     card: str | None = field(
-        default=None, metadata={"help": "write a model card: fields of yan_hf.CardFacts, as JSON; measured at the end"}
+        default=None, metadata={"help": "write a model card: arguments of YanTrainer.create_model_card, as JSON"}
     )
 
 

@@ -24,7 +24,7 @@ _IMPORT_STRUCTURE = {
     "generation_config_yan": ["YanGenerationConfig"],
     "generation_yan": ["YanGenerateOutput"],
     "hub.export": ["export_with_code"],
-    "hub.model_card": ["CardFacts", "ModelCardCallback", "create_model_card"],
+    "hub.model_card": ["create_model_card"],
     "hub.research": ["convert_research_checkpoint", "export_research_checkpoint"],
     "inference.offload": ["ExpertOffload", "OffloadStats"],
     "modeling_yan": [
