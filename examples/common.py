@@ -152,30 +152,39 @@ def read_splits(data: DataArguments, needed: str = "train") -> dict[str, Any]:
     return found
 
 
+def task_encoder(data: DataArguments, tokenizer: PreTrainedTokenizerBase | None, skip_bad_rows: bool) -> TaskEncoder:
+    """What turns rows into texts and token ids."""
+    return TaskEncoder(
+        data.task,
+        tokenizer,
+        mapping(data.columns),
+        data.class_names,
+        data.max_source_length,
+        data.max_target_length,
+        skip_bad_rows,
+        data.add_mask,
+        data.space_in_target,
+        data.mask_first,
+        data.max_sentences,
+        data.mask_marker,
+    )
+
+
 def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the model's, or a new one trained on the training rows."""
     if model.tokenizer or model.model:
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
-    reader = TaskEncoder(
-        data.task,
-        None,  # texts are made, not encoded
-        mapping(data.columns),
-        data.class_names,
-        skip_bad_rows=True,
-        space_in_target=data.space_in_target,
-        max_sentences=data.max_sentences,
-        mask_marker=data.mask_marker,
-    )
+    encoder = task_encoder(data, None, skip_bad_rows=True)  # texts are made, not encoded
 
     def texts():
         for row in splits["train"]:
             try:
-                pairs = reader.pairs(row)
+                pairs = encoder.pairs(row)
             except ValueError:
                 continue  # reported when the rows are tokenized
             yield from (f"{pair.source.replace(MASK_MARKER, '')} {pair.target.strip()}" for pair in pairs)
 
-    reader.check_columns(list(next(iter(splits["train"]))), "The training data")
+    encoder.check_columns(list(next(iter(splits["train"]))), "The training data")
     return train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
 
 
@@ -212,20 +221,7 @@ def encode_splits(
     """Tokenized splits; says how many rows were left out."""
     encoded = {}
     for name, rows in splits.items():
-        encoder = TaskEncoder(
-            data.task,
-            tokenizer,
-            mapping(data.columns),
-            data.class_names,
-            data.max_source_length,
-            data.max_target_length,
-            data.skip_bad_rows,
-            data.add_mask,
-            data.space_in_target,
-            data.mask_first,
-            data.max_sentences,
-            data.mask_marker,
-        )
+        encoder = task_encoder(data, tokenizer, data.skip_bad_rows)
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:
             print(f"Left out {skipped} rows of the {name} split: {encoder.skipped}", flush=True)
