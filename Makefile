@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup demo test lint format bench conformance mutations clean
 
 help:
-	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
+	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and evaluates it (about 4 minutes)"
 	@echo "make test         sets up and runs all tests"
 	@echo "make lint         checks style"
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
@@ -33,7 +33,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	@echo "Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process through the"
-	@echo "Auto classes and asks it held-out questions: two to five minutes of training on two cores."
+	@echo "Auto classes and evaluates it on held-out questions: two to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
 test: setup

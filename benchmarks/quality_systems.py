@@ -1,5 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The systems that `quality.py` compares: how each is built, fed, and asked."""
+"""The systems that `quality.py` compares: how each is built, fed, and evaluated."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,12 +51,12 @@ def new_config(task: Task, tokenizer: PreTrainedTokenizerBase, system: str = "ya
     )
 
 
-def start_writer(reader: Path, config: YanConfig) -> YanForConditionalGeneration:
-    """A reader with a flow that starts anew, in the run's own configuration: another one may have made the reader."""
+def start_flow(autoencoder: Path, config: YanConfig) -> YanForConditionalGeneration:
+    """An auto-encoder with a flow that starts anew, in the run's own configuration."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the flow's keys are missing, as they should
     try:
-        return YanForConditionalGeneration.from_pretrained(reader, config=config, experts_implementation="eager")
+        return YanForConditionalGeneration.from_pretrained(autoencoder, config=config, experts_implementation="eager")
     finally:
         logging.set_verbosity(verbosity)
 
@@ -69,7 +69,7 @@ def fit(
     folder: Path,
     steps: int,
     rate: float,
-    reading: bool,
+    autoencoder: bool,
     trainer_class: type[CurriculumTrainer] = CurriculumTrainer,
     level: int = 1,
     batch_size: int = 64,
@@ -80,7 +80,7 @@ def fit(
     # No goal: everybody uses all steps.
     curriculum = Curriculum(task.num_levels, goal=2.0, threshold=0.94, level=level)
     stream = CurriculumStream(
-        draw, tokenizer, curriculum, reading, batch_size, seed, task.max_source_length, task.view
+        draw, tokenizer, curriculum, task.view if autoencoder else None, batch_size, seed, task.max_source_length
     )
     trainer = train_by_curriculum(
         model,
@@ -170,8 +170,8 @@ class CausalCurriculumTrainer(CurriculumTrainer):
         return (loss, output) if return_outputs else loss
 
 
-class ReadingTrainer(CurriculumTrainer):
-    """Decodes the auto-encoder's positions that count, and no others: most of a source is not asked for."""
+class AutoencoderTrainer(CurriculumTrainer):
+    """Decodes the auto-encoder's positions that count, and no others: most of a source does not count."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         counted = inputs["labels"] != -100
@@ -211,7 +211,7 @@ def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Ten
 
 
 @torch.no_grad()
-def ask(
+def generate_texts(
     model: PreTrainedModel,
     system: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -222,7 +222,7 @@ def ask(
     batch_size: int = 100,
     **options: Any,
 ) -> tuple[list[str], list[int]]:
-    """The texts that a system writes for tokenized sources, and how many new tokens each consists of."""
+    """The texts that a system generates for tokenized sources, and how many new tokens each consists of."""
     # GPT-2 continues its source, so that the source has to end where the target begins.
     left = system == "ar-gpt2"
     texts, lengths = [], []
@@ -250,7 +250,7 @@ def ask(
     return texts, lengths
 
 
-def ask_by_seed(
+def evaluate_by_seed(
     model: PreTrainedModel,
     system: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -264,7 +264,7 @@ def ask_by_seed(
     found: dict[str, list[float]] = {}
     lengths = []
     for seed in range(seeds):
-        texts, counts = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+        texts, counts = generate_texts(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
         lengths.append(counts)
         for name, figure in score_texts(texts, references, task.metrics).items():
             found.setdefault(name, []).append(figure)

@@ -29,8 +29,8 @@ TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 SENTIMENTS = ("negative", "positive")
 
 
-# Free text: words matter more than places. On SST-2, after 1,000 steps of reading 85 % of the training rows were right
-# with this scale, 82 % with the default of 1.
+# Free text: words matter more than places. On SST-2, after 1,000 steps of the auto-encoder 85 % of the training rows
+# were right with this scale, 82 % with the default of 1.
 TEXT_CONFIG = {"embedding_scale": 0.2, "detach_length_head": False}
 # Few rows, read more than once: on SST-2's validation rows 79.4 % were right with this dropout, 78.1 % without.
 CLASSIFICATION_CONFIG = {**TEXT_CONFIG, "embedding_dropout": 0.3}
@@ -48,8 +48,8 @@ class Task:
     hidden_size: int = 64
     encoder_layers: int = 3
     flow_layers: int = 1
-    reading_steps: int = 1500
-    writing_steps: int = 800
+    autoencoder_steps: int = 1500
+    flow_steps: int = 800
     train_file: str = "train"
     hub_config: str | None = None
     # Training examples by level of difficulty, from the rows, where a task has levels.
@@ -139,8 +139,8 @@ TASKS = {
         max_new_tokens=8,
         hidden_size=64,
         flow_layers=2,
-        reading_steps=9_000,
-        writing_steps=5_000,
+        autoencoder_steps=9_000,
+        flow_steps=5_000,
         draw=_thinned,
         num_levels=10,
     ),
@@ -167,8 +167,8 @@ TASKS = {
         vocab_size=8_000,
         max_source_length=64,
         max_new_tokens=8,
-        reading_steps=6_000,
-        writing_steps=3_000,
+        autoencoder_steps=6_000,
+        flow_steps=3_000,
         config={**TEXT_CONFIG, "embedding_dropout": 0.1},
     ),
     "infilling": Task(
@@ -177,8 +177,8 @@ TASKS = {
         vocab_size=8_000,
         max_source_length=48,
         max_new_tokens=40,
-        reading_steps=2_000,
-        writing_steps=3_000,
+        autoencoder_steps=2_000,
+        flow_steps=3_000,
         metrics=("exact_match", "f1", "rouge"),
         view=as_masked_text,
         config=TEXT_CONFIG,
@@ -189,8 +189,8 @@ TASKS = {
         vocab_size=8_000,
         max_source_length=160,
         max_new_tokens=24,
-        reading_steps=2_000,
-        writing_steps=1_000,
+        autoencoder_steps=2_000,
+        flow_steps=1_000,
         metrics=("exact_match", "f1"),
         config=TEXT_CONFIG,
     ),
@@ -212,7 +212,7 @@ def tokenizer_of(task: Task, rows: list[dict[str, Any]]) -> PreTrainedTokenizerB
 
 
 def encoded_examples(task: Task, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPair]) -> list[dict[str, Any]]:
-    """Tokens of pairs that are asked, a dictionary for each."""
+    """Tokens of pairs, a dictionary for each."""
     encoded = encode_pairs(tokenizer, *zip(*pairs), max_source_length=task.max_source_length)
     return [dict(zip(encoded, row)) for row in zip(*encoded.values())]
 

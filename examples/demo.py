@@ -5,8 +5,8 @@ Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it 
     python examples/demo.py [--output runs/demo] [--seed 0] [--backbone mamba]
 
 Stage 1 trains encoder and decoder: an auto-encoder whose masked span is the answer. Stage 2 trains the flow to
-generate the answer. Both see fresh stories at every step, short ones first; stories grow by one statement when the running
-exact match passes 95 %. Held-out questions come from a seed that training never uses.
+generate the answer. Both see fresh stories at every step, short ones first; stories grow by one statement when the
+running exact match passes 95 %. Held-out questions come from a seed that training never uses.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""YAN for Transformers: a non-autoregressive language model that writes a whole text in a few solver steps.
+"""YAN for Transformers: a non-autoregressive language model that generates a whole text in a few solver steps.
 
 Importing the package registers its configuration and models with Transformers' Auto classes, and its default adapter
 targets with PEFT. What it exports is imported on first use.
