@@ -152,29 +152,17 @@ def read_splits(data: DataArguments, needed: str = "train") -> dict[str, Any]:
     return found
 
 
-def task_encoder(data: DataArguments, tokenizer: PreTrainedTokenizerBase | None, skip_bad_rows: bool) -> TaskEncoder:
-    """What turns rows into texts and token ids."""
-    return TaskEncoder(
-        data.task,
-        tokenizer,
-        mapping(data.columns),
-        data.class_names,
-        data.max_source_length,
-        data.max_target_length,
-        skip_bad_rows,
-        data.add_mask,
-        data.space_in_target,
-        data.mask_first,
-        data.max_sentences,
-        data.mask_marker,
-    )
+def task_encoder(data: DataArguments, tokenizer: PreTrainedTokenizerBase | None, **changes: Any) -> TaskEncoder:
+    """What turns rows into texts and token ids; `changes` stand in for options."""
+    fields = {"columns": mapping(data.columns), "label_names": data.class_names, **changes}
+    return TaskEncoder.from_options(data, tokenizer=tokenizer, **fields)
 
 
 def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the model's, or a new one trained on the training rows."""
     if model.tokenizer or model.model:
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
-    encoder = task_encoder(data, None, skip_bad_rows=True)  # texts are made, not encoded
+    encoder = task_encoder(data, None, skip_bad_rows=True, add_mask=False, mask_first=False)
 
     def texts():
         for row in splits["train"]:
@@ -221,7 +209,7 @@ def encode_splits(
     """Tokenized splits; says how many rows were left out."""
     encoded = {}
     for name, rows in splits.items():
-        encoder = task_encoder(data, tokenizer, data.skip_bad_rows)
+        encoder = task_encoder(data, tokenizer)
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:
             print(f"Left out {skipped} rows of the {name} split: {encoder.skipped}", flush=True)

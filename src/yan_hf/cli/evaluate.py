@@ -71,19 +71,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     limit = model.config.max_position_embeddings
     if options.max_source_length is not None and options.max_source_length > limit:
         raise ValueError(f"--max-source-length is {options.max_source_length}, but the model takes {limit} at most.")
-    encoder = TaskEncoder(
-        options.task,
-        tokenizer,
-        options.columns,
-        options.class_names,
-        options.max_source_length or limit,
-        limit,
-        options.skip_bad_rows,
-        options.add_mask,
-        options.space_in_target,
-        options.mask_first,
-        options.max_sentences,
-        options.mask_marker,
+    encoder = TaskEncoder.from_options(
+        options,
+        tokenizer=tokenizer,
+        label_names=options.class_names,
+        max_source_length=options.max_source_length or limit,
+        max_target_length=limit,
     )
     examples, skipped = encode_split(rows, encoder, "The data")
     default = model.generation_config.num_inference_steps or model.config.solver_steps

@@ -15,10 +15,8 @@ from typing import Any
 
 def _iterate_lines(path: Path | None) -> Iterator[str]:
     """
-    The lines of a file, or of standard input for `None`, without a byte order mark and through gzip where the name ends
-    in `.gz`; what cannot be read is an error that names it.
-
-    `datasets` reads neither standard input nor names the line at fault, so that this stays ours.
+    The lines of a file, or of standard input for `None`, without a byte order mark, and unpacked where the name ends
+    in `.gz`. What cannot be read is an error that names it: `datasets` names no line, and has no standard input.
     """
     try:
         opener = gzip.open if path and path.suffix == ".gz" else io.open

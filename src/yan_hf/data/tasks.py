@@ -9,6 +9,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +194,7 @@ def _names(**fields: bool) -> str:
     return ", ".join(name for name, task in TASKS.items() if all(getattr(task, k) is v for k, v in fields.items()))
 
 
+@dataclass(eq=False)
 class TaskEncoder:
     """
     Turns batches of rows into `input_ids` and `labels`, for `datasets.map(batched=True)`; works on streams too.
@@ -208,7 +210,7 @@ class TaskEncoder:
         skip_bad_rows: Whether rows that are empty, unusable or too long are left out, and counted in `skipped`,
             instead of raising. Worker processes (`num_proc`) log their counts.
         add_mask: Whether a source without a mask token gets one at its end, where the answer belongs: it lets the
-            auto-encoder stage read off answers of tasks such as classification.
+            auto-encoder stage predict answers of tasks such as classification.
         mask_first: Whether that token comes first instead. Answers then stand at the same positions in every row, and
             the auto-encoder stage cannot see how long they are. Give `generate` sources that start with the mask then.
         space_in_target: Whether the space before a mask token goes to the target ([`space_with_answer`]), so that an
@@ -222,65 +224,62 @@ class TaskEncoder:
             cannot be used, with its number.
     """
 
-    def __init__(
-        self,
-        task: str,
-        tokenizer: PreTrainedTokenizerBase,
-        columns: dict[str, str] | None = None,
-        label_names: Sequence[str] | None = None,
-        max_source_length: int | None = None,
-        max_target_length: int | None = None,
-        skip_bad_rows: bool = False,
-        add_mask: bool = False,
-        space_in_target: bool = False,
-        mask_first: bool = False,
-        max_sentences: int | None = None,
-        mask_marker: str | None = None,
-    ):
-        if task not in TASKS:
-            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {task!r}.")
-        if mask_first and not add_mask:
+    task: str
+    tokenizer: PreTrainedTokenizerBase | None
+    columns: dict[str, str] | None = None
+    label_names: Sequence[str] | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    skip_bad_rows: bool = False
+    add_mask: bool = False
+    space_in_target: bool = False
+    mask_first: bool = False
+    max_sentences: int | None = None
+    mask_marker: str | None = None
+    skipped: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {self.task!r}.")
+        if self.mask_first and not self.add_mask:
             raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
-        self.name, self.tokenizer = task, tokenizer
-        if max_sentences is not None and (max_sentences < 1 or not self.task.reads_story):
+        if self.max_sentences is not None and (self.max_sentences < 1 or not self._task.reads_story):
             raise ValueError(
                 f"`max_sentences` must be at least 1, in one of the tasks {_names(reads_story=True)}, but is "
-                f"{max_sentences} in {task}."
+                f"{self.max_sentences} in {self.task}."
             )
-        if mask_marker and self.task.makes_mask:
+        if self.mask_marker and self._task.makes_mask:
             raise ValueError(
-                f"`mask_marker` belongs to the tasks {_names(makes_mask=False)}, but the task is {task}, which makes "
-                "its own masks."
+                f"`mask_marker` belongs to the tasks {_names(makes_mask=False)}, but the task is {self.task}, which "
+                "makes its own masks."
             )
-        self.columns = {column: column for column in self.task.columns}
-        for column, name in (columns or {}).items():
-            if column not in self.columns:
-                raise ValueError(f"The task {task} has no column `{column}`, but {', '.join(self.columns)}.")
-            self.columns[column] = name
-        self.label_names = list(label_names) if label_names else None
-        self.max_source_length, self.max_target_length = max_source_length, max_target_length
-        self.skip_bad_rows, self.space_in_target = skip_bad_rows, space_in_target
-        self.add_mask, self.mask_first, self.max_sentences = add_mask, mask_first, max_sentences
-        self.mask_marker = mask_marker
-        self.skipped: dict[str, int] = {}
+        own = self._task.columns
+        if unknown := (self.columns or {}).keys() - set(own):
+            raise ValueError(f"The task {self.task} has no column `{min(unknown)}`, but {', '.join(own)}.")
+        self.columns = {**dict(zip(own, own)), **(self.columns or {})}
         # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
         # Where nothing is left out, results may be cached.
-        self._process, self._run = (os.getpid(), uuid.uuid4().hex) if skip_bad_rows else (None, None)
+        self._process, self._run = (os.getpid(), uuid.uuid4().hex) if self.skip_bad_rows else (None, None)
+
+    @classmethod
+    def from_options(cls, options: Any, **changes: Any) -> "TaskEncoder":
+        """An encoder by a command's options of the same names; `changes` come first."""
+        given = {name: value for name, value in vars(options).items() if name in cls.__dataclass_fields__}
+        return cls(**{**given, **changes})
 
     @property
-    def task(self) -> Task:
-        """How rows are read; looked up, since workers get a pickled encoder."""
-        return TASKS[self.name]
+    def _task(self) -> Task:
+        return TASKS[self.task]  # looked up, since workers get a pickled encoder
 
     @property
     def objective(self) -> str:
         """The objective of the [`YanDataCollator`] that suits the examples."""
-        return "pairs" if self.task.has_target else "span_infilling"
+        return "pairs" if self._task.has_target else "span_infilling"
 
     def check_columns(self, available: Sequence[str], where: str = "The data"):
         """Raises `ValueError` where a column is missing."""
         for column, name in self.columns.items():
-            if name not in available and not (column in self.task.nested and "qas" in available):
+            if name not in available and not (column in self._task.nested and "qas" in available):
                 raise ValueError(
                     f"{where} has no column `{name}` for the task's `{column}`, but {', '.join(available)}. Name the "
                     f"right one: `columns={{{column!r}: ...}}`."
@@ -294,10 +293,10 @@ class TaskEncoder:
         row = {**row, **{column: row[name] for column, name in self.columns.items() if name in row}}
         if self.max_sentences is not None:
             row["text"] = " ".join(split_sentences(_text(row, "text"))[: self.max_sentences])
-        pairs = self.task.build(row, self.label_names)
+        pairs = self._task.build(row, self.label_names)
         if self.mask_marker:
             pairs = [pair._replace(source=pair.source.replace(self.mask_marker, MASK_MARKER)) for pair in pairs]
-        if self.add_mask and self.task.has_target:
+        if self.add_mask and self._task.has_target:
             pairs = [pair if MASK_MARKER in pair.source else self._with_mask(pair) for pair in pairs]
         return [space_with_answer(pair) for pair in pairs] if self.space_in_target else pairs
 
@@ -316,7 +315,7 @@ class TaskEncoder:
         """
         (ids,) = encode_text(self.tokenizer, [pair.source], MASK_MARKER)
         ids = self._cut(ids, pair.source, context)
-        if not self.task.has_target:
+        if not self._task.has_target:
             return {"input_ids": ids}
         (labels,) = encode_text(self.tokenizer, [pair.target], add_special_tokens=False)
         labels = [*labels, self.tokenizer.eos_token_id]
@@ -332,11 +331,11 @@ class TaskEncoder:
         limit = self.max_source_length
         if limit is None or len(ids) <= limit:
             return ids
-        if self.task.keep == "tail":
+        if self._task.keep == "tail":
             kept = ids[-limit:]
         else:
             tail = 1  # the end token
-            if self.task.keep == "question":
+            if self._task.keep == "question":
                 # What stands behind the context stays: the context loses its end instead.
                 if not (context and source.startswith(context)):
                     context = source.rpartition(f" {ANSWER_HEADER}")[0]
@@ -370,7 +369,7 @@ class TaskEncoder:
             try:
                 values = {name: column[row] for name, column in batch.items()}
                 context = self.columns.get("context")
-                context = _text(values, context) if self.task.keep == "question" and values.get(context) else ""
+                context = _text(values, context) if self._task.keep == "question" and values.get(context) else ""
                 examples += [self.encode(pair, context) for pair in self.pairs(values)]
             except ValueError as error:
                 if not self.skip_bad_rows:
@@ -384,7 +383,7 @@ class TaskEncoder:
         if left_out and os.getpid() != self._process:
             # Counts of a worker process, and of one that reads a stream while training, never come back.
             logger.warning(f"{left_out} of {count} rows were left out: {self.skipped} so far in this process.")
-        names = ("input_ids", "labels") if self.task.has_target else ("input_ids",)
+        names = ("input_ids", "labels") if self._task.has_target else ("input_ids",)
         return {name: [example[name] for example in examples] for name in names}
 
 
