@@ -1,51 +1,30 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-What helps YAN to generate, one change at a time: the options of the configuration, and ideas beyond it.
+What helps YAN to generate: the options of the configuration, one change at a time.
 
     python benchmarks/ablations.py --task last_word --data tinystories --output benchmarks/results/ablations.json
 
 One auto-encoder is trained on the task. From it the flow of every variant is trained, with the same rows, seed and
-number of steps, and evaluated on the validation rows with the same noise, in three Euler steps, or as its name says:
-the flow's passes are the same for all, but for guidance, which makes four, and for variants of one step. Beside
-exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens that the
-most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start and the
-noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
+number of steps, and evaluated on the validation rows with the same noise, in three Euler steps, or as its name says.
+Beside exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens
+that the most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start
+and the noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
 """
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from types import ModuleType
 from typing import Any
 
 import torch
-from ablation_ideas import (
-    condition_on_estimate,
-    distil,
-    guide,
-    learn_sigma,
-    noise_for_the_decoder,
-    normalise_latents,
-    predict_clean_latent,
-    renoise_doubtful,
-)
 from quality_systems import AutoencoderTrainer, fit, generate_texts, new_config, start_flow
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from transformers import set_seed
 
-import yan_hf.modeling_yan
-import yan_hf.sampling
-from yan_hf import (
-    YanDataCollator,
-    YanForAutoEncoding,
-    YanForConditionalGeneration,
-    exact_match,
-)
+from yan_hf import YanDataCollator, YanForAutoEncoding, YanForConditionalGeneration, exact_match
 
 
 PLAIN = "default"
@@ -59,7 +38,6 @@ class Variant:
 
     Args:
         config: Fields of the configuration; its loss weights replace single ones.
-        change: Changes the model, or functions of `yan_hf.modeling_yan` and `yan_hf.sampling`, for this variant.
         collator: Arguments of the collator.
         sampling: Options of `generate`.
         continued_for: Share of the flow's steps by which the plain variant's model is trained on, instead of the
@@ -67,7 +45,6 @@ class Variant:
     """
 
     config: dict[str, Any] = field(default_factory=dict)
-    change: Callable[[YanForConditionalGeneration], None] | None = None
     collator: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     continued_for: float | None = None
@@ -80,29 +57,12 @@ def _weights(**weights: float) -> Variant:
 VARIANTS: dict[str, Variant] = {
     PLAIN: Variant(),
     **{f"{count} experts": Variant({"num_experts": count}) for count in (1, 2, 8)},
-    "mixture's mean": Variant({"velocity_field": "mixture"}),
-    "self-conditioning": Variant(change=condition_on_estimate),
-    "clean latent predicted": Variant(change=predict_clean_latent),
-    "learned sigma": Variant(change=learn_sigma),
-    "noise before the decoder": Variant(change=noise_for_the_decoder),
-    "normalised latents": Variant(change=normalise_latents),
-    "guidance, two steps": Variant(change=guide, sampling={"num_inference_steps": 2}),
-    "re-noised after two steps": Variant(
-        change=renoise_doubtful, sampling={"num_inference_steps": 2}, continued_for=0.0
-    ),
     "one step asked": Variant(sampling={"num_inference_steps": 1}, continued_for=0.0),
     "written on, one step asked": Variant(sampling={"num_inference_steps": 1}, continued_for=0.5),
     "one unrolled step, written on, one step asked": Variant(
         {"solver_steps": 1}, sampling={"num_inference_steps": 1}, continued_for=0.5
     ),
-    "distilled into one step": Variant(
-        {"solver_steps": 1, "frozen_parts": ENCODER, "loss_weights": {"latent": 1.0}},
-        distil,
-        sampling={"num_inference_steps": 1},
-        continued_for=0.5,
-    ),
     "frozen auto-encoder": Variant({"frozen_parts": [*ENCODER, "decoder"]}),
-    "targets' latents detached": Variant({"detach_target_latents": True}),
     "no flow term": _weights(flow=0.0),
     "flow term 1": _weights(flow=1.0),
     "no latent term": _weights(latent=0.0),
@@ -133,17 +93,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-@contextmanager
-def restored(*modules: ModuleType):
-    """Takes back what is changed in the modules meanwhile."""
-    saved = [(module, dict(vars(module))) for module in modules]
-    try:
-        yield
-    finally:
-        for module, names in saved:
-            vars(module).update(names)
-
-
 @torch.no_grad()
 def gate_use(model: YanForConditionalGeneration, tokenizer, examples: list[dict]) -> dict[str, float]:
     """The gate's mean entropy at t = 0, and the most and least chosen experts' shares of the tokens."""
@@ -163,7 +112,7 @@ def gate_use(model: YanForConditionalGeneration, tokenizer, examples: list[dict]
 
 
 def train_variant(options, task, tokenizer, draw, folder: Path, name: str, seed: int) -> YanForConditionalGeneration:
-    """Trains a variant, from the autoencoder or from the plain variant's model, which is kept for that."""
+    """Trains a variant, from the auto-encoder or from the plain variant's model, which is kept for that."""
     variant, steps, start = VARIANTS[name], options.flow_steps, folder / "autoencoder"
     if variant.continued_for is not None:
         steps, start = int(variant.continued_for * steps), folder / f"flow_{seed}"
@@ -172,8 +121,6 @@ def train_variant(options, task, tokenizer, draw, folder: Path, name: str, seed:
     weights = {"mmd": 0.0, **variant.config.get("loss_weights", {})}
     set_seed(seed)
     model = start_flow(start, new_config(task, tokenizer, **{**variant.config, "loss_weights": weights}))
-    if variant.change is not None:
-        variant.change(model)
     if steps > 0:
         fit(
             model,
@@ -196,13 +143,14 @@ def train_variant(options, task, tokenizer, draw, folder: Path, name: str, seed:
 
 def measure(options, task, tokenizer, draw, folder: Path, examples, references, name: str, seed: int) -> dict:
     """Trains a variant, and evaluates it."""
-    with restored(yan_hf.modeling_yan, yan_hf.sampling):
-        model = train_variant(options, task, tokenizer, draw, folder, name, seed)
-        result = gate_use(model, tokenizer, examples[:500])
-        sampling = {"num_inference_steps": 3, **VARIANTS[name].sampling}
-        for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
-            texts, _ = generate_texts(model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths, **sampling)
-            result[mode] = exact_match(texts, references)
+    model = train_variant(options, task, tokenizer, draw, folder, name, seed)
+    result = gate_use(model, tokenizer, examples[:500])
+    sampling = {"num_inference_steps": 3, **VARIANTS[name].sampling}
+    for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
+        texts, _ = generate_texts(
+            model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths=true_lengths, **sampling
+        )
+        result[mode] = exact_match(texts, references)
     return result
 
 

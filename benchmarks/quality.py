@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import yaml
-from curriculum import CurriculumTrainer
+from decoders import matching_model
 from huggingface_hub import ModelCardData
 from quality_systems import (
     AR_SYSTEMS,
@@ -34,9 +34,9 @@ from quality_systems import (
     AutoencoderTrainer,
     AutoregressiveCollator,
     CausalCurriculumTrainer,
+    CurriculumTrainer,
     evaluate_by_seed,
     fit,
-    matching_autoregressive,
     new_config,
     start_flow,
 )
@@ -90,7 +90,7 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
 
         def autoregressive(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
             set_seed(options.seed)
-            model = matching_autoregressive(system, config, parameters, length)
+            model = matching_model(system, config, parameters, length, vary="width")
             return model, fit_all(model, steps, rate, False, trainer_class, data_collator=collator)
 
         rate, losses = best_rate(options.learning_rate, lambda rate: autoregressive(rate, steps // 10)[1])

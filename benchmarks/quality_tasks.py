@@ -1,13 +1,13 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The tasks of `quality.py`: what each is made of, and how a model of it is shaped and trained."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curriculum import as_masked_answer, as_masked_text, thinned
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +22,11 @@ from yan_hf.data.tasks import (
     split_sentences,
 )
 from yan_hf.data.tokenization import MASK_MARKER
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+from curriculum import as_masked_answer, as_masked_text, thinned
 
 
 MASK = MASK_MARKER

@@ -25,15 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from decoders import (
-    SIZES,
-    floor_costs,
-    masked_diffusion_generate,
-    matching_bart,
-    matching_bert,
-    matching_gpt2,
-    naive_generate,
-)
+from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
 from report import peak_memory, save, timed
 
 from yan_hf import YanConfig, YanForConditionalGeneration
@@ -176,9 +168,9 @@ def main():
     config = YanConfig(max_position_embeddings=max(1024, *options.lengths), **fields)
     models = {"yan": YanForConditionalGeneration(config)}
     parameters = models["yan"].num_parameters()
-    for name, build in (("ar-gpt2", matching_gpt2), ("ar-bart", matching_bart), ("masked-diffusion", matching_bert)):
+    for name in ("ar-gpt2", "ar-bart", "masked-diffusion"):
         if any(system.startswith(name) for system in options.systems):
-            models[name] = build(config, parameters)
+            models[name] = matching_model(name, config, parameters, 2 * config.max_position_embeddings)
     models = {name: model.to(device, dtype).eval() for name, model in models.items()}
     bandwidth, rate = machine_rates(device, dtype)
 

@@ -164,6 +164,7 @@ def test_what_cannot_be_generated_from(checkpoint, tmp_path, capsys):
         assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_gets_no_traceback(checkpoint, tmp_path):
     source = tmp_path / "sources.txt"
     source.write_text("one\n" * 200)
@@ -191,7 +192,30 @@ def test_evaluate(checkpoint, pairs, capsys):
     assert [(row["lengths"], row["steps"]) for row in found["results"]] == [
         ("predicted", 1), ("predicted", 3), ("true", 1), ("true", 3),
     ]  # fmt: skip
-    assert all(0 <= row["exact_match"] <= 1 and "rougeL_spread" in row for row in found["results"])
+    assert all({"exact_match", "exact_match_spread", "rougeL_spread"} <= set(row) for row in found["results"])
+
+
+def test_options_of_generate_reach_it(checkpoint, pairs, capsys, monkeypatch):
+    """For both commands; a list of times says how many steps an evaluation has."""
+    asked = []
+
+    def note(self, input_ids, **options):
+        from yan_hf import YanGenerateOutput
+
+        asked.append(options)
+        scores = torch.zeros(len(input_ids))
+        return YanGenerateOutput(
+            sequences=input_ids, lengths=(input_ids != 0).sum(-1), length_mode="predicted", sequence_scores=scores
+        )
+
+    monkeypatch.setattr(YanForConditionalGeneration, "generate", note)
+    options = ["--time-schedule", "[0, .2, 1]", "--expert-scope", "target", "--reselect-experts"]
+    (pairs.parent / "sources.txt").write_text("one\n")
+    assert run(capsys, "generate", checkpoint, "--input", pairs.parent / "sources.txt", *options)[0] == 0
+    assert run(capsys, "evaluate", checkpoint, "--file", pairs, "--seeds", 1, *options)[0] == 0
+    expected = {"time_schedule": [0, 0.2, 1], "expert_scope": "target", "reselect_experts": True}
+    assert all(expected.items() <= found.items() for found in asked)
+    assert asked[-1]["num_inference_steps"] == 2 and "num_inference_steps" not in asked[0]
 
 
 def test_evaluate_is_right_about_a_model_that_copies(checkpoint, pairs, capsys, monkeypatch):

@@ -55,16 +55,6 @@ def test_classification():
             tasks.classification("good film", label, ["negative", "positive"])
 
 
-def test_a_new_task_is_one_entry(monkeypatch):
-    """The encoder, its messages and the command line's know a task by its entry in the table."""
-    task = tasks.Task(("text",), lambda row, names: [tasks.TextPair(row["text"], row["text"][::-1])], reads_story=True)
-    monkeypatch.setitem(tasks.TASKS, "reversal", task)
-    encoder = tasks.TaskEncoder("reversal", None, {"text": "body"}, max_sentences=1)
-    assert encoder.pairs({"body": "On. No."}) == [("On.", ".nO")]
-    with pytest.raises(ValueError, match="reversal"):
-        tasks.TaskEncoder("dancing", None)
-
-
 def test_split_sentences():
     text = 'Tim ran. "Stop!" said Ann. Did he?  Yes... no'
     assert tasks.split_sentences(text) == ["Tim ran.", '"Stop!"', "said Ann.", "Did he?", "Yes...", "no"]

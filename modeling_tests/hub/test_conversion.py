@@ -93,6 +93,9 @@ def test_lengths_are_asked_for_until_the_head_is_trained(tmp_path):
         model.generate(ids)
     assert model.generate(ids, target_lengths=4).shape == (1, 4)
     model.train()(ids, labels=torch.tensor([[7, 2]])).loss.backward()
+    with pytest.raises(ValueError, match="target_lengths"):
+        model.eval().generate(ids)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert model.eval().generate(ids).shape[0] == 1
 
 
@@ -235,6 +238,7 @@ def test_command_line(tmp_path, capsys):
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_export_with_code_loads_without_the_package(tmp_path):
     tokenizer = train_tokenizer(["one two three four"] * 20, vocab_size=300, model_type="bpe")
     path = saved(tmp_path, vocab_size=len(tokenizer))
@@ -266,6 +270,7 @@ print(model.generate(**tokenizer("one two", return_tensors="pt"), target_lengths
     assert json.loads(found.stdout) == expected.tolist()
 
 
+@pytest.mark.slow
 def test_memory_stays_near_the_files_size(tmp_path):
     """Peak growth of the process while 30 million parameters are converted: at most 2.2 times the file."""
     path = saved(tmp_path, vocab_size=40_000, d_model=256, max_length=128, moe_n_experts=8)

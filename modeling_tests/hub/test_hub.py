@@ -108,6 +108,7 @@ def generated(folder: Path) -> list[list[int]]:
     return model.generate(**tokenizer("one two three", return_tensors="pt"), seeds=[3]).tolist()
 
 
+@pytest.mark.slow
 def test_pushed_model_and_tokenizer_load_by_their_name(hub, folder, tmp_path):
     run(hub, tmp_path, f"{PRELUDE}{PUSH}push(folder)", folder, REPO)
     files = hub.files(REPO, "main")[1]
@@ -119,6 +120,7 @@ def test_pushed_model_and_tokenizer_load_by_their_name(hub, folder, tmp_path):
     assert result["tokenizer"] == AutoTokenizer.from_pretrained(folder)("two")["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_its_code_and_card_goes_up_in_one_commit_and_loads_without_the_package(hub, folder, tmp_path):
     assert main(["export", str(folder), "--with-code", "--output", str(tmp_path / "coded")]) == 0
     card = """
@@ -152,6 +154,7 @@ assert ModelCard.load(repo).data.eval_results[0].metric_value == 0.5
     assert {"modeling_yan.py", "saving.py", "config.json"} <= set(hub.files(f"{REPO}-2-config", "main")[1])
 
 
+@pytest.mark.slow
 def test_registered_classes_push_their_code(hub, folder, tmp_path):
     script = """
 from yan_hf import YanConfig
@@ -167,6 +170,7 @@ push(folder)
     assert result["module"].startswith("transformers_modules")
 
 
+@pytest.mark.slow
 def test_a_dropped_connection_leaves_the_previous_revision_and_a_retry_succeeds(hub, folder, tmp_path):
     """Cut in the middle of an upload, and before the commit is made; older revisions stay loadable too."""
     other = checkpoint(tmp_path / "other", seed=1)

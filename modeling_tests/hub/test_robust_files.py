@@ -25,8 +25,6 @@ from yan_hf.saving import staged_save
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from reliability import (
-    BEGIN,
-    END,
     KINDS,
     concurrent_saves,
     killed_saves,
@@ -35,7 +33,6 @@ from reliability import (
     seeded_rows,
     table,
     threads_sharing_a_model,
-    write_table,
 )
 
 
@@ -242,9 +239,7 @@ def test_threads_that_share_a_model_get_what_one_alone_gets(training):
     }  # fmt: skip
 
 
-def test_the_page_gets_the_table(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+def test_the_table_of_a_report():
     counts = {"threads": 8, "calls": 9, "different": 1, "training_steps": 0}
     report = {
         "killed_saves": {"x": {"kills": 2, "versions_seen": 1, "one version": 2}},
@@ -253,14 +248,9 @@ def test_the_page_gets_the_table(tmp_path):
         "threads": {"eval": counts},
         "seeds": {"float32": seeded_rows(torch.float32, 2)},
     }
-    for _ in range(2):
-        write_table(page, table(report))
-    lines = page.read_text().splitlines()
-    assert lines[:2] == ["above", BEGIN] and lines[-2:] == [END, "below"] and len(lines) == 11
-    assert "| 2 kills | one version: 2 |" in page.read_text() and "2 have the same text" in page.read_text()
-    page.write_text("no place")
-    with pytest.raises(ValueError, match="no place for the table"):
-        write_table(page, "")
+    lines = table(report).splitlines()
+    assert len(lines) == 7 and all(line.count("|") == 4 for line in lines)
+    assert "| 2 kills | one version: 2 |" in lines[2] and "2 have the same text" in lines[-1]
 
 
 def test_fields_of_a_newer_version_are_listed(tmp_path, caplog):

@@ -45,6 +45,13 @@ from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
         ("mask_token_id", 32_000),
         ("pad_token_id", -1),
         ("layer_norm_eps", 0.0),
+        ("layer_norm_eps", float("inf")),
+        ("expert_scope", "batch"),
+        ("start_state", "zero"),
+        ("core_threshold", 1.5),
+        ("min_experts", 5),
+        ("routing_top_k", 0),
+        ("routing_block_size", 0),
     ],
 )
 def test_invalid_value_is_refused_by_name(field, value):
@@ -54,21 +61,39 @@ def test_invalid_value_is_refused_by_name(field, value):
 
 @pytest.mark.parametrize("field, value", [("hidden_size", "512"), ("num_experts", 2.5), ("attention_bias", "yes")])
 def test_wrong_type_is_refused_by_name(field, value):
-    with pytest.raises(Exception, match=field):
+    with pytest.raises(ValueError, match=field):
         YanConfig(**{field: value})
 
 
-def test_invalid_assignment_is_found_before_saving(tmp_path):
+def test_an_invalid_assignment_is_refused_at_once_under_every_name():
     config = YanConfig()
+    for name in ("num_experts", "num_local_experts"):
+        with pytest.raises(ValueError, match=f"`{name}` cannot be 0: .*greater or equal to 1"):
+            setattr(config, name, 0)
+    assert config.num_experts == 4
+
+
+def spoil_heads(config):
     config.num_attention_heads = 7
-    with pytest.raises(Exception, match="num_attention_heads"):
-        config.save_pretrained(tmp_path)
 
 
-def test_invalid_assignment_is_found_when_a_model_is_built():
+def spoil_weights(config):
+    config.loss_weights["flow"] = -1.0
+
+
+def spoil_parts(config):
+    config.frozen_parts.append("enc")
+
+
+@pytest.mark.parametrize(
+    "spoil, field", [(spoil_heads, "num_attention_heads"), (spoil_weights, "flow"), (spoil_parts, "enc")]
+)
+def test_fields_that_contradict_each_other_are_found_before_saving_and_when_a_model_is_built(tmp_path, spoil, field):
     config = YanConfig(hidden_size=32, num_attention_heads=4)
-    config.expert_sigma = -1.0
-    with pytest.raises(ValueError, match="expert_sigma"):
+    spoil(config)
+    with pytest.raises(Exception, match=field):
+        config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=field):
         YanModel(config)
 
 

@@ -123,9 +123,11 @@ def test_mmd_is_about_zero_for_equal_distributions_and_positive_otherwise():
     generator = torch.Generator().manual_seed(0)
     mask = torch.ones(20, 100)
     normal = torch.randn(20, 100, 8, generator=generator)
-    equal = [float(losses.mmd_loss(normal.roll(i, 0), mask, generator)) for i in range(5)]
-    assert abs(sum(equal) / 5) < 0.01
-    assert min(equal) < 0.0 or max(equal) < 0.01  # unbiased: not bounded away from zero
+    equal = torch.tensor(
+        [losses.mmd_loss(torch.randn(5, 40, 8, generator=generator), mask[:5, :40], generator) for _ in range(40)]
+    )
+    # Unbiased: on both sides of zero, which an estimate with each point's kernel with itself never is.
+    assert equal.min() < 0 < equal.max() and abs(equal.mean()) < 3 * equal.std() / 40**0.5
     for other in (normal + 1, normal * 2, normal * 0.3):
         assert float(losses.mmd_loss(other, mask, generator)) > 0.05
 

@@ -22,6 +22,7 @@ from yan_hf import YanForConditionalGeneration
 
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

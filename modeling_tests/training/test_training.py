@@ -68,6 +68,7 @@ def arguments(cls, folder, **changes):
     return cls(**{**fields, **changes})
 
 
+@pytest.mark.slow
 def test_seq2seq_trainer_learns_pairs_by_heart_and_generates_them(tokenizer, tmp_path):
     """Trained, evaluated with generated answers of predicted length, saved, and loaded through the Auto class."""
     rows = examples(tokenizer)

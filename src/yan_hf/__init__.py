@@ -6,10 +6,9 @@ targets with PEFT. What it exports is imported on first use.
 """
 
 import sys
+from importlib import import_module
 
 from transformers.utils.import_utils import _LazyModule
-
-from .auto import register
 
 
 __version__ = "0.1.0"
@@ -26,7 +25,7 @@ _IMPORT_STRUCTURE = {
     "hub.export": ["export_with_code"],
     "hub.model_card": ["create_model_card"],
     "hub.research": ["convert_research_checkpoint", "export_research_checkpoint"],
-    "inference.offload": ["ExpertOffload", "OffloadStats"],
+    "inference.offload": ["OffloadStats", "OffloadedExperts"],
     "modeling_yan": [
         "YanAutoEncodingOutput",
         "YanForAutoEncoding",
@@ -36,11 +35,12 @@ _IMPORT_STRUCTURE = {
         "YanOutput",
         "YanPreTrainedModel",
     ],
-    "training.callbacks": ["EmaCallback", "EpochCallback", "LossTermsCallback"],
+    "training.callbacks": ["EmaCallback", "EpochCallback", "ExpertUsageCallback", "LossTermsCallback"],
     "training.trainer": ["YanTrainer"],
 }
 
-register()
 sys.modules[__name__] = _LazyModule(
     __name__, __file__, _IMPORT_STRUCTURE, module_spec=__spec__, extra_objects={"__version__": __version__}
 )
+# Under the lazy module, which then has what is imported as attributes.
+import_module(f"{__name__}.auto").register()

@@ -339,6 +339,26 @@ def share_choice(
     return log_probs, uniform
 
 
+def choice_log_probs(
+    log_probs: torch.Tensor, experts: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
+) -> torch.Tensor:
+    """
+    Log-probability of a row's shared choices, `(B,)`: the sum over its blocks. 0 where each token has its own: there
+    are then as many choices as tokens, and no text can be told apart by them.
+
+    Args:
+        log_probs: As [`share_choice`] gives them, `(B, Ly, K)`.
+        experts: The choices, `(B, Ly)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens.
+        options: How to route.
+    """
+    if options.scope == "token":
+        return log_probs.new_zeros(len(log_probs))
+    chosen = log_probs.gather(-1, experts[..., None])
+    counts = sum_over_blocks(torch.ones_like(chosen), attention_mask, options.block_size).clamp(min=1)
+    return (chosen / counts).masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=(1, 2))
+
+
 @torch.no_grad()
 def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions) -> torch.Tensor:
     """
@@ -441,6 +461,7 @@ __all__ = [
     "YanGate",
     "YanRoutedExperts",
     "block_of_token",
+    "choice_log_probs",
     "choose_experts",
     "core_experts",
     "expert_fields",

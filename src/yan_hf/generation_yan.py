@@ -40,10 +40,12 @@ from .validation import (
     check_choice,
     check_expert_indices,
     check_finite,
+    check_functions,
     check_no_prefix_tuning,
     check_no_text_generation_pipeline,
     check_source,
     check_stopping_criteria,
+    check_types,
     fitting_values,
     inference_module,
 )
@@ -214,6 +216,7 @@ class YanGenerationMixin:
                 [`YanForConditionalGeneration.forward`]), non-finite weights, options that leave no token to choose,
                 criteria that ask for more than a text, PEFT's prefix tuning, and calls by the pipeline for language
                 models.
+            TypeError: for an argument that is no tensor, generator or list where it should be one.
         """
         # 0. Resolve the generation configuration and check the inputs.
         check_no_text_generation_pipeline()
@@ -222,6 +225,20 @@ class YanGenerationMixin:
         if inputs is not None and input_ids is not None:
             raise ValueError("`inputs` is another name of `input_ids`: pass one of them.")
         input_ids = inputs if input_ids is None else input_ids
+        check_types(
+            {
+                "input_ids": (input_ids, torch.Tensor),
+                "attention_mask": (attention_mask, torch.Tensor),
+                "inputs_embeds": (kwargs.get("inputs_embeds"), torch.Tensor),
+                "initial_latents": (initial_latents, torch.Tensor),
+                "expert_indices": (expert_indices, torch.Tensor),
+                "generation_config": (generation_config, GenerationConfig),
+                "generator": (generator, torch.Generator),
+                "tokenizer": (tokenizer, PreTrainedTokenizerBase),
+            }
+        )
+        check_functions("logits_processor", logits_processor)
+        check_functions("stopping_criteria", stopping_criteria)
         config, inputs_embeds = self._prepare_generation(generation_config, kwargs)
         if generator is not None and seeds is not None:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
@@ -440,7 +457,8 @@ class YanGenerationMixin:
             return layout, sampled, texts
         utility = texts.scores
         if config.rerank == "joint":
-            utility = texts.scores + layout.length_log_probs / texts.lengths
+            # Of length, choices of experts and tokens together, per token.
+            utility = texts.scores + (layout.length_log_probs + sampled.path_log_probs) / texts.lengths
         elif config.rerank == "cycle":
             encoded = self.model.encode(texts.tokens, texts.kept.long()).last_hidden_state
             utility = -cycle_distance(sampled.latents, encoded, texts.kept)

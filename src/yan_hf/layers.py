@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_yan import YanConfig
-from .mixers import YanBidirectionalMamba
+from .mixers import MIXERS
 
 
 class Kernels(threading.local):
@@ -235,21 +235,23 @@ class YanEncoderLayer(GradientCheckpointingLayer):
     """
     Pre-norm block: `x += Mixer(LN(x))`, `x += FF(LN(x))`.
 
-    The mixer is self-attention, under the 4-D mask or what the attention implementation takes for it; or, with the
-    Mamba backbone, the bidirectional scan under the padding mask `(B, L)`, and padding is zeroed after each sub-layer.
+    The mixer is self-attention, under the 4-D mask or what the attention implementation takes for it; or, with another
+    backbone, one of `MIXERS` under the padding mask `(B, L)`, and padding is zeroed after each sub-layer.
     """
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.is_mamba = config.encoder_backbone == "mamba"
-        if self.is_mamba:
+        self.has_mixer = config.encoder_backbone in MIXERS
+        multiplier = None
+        if self.has_mixer:
             self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.mixer = YanBidirectionalMamba(config)
+            self.mixer = MIXERS[config.encoder_backbone](config)
+            multiplier = self.mixer.feed_forward_multiplier
         else:
             self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.self_attn = YanAttention(config, layer_idx)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
+        self.feed_forward = YanFeedForward(config, multiplier)
         self.dropout = config.hidden_dropout
 
     def forward(
@@ -258,7 +260,7 @@ class YanEncoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        if self.is_mamba:
+        if self.has_mixer:
             padding_mask, update = attention_mask, self.mixer(self.mixer_norm(hidden_states), attention_mask)
         else:
             padding_mask = None
@@ -272,21 +274,23 @@ class YanEncoderLayer(GradientCheckpointingLayer):
 
 class YanFlowLayer(GradientCheckpointingLayer):
     """
-    Block of the flow trunk: self-attention or the Mamba mixer, cross-attention where it has one, feed-forward; with
+    Block of the flow trunk: self-attention or one of `MIXERS`, cross-attention where it has one, feed-forward; with
     adaptive norms. The masks are those of [`YanEncoderLayer`]; cross-attention has its own with either backbone.
     """
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.is_mamba = config.flow_backbone == "mamba"
+        self.has_mixer = config.flow_backbone in MIXERS
+        multiplier = None
         self.has_cross_attention = layer_idx in config.cross_attention_layers
-        if self.is_mamba:
-            self.mixer = YanBidirectionalMamba(config)
+        if self.has_mixer:
+            self.mixer = MIXERS[config.flow_backbone](config)
+            multiplier = self.mixer.feed_forward_multiplier
         else:
             self.self_attn = YanAttention(config, layer_idx)
         if self.has_cross_attention:
             self.cross_attn = YanCrossAttention(config, layer_idx)
-        self.feed_forward = YanFeedForward(config, config.mamba_ff_multiplier if self.is_mamba else None)
+        self.feed_forward = YanFeedForward(config, multiplier)
         self.adaptive_norm = AdaLNModulation(config, num_norms=3 if self.has_cross_attention else 2)
         self.eps = config.layer_norm_eps
         self.dropout = config.hidden_dropout
@@ -306,7 +310,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
             modulation = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
         chunks = modulation.view(modulation.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
         normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
-        if self.is_mamba:
+        if self.has_mixer:
             padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
         else:
             padding_mask = None

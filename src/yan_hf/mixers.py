@@ -1,5 +1,8 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Mamba mixers: Mamba-1 in one direction (Gu and Dao 2023, section 3.4), and two of those as a bidirectional one."""
+"""
+The backbones beside attention, in the table [`MIXERS`]. Mamba: Mamba-1 in one direction (Gu and Dao 2023,
+section 3.4), and two of those as a bidirectional one.
+"""
 
 import math
 
@@ -134,6 +137,7 @@ class YanBidirectionalMamba(nn.Module):
 
     def __init__(self, config: YanConfig):
         super().__init__()
+        self.feed_forward_multiplier = config.mamba_ff_multiplier
         self.exact_padding = config.mamba_padding == "exact"
         self.fwd = YanMambaMixer(config)
         self.bwd = YanMambaMixer(config)
@@ -158,4 +162,11 @@ class YanBidirectionalMamba(nn.Module):
         return self.proj(torch.cat([forward, backward], dim=-1))
 
 
-__all__ = ["YanBidirectionalMamba", "YanMambaMixer", "YanTimeStepProjection", "scan_orders"]
+# Backbone → what mixes the positions of its blocks in the place of self-attention, which `"transformer"` has. Each is
+# built from the configuration and called with states `(B, L, d)` and padding mask `(B, L)` or `None`. Its
+# `feed_forward_multiplier` is the inner width of the feed-forward network behind it, in units of `hidden_size`; a part
+# that does not start as linear layers and norms do has a `reset`. Names and fields stand in `configuration_yan`.
+MIXERS: dict[str, type[nn.Module]] = {"mamba": YanBidirectionalMamba}
+
+
+__all__ = ["MIXERS", "YanBidirectionalMamba", "YanMambaMixer", "YanTimeStepProjection", "scan_orders"]

@@ -58,7 +58,7 @@ from .layers import (
     positions_from_mask,
 )
 from .losses import LossInputs, l2_loss, loss_terms, mmd_loss, sample_times, token_log_probs, token_loss
-from .mixers import YanMambaMixer, YanTimeStepProjection
+from .mixers import MIXERS, YanMambaMixer
 from .sampling import solve_flow, stretch
 from .saving import staged_save, unreadable_weights, write_code
 from .solver import time_grid
@@ -85,7 +85,7 @@ class YanFlowContext:
     Args:
         source_latents: `h`, `(B, Lx, d)`.
         source_mask, self_attention_mask: Masks as the attention implementation wants them; no `self_attention_mask`
-            with the Mamba backbone, whose scan takes the canvas itself.
+            with a backbone of `MIXERS`, which take the canvas itself.
         pooled_source: Masked mean of the source's latents, `(B, d)`.
         canvas_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
         positions: Position embeddings of the canvas, `(B, Ly, d)`.
@@ -165,7 +165,8 @@ class YanOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
         loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The terms before weighting, detached, by the names of
-            `LOSS_TERMS`. Without a weight `mmd` is left out, and without one on either, `latent` and `token` are.
+            `DEFAULT_LOSS_WEIGHTS`. Without a weight `mmd` is left out, and without one on either, `latent` and
+            `token` are.
         logits (`torch.FloatTensor` of shape `(B, Ly, V)`): Decoded from the end of the solved ODE with `labels`, and
             from the estimated end point without. (With `labels` and no weight on the latent and token terms nothing
             is solved, and the logits come from the estimate too.)
@@ -389,7 +390,7 @@ class YanPreTrainedModel(PreTrainedModel):
             bias = torch.zeros_like(module.bias).view(module.num_norms, 2, -1)
             bias[:, 0] = 1.0
             init.copy_(module.bias, bias.flatten())
-        elif isinstance(module, (YanMambaMixer, YanTimeStepProjection)):
+        elif hasattr(module, "reset"):  # parts of mixers that know their own start
             module.reset()
         elif isinstance(module, YanLengthHead):
             init.zeros_(module.query)
@@ -519,7 +520,7 @@ class YanEncoder(YanPreTrainedModel):
             generator: Source of the latent noise in training.
         """
         mask = attention_mask
-        if self.config.encoder_backbone == "transformer":
+        if self.config.encoder_backbone not in MIXERS:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         hidden_states = inputs_embeds
         for layer in self.layers:
@@ -604,7 +605,8 @@ class YanFlow(YanPreTrainedModel):
             context: From [`YanModel.prepare_context`].
             modulation: What depends on `timesteps`, where [`~YanFlow.embed_times`] has computed it.
             expert_indices: The experts to compute, `(B, Ly)`.
-            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute.
+            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute. Of these alone:
+                offloaded experts are predicted by calling it for an earlier state first.
         """
         if modulation is None:
             # The scales are left to the layers, whose weights may be gathered layer by layer.
@@ -628,8 +630,8 @@ class YanFlow(YanPreTrainedModel):
     ) -> torch.Tensor:
         """The trunk: state `(B, Ly, d)` → `r`, `(B, Ly, d)`."""
         hidden_states = latents + context.positions
-        # The scan takes the canvas itself: the mask of self-attention is quadratic in the length.
-        mask = context.canvas_mask if self.config.flow_backbone == "mamba" else context.self_attention_mask
+        # Mixers take the canvas itself: the mask of self-attention is quadratic in the length.
+        mask = context.canvas_mask if self.config.flow_backbone in MIXERS else context.self_attention_mask
         key_values = context.source_key_values or [None] * len(self.layers)
         for layer, scales, key_value in zip(self.layers, modulation.layers, key_values):
             hidden_states = layer(
@@ -782,7 +784,7 @@ class YanModel(YanPreTrainedModel):
                 self.config, positions, source_mask, encoder_hidden_states=source_latents
             ),
             self_attention_mask=create_bidirectional_mask(self.config, positions, canvas_mask)
-            if self.config.flow_backbone == "transformer"
+            if self.config.flow_backbone not in MIXERS
             else None,
             pooled_source=pooled_source,
             canvas_mask=canvas_mask,
@@ -1061,11 +1063,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     ) -> torch.Tensor:
         """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
         canvas = context.canvas_mask
-        noise = torch.Size([*canvas.shape, self.config.num_experts])
+        shape = torch.Size([*canvas.shape, self.config.num_experts])
+        noise: dict[int, torch.Tensor] = {}
 
-        def select(log_probs: torch.Tensor, _: int) -> torch.Tensor:
-            uniform = torch.rand(noise, generator=generator, device=canvas.device)
-            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], uniform)
+        def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
+            if step not in noise:  # it is where offloaded experts were predicted
+                noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
+            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
         times = time_grid(self.config.solver_steps)
         return solve_flow(
@@ -1088,7 +1092,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             first = flow if first is None else first
             if winners is None or self.config.reselect_experts:
                 gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
-                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, inputs, routing)
+                winners = self._winners(state[:, :, None] + (1 - start) * flow.expert_fields, gate, inputs, routing)
                 inputs.choices.append((gate, winners))
             index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
             velocity = flow.expert_fields.gather(2, index)[:, :, 0]
@@ -1099,13 +1103,19 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         return state, first
 
     @torch.no_grad()
-    def _winners(self, end_points: torch.Tensor, inputs: LossInputs, routing: RoutingOptions) -> torch.Tensor:
-        """The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best."""
+    def _winners(
+        self, end_points: torch.Tensor, gate: torch.Tensor, inputs: LossInputs, routing: RoutingOptions
+    ) -> torch.Tensor:
+        """
+        The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
+        gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
+        """
         labels = inputs.labels[..., None].expand(end_points.shape[:3])
         log_probs = token_log_probs(
             self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
         ).view(labels.shape)
-        return sum_over_blocks(log_probs, inputs.mask, routing.block_size).argmax(dim=-1)
+        scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
+        return scores.argmax(dim=-1)
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""

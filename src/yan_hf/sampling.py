@@ -2,7 +2,7 @@
 """The tensor half of `generate`: lengths, noise, encoding, solving, decoding, and the choice among candidates."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import MethodType
@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
-from .experts import RoutingOptions, choose_experts, restrict_to_core, share_choice
+from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
 from .layers import is_plain_linear, linear
 from .solver import SOLVERS, evaluation_times, integrate
 from .validation import check_finite
@@ -83,7 +83,10 @@ def given_lengths(
             raise ValueError(
                 f"`{name}={getattr(config, name)}` chooses among predicted lengths, but `target_lengths` gives them."
             )
-    lengths = torch.as_tensor(target_lengths, device=device)
+    try:
+        lengths = torch.as_tensor(target_lengths, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
         raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
     if lengths.dim() == 1 and len(lengths) != batch_size:
@@ -195,7 +198,9 @@ class NoiseSource:
         self.row_generators: list[torch.Generator] | None = None
         if seeds is None:
             return
-        seeds = seeds.flatten().tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
+        if isinstance(seeds, (torch.Tensor, np.ndarray)):
+            seeds = seeds.flatten().tolist()
+        seeds = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
             raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
         if len(seeds) != layout.num_sequences:
@@ -609,6 +614,7 @@ class SampleOutput:
         tokens: With `decode_argmax`.
         is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
         core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
+        path_log_probs: Log-probability of all choices of experts that were shared, `(R,)`; 0 with token scope.
     """
 
     latents: torch.Tensor
@@ -618,10 +624,11 @@ class SampleOutput:
     tokens: DecodedTokens | None
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
+    path_log_probs: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> "SampleOutput":
         """Some of the rows, without their tokens."""
-        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core")}
+        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core", "path_log_probs")}
         chosen = {name: None if value is None else value[index] for name, value in chosen.items()}
         states = None if self.states is None else self.states[:, index]
         return SampleOutput(**chosen, states=states, tokens=None, is_finite=self.is_finite)
@@ -681,12 +688,19 @@ def sample(
         expert_indices: Experts `(R, L, C)` instead of a choice by the gate.
         callback_on_step_end: Called with the state after every step.
     """
-    state = initial_state.to(source.dtype)
+    # A model that is spread over devices may have its encoder elsewhere than the ids.
+    device = source.device
+    lengths, state = lengths.to(device), initial_state.to(device, source.dtype)
+    uniform, expert_indices, source_mask = (
+        None if value is None else value.to(device) for value in (uniform, expert_indices, source_mask)
+    )
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
     if not options.is_start_given:
         state = state + model.model.start(source, source_mask, canvas, options.repeats)
-    is_finite = torch.ones((), dtype=torch.bool, device=source.device)
-    states, core = [state], None
+    states = [state]
+    # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate is
+    # finite, the core sets, and the log-probability of what was chosen.
+    records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
@@ -694,13 +708,13 @@ def sample(
         return torch.where(is_real, experts, experts[:, :1])
 
     def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
-        nonlocal is_finite, core
-        is_finite = is_finite & torch.isfinite(log_probs).all()
+        is_finite = torch.isfinite(log_probs).all()
         noise = None if uniform is None else uniform[:, :, step]
         log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
-        log_probs, allowed = restrict_to_core(log_probs, canvas, options.routing)
-        core = allowed if core is None or allowed is None else core | allowed
-        return held(choose_experts(log_probs, noise, options.expert_temperature))
+        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
+        experts = held(choose_experts(log_probs, noise, options.expert_temperature))
+        records[step] = (is_finite, core, choice_log_probs(log_probs, experts, canvas, options.routing))
+        return experts
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
@@ -726,14 +740,16 @@ def sample(
     )
     decoded = model.model.decoder(latents)
     tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
+    finite, core, paths = zip(*records.values()) if records else ((), (), ())
     return SampleOutput(
         latents=latents,
         decoded=decoded,
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
         tokens=tokens,
-        is_finite=is_finite,
-        core=core if options.keep_core else None,
+        is_finite=torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
+        core=torch.stack(core).any(dim=0) if options.keep_core and core and core[0] is not None else None,
+        path_log_probs=sum(paths, torch.zeros(lengths.shape, device=source.device)),
     )
 
 

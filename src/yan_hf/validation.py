@@ -5,6 +5,7 @@ import importlib
 import reprlib
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
@@ -250,6 +251,19 @@ def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_
     )
 
 
+def check_types(arguments: dict[str, tuple[Any, type]]) -> None:
+    """Raises `TypeError` for an argument, given by its name with the type it must have, that has another."""
+    for name, (value, kind) in arguments.items():
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be a `{kind.__name__}`, but is {value!r}.")
+
+
+def check_functions(name: str, values: Any) -> None:
+    """Raises `TypeError` for what is no list of functions."""
+    if values is not None and not (isinstance(values, (list, tuple)) and all(map(callable, values))):
+        raise TypeError(f"`{name}` must be a list of functions, but is {values!r}.")
+
+
 def check_stopping_criteria(criteria: StoppingCriteriaList) -> None:
     """Raises `ValueError` for a criterion that cannot be applied to a finished text."""
     reasons = {
@@ -283,6 +297,7 @@ __all__ = [
     "check_choice",
     "check_finite",
     "check_expert_indices",
+    "check_functions",
     "check_ids",
     "check_labels",
     "check_length",
@@ -294,4 +309,5 @@ __all__ = [
     "fitting_values",
     "inference_module",
     "check_stopping_criteria",
+    "check_types",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from ..data.checks import check_vocabulary
 from ..data.collator import YanDataCollator
 from ..evaluation.evaluate import LENGTH_MODES, evaluate_model
+from .arguments import add_generation_arguments, generation_options
 from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, print_rows
 
 
@@ -38,9 +39,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--metrics", nargs="+", default=["exact_match", "f1"], help="of exact_match, f1, rouge")
     parser.add_argument("--seeds", type=positive, default=3, help="sampling seeds (default: %(default)s)")
     parser.add_argument("--length-modes", nargs="+", default=list(LENGTH_MODES), choices=LENGTH_MODES)
-    parser.add_argument("--steps", type=positive, nargs="+", help="solver steps (default: the checkpoint's)")
+    steps = {"type": positive, "nargs": "+", "help": "solver steps, one row each (default: the checkpoint's)"}
+    parser.add_argument("--steps", "--num-inference-steps", **steps)
     parser.add_argument("--batch-size", type=positive, default=64, help="rows at once (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=positive, help="longest target (default: the checkpoint's)")
+    add_generation_arguments(parser, "num_inference_steps", "num_return_sequences")
     add_loading(parser)
     add_json(parser)
     return parser
@@ -79,7 +81,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         max_target_length=limit,
     )
     examples, skipped = encode_split(rows, encoder, "The data")
+    choices = generation_options(options)
     default = model.generation_config.num_inference_steps or model.config.solver_steps
+    if isinstance(schedule := choices.get("time_schedule", model.generation_config.time_schedule), list):
+        default = len(schedule) - 1
     results = []
     for row in evaluate_model(
         model,
@@ -92,7 +97,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.batch_size,
         options.length_modes,
         progress=not options.json,
-        **({} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}),
+        **choices,
     ):
         results.append(row)
         if not options.json:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from ..data.files import check_not_input, iterate_column
 from ..evaluation.evaluate import generate_texts
+from .arguments import add_generation_arguments, generation_options
 from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, progress
 
 
@@ -37,11 +38,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
     )
-    parser.add_argument("--steps", type=positive, help="solver steps (default: the checkpoint's)")
     parser.add_argument("--batch-size", type=positive, default=32, help="rows at once (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=positive, help="longest target (default: the checkpoint's)")
-    parser.add_argument("--num-return-sequences", type=positive, help="texts for each source")
-    parser.add_argument("--num-candidates", type=positive, help="samples of which the best is kept")
+    add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
     add_loading(parser)
     add_json(parser, "no progress bar; the output is JSON Lines in any case")
@@ -52,10 +50,6 @@ def run(options: argparse.Namespace):
     """Runs the command."""
     partial, sources = _check_output(options), _sources(options)
     model, tokenizer = load_with_tokenizer(options)
-    names = ("max_new_tokens", "num_return_sequences", "num_candidates")
-    choices = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.steps is not None:
-        choices["num_inference_steps"] = options.steps
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
     done = _resume(partial, sources, copies) if options.resume else 0
     rows = generate_texts(
@@ -68,7 +62,7 @@ def run(options: argparse.Namespace):
         not options.special_tokens,
         done + 1,
         "Standard input, source" if options.input == "-" else f"{options.input}, source",
-        **choices,
+        **generation_options(options),
     )
     with _output(options.output, partial) as file:
         # What is written stays if a later source is refused.

@@ -144,8 +144,8 @@ class Task(NamedTuple):
         build: Row and label names → pairs of texts.
         keep: Which end of a long source stays: its `"head"`, its `"tail"`, or head and `"question"`.
         nested: Those of the columns that may stand in the items of a column `qas` instead.
-        makes_mask: Whether it puts the mask where the answer belongs; the sources of others may bring masks.
-        reads_story: Whether it reads the sentences of a column `text`.
+        masked: Whether its sources may come with masks of their own (`mask_marker`); others put one in themselves.
+        story: Whether `max_sentences` applies, to the column `text`.
         has_target: Whether rows have a target; without one the collator masks spans of the source.
     """
 
@@ -153,37 +153,35 @@ class Task(NamedTuple):
     build: Callable[[dict[str, Any], Sequence[str] | None], list[TextPair]]
     keep: str = "head"
     nested: tuple[str, ...] = ()
-    makes_mask: bool = False
-    reads_story: bool = False
+    masked: bool = False
+    story: bool = False
     has_target: bool = True
 
 
 TASKS = {
-    "pairs": Task(("source", "target"), lambda row, names: [TextPair(_text(row, "source"), _text(row, "target"))]),
+    "pairs": Task(
+        ("source", "target"), lambda row, names: [TextPair(_text(row, "source"), _text(row, "target"))], masked=True
+    ),
     "question_answering": Task(
         ("context", "question", "answer"),
         lambda row, names: _questions(row),
         keep="question",
         nested=("question", "answer"),
-        makes_mask=True,
     ),
     "classification": Task(
         ("text", "label"), lambda row, names: [classification(_text(row, "text"), row["label"], names)]
     ),
-    "last_word": Task(
-        ("text",), lambda row, names: [last_word(_text(row, "text"))], keep="tail", makes_mask=True, reads_story=True
-    ),
-    "middle_sentence": Task(
-        ("text",), lambda row, names: [middle_sentence(_text(row, "text"))], makes_mask=True, reads_story=True
-    ),
+    "last_word": Task(("text",), lambda row, names: [last_word(_text(row, "text"))], keep="tail", story=True),
+    "middle_sentence": Task(("text",), lambda row, names: [middle_sentence(_text(row, "text"))], story=True),
     "summarization": Task(
-        ("document", "summary"), lambda row, names: [TextPair(_text(row, "document"), _text(row, "summary"))]
+        ("document", "summary"),
+        lambda row, names: [TextPair(_text(row, "document"), _text(row, "summary"))],
+        masked=True,
     ),
     "span_infilling": Task(
         ("text",),
         lambda row, names: [TextPair(_text(row, "text"), "")],
-        makes_mask=True,
-        reads_story=True,
+        story=True,
         has_target=False,
     ),
 }
@@ -243,14 +241,14 @@ class TaskEncoder:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but is {self.task!r}.")
         if self.mask_first and not self.add_mask:
             raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
-        if self.max_sentences is not None and (self.max_sentences < 1 or not self._task.reads_story):
+        if self.max_sentences is not None and (self.max_sentences < 1 or not self._task.story):
             raise ValueError(
-                f"`max_sentences` must be at least 1, in one of the tasks {_names(reads_story=True)}, but is "
+                f"`max_sentences` must be at least 1, in one of the tasks {_names(story=True)}, but is "
                 f"{self.max_sentences} in {self.task}."
             )
-        if self.mask_marker and self._task.makes_mask:
+        if self.mask_marker and not self._task.masked:
             raise ValueError(
-                f"`mask_marker` belongs to the tasks {_names(makes_mask=False)}, but the task is {self.task}, which "
+                f"`mask_marker` belongs to the tasks {_names(masked=True)}, but the task is {self.task}, which "
                 "makes its own masks."
             )
         own = self._task.columns

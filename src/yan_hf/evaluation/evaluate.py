@@ -119,7 +119,7 @@ def generate_examples(
     batch_size: int = 64,
     progress: str | None = None,
     **options: Any,
-) -> tuple[list[str], list[str], dict[str, float]]:
+) -> tuple[list[str], list[str], dict[str, Any]]:
     """
     Generates a text for each tokenized example.
 
@@ -135,10 +135,10 @@ def generate_examples(
         options: More options of `generate`.
 
     Returns:
-        The texts, the targets' texts, and the figures `seconds`, `new_tokens` (up to and with the end token),
-        `tokens_per_second` and `num_field_evaluations` (passes of the flow for a batch).
+        The texts, the targets' texts, and the figures `lengths` (tokens of each text up to and with its end token),
+        `seconds`, `tokens_per_second` and `num_field_evaluations` (passes of the flow for a batch).
     """
-    texts, references, tokens, seconds, passes = [], [], 0, 0.0, None
+    texts, references, lengths, seconds, passes = [], [], [], 0.0, None
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=progress, leave=False, file=sys.stderr, disable=progress is None or None):
         batch = collator([examples[row] for row in range(start, min(start + batch_size, len(examples)))])
@@ -153,13 +153,13 @@ def generate_examples(
             return_dict_in_generate=True,
             **{"max_new_tokens": model.config.max_position_embeddings, **options},
         )
-        tokens += int(output.lengths.sum())  # waits for the device, so that the clock may be read
+        lengths += output.lengths.tolist()  # waits for the device, so that the clock may be read
         seconds += time.perf_counter() - began
-        passes = output.num_field_evaluations
+        passes = getattr(output, "num_field_evaluations", None)
         texts += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         labels = labels.masked_fill(~counted, tokenizer.pad_token_id)
         references += tokenizer.batch_decode(labels, skip_special_tokens=True)
-    figures = {"seconds": seconds, "new_tokens": tokens, "tokens_per_second": tokens / seconds}
+    figures = {"lengths": lengths, "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
     return texts, references, {**figures, "num_field_evaluations": passes}
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from ..configuration_yan import LOSS_TERMS, YanConfig
+from ..configuration_yan import DEFAULT_LOSS_WEIGHTS, YanConfig
 
 
 # Research name → ours, where a value is taken as it is.
@@ -116,7 +116,7 @@ def write_config(config: YanConfig) -> dict[str, Any]:
 
 def read_loss_weights(loss_config: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
     """Weights of the terms, from the entries `lambda_*`; and the names of the entries that have no meaning here."""
-    weights = {name: loss_config[f"lambda_{name}"] for name in LOSS_TERMS if f"lambda_{name}" in loss_config}
+    weights = {name: loss_config[f"lambda_{name}"] for name in DEFAULT_LOSS_WEIGHTS if f"lambda_{name}" in loss_config}
     return weights, sorted(loss_config.keys() - {f"lambda_{name}" for name in weights})
 
 

@@ -190,6 +190,7 @@ class CompiledSampler:
             tokens=tokens,
             is_finite=sampled.is_finite.clone(),
             core=None if sampled.core is None else sampled.core[:num_rows].clone(),
+            path_log_probs=sampled.path_log_probs[:num_rows].clone(),
         )
 
 

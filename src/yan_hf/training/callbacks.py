@@ -103,6 +103,108 @@ class LossTermsCallback(TrainerCallback):
             self._sums[training], self._counts[training] = {}, 0
 
 
+class ExpertUsageCallback(TrainerCallback):
+    """
+    Logs how training uses the experts, and revives dead ones; for an `expert_scope` beyond the token, where training
+    follows winners.
+
+    Added to every training log, over the steps since the last one: `expert_share_0`, `expert_share_1`, ..., how often
+    each expert won; `winner_entropy`, of these shares, and `gate_entropy`, mean over choices, both in nats: with as
+    many modes as experts the first is `log K`, and the second is what the gate cannot know.
+
+    Args:
+        revive_below: An expert that won less than this share of an even split is dead: it becomes a copy of the one
+            that won most, with noise, so that the two can divide its texts. `None` only reports.
+        every: Optimiser steps between two looks at who is dead.
+        noise: Of the copy, in units of the standard deviation of each weight.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    def __init__(self, revive_below: float | None = 0.1, every: int = 200, noise: float = 0.05):
+        if revive_below is not None and not 0 <= revive_below < 1:
+            raise ValueError(f"`revive_below` must be in [0, 1), or None, but is {revive_below}.")
+        if every < 1 or noise <= 0:
+            raise ValueError(f"`every` must be at least 1 and `noise` positive, but are {every} and {noise}.")
+        self.revive_below, self.every, self.noise = revive_below, every, noise
+        self._hook = None
+        self._logged = self._watched = None  # wins by expert, summed entropy and number of choices
+        self.revived: list[tuple[int, int]] = []
+        """Optimiser step and expert of every revival."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        inner = next((part for part in model.modules() if hasattr(part, "predict_lengths")), None)
+        if inner is not None and self._hook is None:
+            self._hook = inner.register_forward_hook(self._collect)
+        self._logged = self._watched = None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @torch.no_grad()
+    def _collect(self, module: nn.Module, args: Any, output: Any):
+        winners = getattr(output, "expert_indices", None)
+        if winners is None or not module.training:
+            return
+        log_probs = output.gate_logits.float().log_softmax(dim=-1)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean()
+        wins = torch.bincount(winners.flatten(), minlength=log_probs.shape[-1]).float() / winners[0].numel()
+        counts = torch.cat([wins, entropy[None], entropy.new_ones(1)])
+        self._logged = counts if self._logged is None else self._logged + counts
+        self._watched = counts if self._watched is None else self._watched + counts
+
+    @staticmethod
+    def _joined(counts: torch.Tensor) -> torch.Tensor:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        return counts
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs is None or "loss" not in logs or self._logged is None:
+            return
+        counts, self._logged = self._joined(self._logged.clone()), None
+        shares = counts[:-2] / counts[:-2].sum()
+        figures = {f"expert_share_{expert}": share for expert, share in enumerate(shares.tolist())}
+        figures["winner_entropy"] = float(torch.special.entr(shares).sum())
+        figures["gate_entropy"] = float(counts[-2] / counts[-1])
+        logs.update({name: round(value, 4) for name, value in figures.items()})
+        if state.log_history:
+            state.log_history[-1].update({name: logs[name] for name in figures})
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if self.revive_below is None or self._watched is None or state.global_step % self.every:
+            return
+        counts, self._watched = self._joined(self._watched.clone()), None
+        wins = counts[:-2]
+        dead = (wins < self.revive_below * wins.mean()).nonzero()[:, 0].tolist()
+        flow = next(part for part in model.modules() if hasattr(part, "expert_velocity"))
+        for expert in dead:
+            self._copy(flow, int(wins.argmax()), expert, state.global_step, optimizer)
+            self.revived.append((state.global_step, expert))
+            logger.warning(
+                f"Expert {expert} won {wins[expert] / wins.sum():.1%} of the choices; it starts anew as a "
+                f"copy of expert {int(wins.argmax())}."
+            )
+
+    @torch.no_grad()
+    def _copy(self, flow: nn.Module, source: int, target: int, step: int, optimizer: Any):
+        weights = [*flow.experts.parameters(), *flow.gate.down_proj.parameters()]
+        if any(hasattr(weight, "device_mesh") for weight in weights):
+            raise ValueError("`ExpertUsageCallback` cannot revive experts that FSDP shards: pass `revive_below=None`.")
+        # The same on all processes.
+        generator = torch.Generator().manual_seed(step * 1_000 + target)
+        for weight in weights:
+            noise = torch.randn(weight[source].shape, generator=generator).to(weight.device, weight.dtype)
+            weight[target] = weight[source] + self.noise * weight.float().std().to(weight.dtype) * noise
+            moments = getattr(optimizer, "state", {}).get(weight, {})
+            for value in moments.values():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    value[target] = 0
+
+
 class LengthHeadCallback(TrainerCallback):
     """Notes that the length head has been trained: where adapters were, its own weights do not tell."""
 
@@ -197,4 +299,4 @@ class EmaCallback(TrainerCallback):
             self._swap()
 
 
-__all__ = ["EmaCallback", "EpochCallback", "LengthHeadCallback", "LossTermsCallback"]
+__all__ = ["EmaCallback", "EpochCallback", "ExpertUsageCallback", "LengthHeadCallback", "LossTermsCallback"]
