@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from . import benchmark, convert, evaluate, export, generate, info, train_tokenizer
 
-
-COMMANDS = (train_tokenizer, convert, export, info, generate, evaluate, benchmark)
+# Modules of this room, each with an `add_parser` and a `run`.
+COMMANDS = ("train_tokenizer", "convert", "export", "info", "generate", "evaluate", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="A failure is one line; with YAN_HF_TRACEBACK=1 in the environment its traceback follows.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
+    for name in COMMANDS:
+        module = import_module(f".{name}", __package__)
         command = module.add_parser(commands)
         command.set_defaults(run=module.run, error=command.error)
     options = parser.parse_args(arguments)

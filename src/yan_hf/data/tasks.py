@@ -169,7 +169,7 @@ TASKS = {
         nested=("question", "answer"),
     ),
     "classification": Task(
-        ("text", "label"), lambda row, names: [classification(_text(row, "text"), row["label"], names)]
+        ("text", "label"), lambda row, names: [classification(_text(row, "text"), row["label"], names)], masked=True
     ),
     "last_word": Task(("text",), lambda row, names: [last_word(_text(row, "text"))], keep="tail", story=True),
     "middle_sentence": Task(("text",), lambda row, names: [middle_sentence(_text(row, "text"))], story=True),
