@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup demo test test-fast fuzz lint format docs bench conformance mutations clean
 
 help:
-	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
+	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and evaluates it (about 4 minutes)"
 	@echo "make test-fast    runs our own tests but the slow ones (under two minutes)"
 	@echo "make test         runs all tests, then Transformers' and PEFT's own (about twenty minutes)"
 	@echo "make fuzz         draws 5,000 calls of generate, new ones every time (about ten minutes)"
@@ -36,7 +36,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	@echo "Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process through the"
-	@echo "Auto classes and asks it held-out questions: two to five minutes of training on two cores."
+	@echo "Auto classes and evaluates it on held-out questions: two to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
 test-fast: setup

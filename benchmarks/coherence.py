@@ -1,13 +1,13 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Coherent experts on real text: whether a shared choice of experts, and choosing anew, write better at equal passes.
+Coherent experts on real text: whether a shared choice of experts, and choosing anew, generate better at equal passes.
 
     python benchmarks/coherence.py --task infilling --data tinystories --experts 4 --reselect --output ...
     python benchmarks/coherence.py --task infilling --data tinystories --experts 1 --output ...
 
-Tasks on stories: `infilling` (sentences with a span of one to three words masked, the whole sentence is written),
-`middle` (a sentence between its neighbours, which is written), `last_word`. One stage of training for `--train-steps`
-steps of `--batch-size`, the flow starting at the stretched source. Asked of the test rows:
+Tasks on stories: `infilling` (sentences with a span of one to three words masked, the whole sentence is generated),
+`middle` (a sentence between its neighbours, which is generated), `last_word`. One stage of training for
+`--train-steps` steps of `--batch-size`, the flow starting at the stretched source. Measured on the test rows:
 
 - exact match of the greedy path with predicted and true lengths, for 1 to 4 solver steps;
 - of 8 samples with true lengths: the best by the reference (`oracle`), the best by the joint score of choices and
@@ -39,7 +39,7 @@ def middle_sentences(rows) -> list[TextPair]:
         sentences = split_sentences(row["text"].replace("\n", " "))
         for before, sentence, after in zip(sentences, sentences[1:], sentences[2:]):
             if all(4 <= len(part.split()) <= 14 for part in (before, sentence, after)):
-                pairs.append(space_with_answer(TextPair(f"{before} {MASK} {after}", sentence), MASK))
+                pairs.append(space_with_answer(TextPair(f"{before} {MASK} {after}", sentence)))
     return pairs
 
 

@@ -13,7 +13,7 @@ Languages, over `--vocab` symbols:
 - `halves`: each half of the target has an `m` of its own, for blocks of half the length;
 - `source`: which half of the values `m` is drawn from depends on the source's first token.
 
-A written row is valid when one `m` (one for each half) explains all of its tokens. Tokens that are each right by
+A generated row is valid when one `m` (one for each half) explains all of its tokens. Tokens that are each right by
 themselves, drawn independently, are valid in `M · M^-L` of the rows.
 
 Objectives: `winner`, the coherent one; `paper`, an expert for each token drawn from the gate; `flow`, plain flow
@@ -47,7 +47,7 @@ LOSS_WEIGHTS = {
 
 
 class Language:
-    """Draws pairs of source and target, and tells which values of `m` a written text shows."""
+    """Draws pairs of source and target, and tells which values of `m` a generated text shows."""
 
     def __init__(self, options: argparse.Namespace):
         self.name, self.length, self.modes, self.vocab = (
@@ -70,11 +70,11 @@ class Language:
         shift = shift.repeat_interleave(self.length // self.parts, dim=1)
         return source + NUM_SPECIAL, (source + shift) % self.vocab + NUM_SPECIAL
 
-    def read(self, source: torch.Tensor, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, source: torch.Tensor, generated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which rows are valid, `(rows,)`, and the `m` of each part of the valid ones, flat."""
-        shift = ((written - source) % self.vocab).unflatten(1, (self.parts, -1))
+        shift = ((generated - source) % self.vocab).unflatten(1, (self.parts, -1))
         found = shift[..., 0]
-        valid = (shift == shift[..., :1]).all(-1) & (found < self.modes) & (written >= NUM_SPECIAL).all(-1)[:, None]
+        valid = (shift == shift[..., :1]).all(-1) & (found < self.modes) & (generated >= NUM_SPECIAL).all(-1)[:, None]
         if self.name == "source":
             is_high = source[:, :1] - NUM_SPECIAL >= self.vocab // 2
             valid &= (found >= self.modes // 2) == is_high
@@ -139,8 +139,8 @@ def evaluate(
     model.eval()
     source, _ = language.draw(rows)
     options = {"target_lengths": language.length, "num_inference_steps": steps, "eos_token_id": None}
-    written = torch.cat([model.generate(part, **options) for part in source.split(500)])
-    valid, found = language.read(source, written)
+    generated = torch.cat([model.generate(part, **options) for part in source.split(500)])
+    valid, found = language.read(source, generated)
     shares = torch.bincount(found, minlength=language.modes) / max(1, len(found))
     return float(valid.float().mean()), [round(share, 4) for share in shares.tolist()]
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The systems that `quality.py` compares: how each is built, fed, and asked."""
+"""The systems that `quality.py` compares: how each is built, fed, and evaluated."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -52,12 +52,12 @@ def new_config(task: Task, tokenizer: PreTrainedTokenizerBase, system: str = "ya
     )
 
 
-def start_writer(reader: Path, config: YanConfig) -> YanForConditionalGeneration:
-    """A reader with a flow that starts anew, in the run's own configuration: another one may have made the reader."""
+def start_flow(autoencoder: Path, config: YanConfig) -> YanForConditionalGeneration:
+    """An auto-encoder with a flow that starts anew, in the run's own configuration."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the flow's keys are missing, as they should
     try:
-        return YanForConditionalGeneration.from_pretrained(reader, config=config, experts_implementation="eager")
+        return YanForConditionalGeneration.from_pretrained(autoencoder, config=config, experts_implementation="eager")
     finally:
         logging.set_verbosity(verbosity)
 
@@ -70,7 +70,7 @@ def fit(
     folder: Path,
     steps: int,
     rate: float,
-    reading: bool,
+    autoencoder: bool,
     trainer_class: type[CurriculumTrainer] = CurriculumTrainer,
     level: int = 1,
     batch_size: int = 64,
@@ -81,7 +81,7 @@ def fit(
     # No goal: everybody uses all steps.
     curriculum = Curriculum(task.num_levels, goal=2.0, threshold=0.94, level=level)
     stream = CurriculumStream(
-        draw, tokenizer, curriculum, reading, batch_size, seed, task.max_source_length, task.view
+        draw, tokenizer, curriculum, task.view if autoencoder else None, batch_size, seed, task.max_source_length
     )
     trainer = train_by_curriculum(
         model,
@@ -109,8 +109,8 @@ class CausalCurriculumTrainer(CurriculumTrainer):
         return (loss, output) if return_outputs else loss
 
 
-class ReadingTrainer(CurriculumTrainer):
-    """Decodes the auto-encoder's positions that count, and no others: most of a source is not asked for."""
+class AutoencoderTrainer(CurriculumTrainer):
+    """Decodes the auto-encoder's positions that count, and no others: most of a source does not count."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         counted = inputs["labels"] != -100
@@ -155,7 +155,7 @@ class AutoregressiveCollator:
 
 
 class Greedy:
-    """An autoregressive model that is asked as YAN is; it has no seeds and is told no lengths."""
+    """An autoregressive model that generates as YAN does; it has no seeds and is told no lengths."""
 
     def __init__(self, model: PreTrainedModel, causal: bool):
         self.model, self.causal, self.config, self.device = model, causal, model.config, model.device
@@ -168,7 +168,7 @@ class Greedy:
         return SimpleNamespace(sequences=ids, lengths=(ids != self.config.pad_token_id).sum(-1))
 
 
-def ask(
+def generate_texts(
     model: PreTrainedModel,
     system: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -177,18 +177,18 @@ def ask(
     batch_size: int = 100,
     **options: Any,
 ) -> tuple[list[str], list[int]]:
-    """The texts that a system writes for tokenized sources, and how many new tokens each consists of."""
+    """The texts that a system generates for tokenized sources, and how many new tokens each consists of."""
     # GPT-2 continues its source, so that the source has to end where the target begins.
     causal = system == "ar-gpt2"
     collator = partial(pad_pairs, pad_token_id=tokenizer.pad_token_id, left=causal)
-    asked = Greedy(model, causal) if system in AR_SYSTEMS else model
+    generator = Greedy(model, causal) if system in AR_SYSTEMS else model
     texts, _, figures = generate_examples(
-        asked, tokenizer, examples, collator, batch_size=batch_size, max_new_tokens=max_new_tokens, **options
+        generator, tokenizer, examples, collator, batch_size=batch_size, max_new_tokens=max_new_tokens, **options
     )
     return texts, figures["lengths"]
 
 
-def ask_by_seed(
+def evaluate_by_seed(
     model: PreTrainedModel,
     system: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -202,7 +202,7 @@ def ask_by_seed(
     found: dict[str, list[float]] = {}
     lengths = []
     for seed in range(seeds):
-        texts, counts = ask(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
+        texts, counts = generate_texts(model, system, tokenizer, examples, task.max_new_tokens, seed=seed, **mode)
         lengths.append(counts)
         for name, figure in score_texts(texts, references, task.metrics).items():
             found.setdefault(name, []).append(figure)

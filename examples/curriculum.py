@@ -2,7 +2,7 @@
 """
 Training from easy to hard: a stream of examples whose level rises as they are answered right.
 
-Meant for reading comprehension from scratch, where mixed difficulties tend to stay on a plateau.
+Meant for question answering from scratch, where mixed difficulties tend to stay on a plateau.
 """
 
 import time
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils.logging import tqdm
 
 from yan_hf.data.collator import YanDataCollator, encode_pairs
 from yan_hf.data.tasks import TextPair
@@ -37,14 +39,20 @@ class Curriculum:
         self.running = 0.0
         self.finished = False
 
+    @property
+    def next_goal(self) -> float:
+        """The running share at which the level rises, or training ends; over 1 where it never does."""
+        return self.threshold if self.level < self.num_levels else self.goal
+
     def update(self, share: float):
         """Takes the share of right rows in a batch."""
         self.running += 0.1 * (share - self.running)
+        if self.running <= self.next_goal:
+            return
         if self.level < self.num_levels:
-            if self.running > self.threshold:
-                self.level += 1
-                self.running = 0.5  # so that the new level has to be learned before the next one comes
-        elif self.running > self.goal:
+            self.level += 1
+            self.running = 0.5  # so that the new level has to be learned before the next one comes
+        else:
             self.finished = True
 
 
@@ -56,12 +64,11 @@ class CurriculumStream(IterableDataset):
         make: `(rng, level) -> TextPair`, with `MASK_MARKER` of [`tokenization`] where the source is masked.
         tokenizer: The tokenizer.
         curriculum: Read before every batch; use no loader workers, which would not see it change.
-        reading: Whether to give the auto-encoder's view ([`as_reading`]) instead of source and target.
+        view: Gives what the auto-encoder learns from instead of source and target: [`as_masked_answer`], or
+            [`as_masked_text`] where targets are whole texts. None for the flow.
         batch_size: Examples tokenized together.
         seed: Seed of the stream.
         max_source_length: Longer sources are cut there.
-        view: The auto-encoder's view where `reading`: [`as_reading`], or [`as_masked_text`] where targets are whole
-            texts.
     """
 
     def __init__(
@@ -69,31 +76,29 @@ class CurriculumStream(IterableDataset):
         make: Callable[[np.random.Generator, int], TextPair],
         tokenizer: PreTrainedTokenizerBase,
         curriculum: Curriculum,
-        reading: bool,
+        view: Callable[..., dict[str, list[int]]] | None = None,
         batch_size: int = 64,
         seed: int = 0,
         max_source_length: int | None = None,
-        view: Callable[..., dict[str, list[int]]] | None = None,
     ):
-        self.view = view or as_reading
-        self.make, self.tokenizer, self.curriculum, self.reading = make, tokenizer, curriculum, reading
+        self.make, self.tokenizer, self.curriculum, self.view = make, tokenizer, curriculum, view
         self.batch_size, self.seed = batch_size, seed
         self.max_source_length = max_source_length
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        rng = np.random.default_rng([self.seed, int(self.reading)])
+        rng = np.random.default_rng([self.seed, int(self.view is not None)])
         while True:
             # A batch at a time: a call of the tokenizer costs more than the text does.
             pairs = [self.make(rng, self.curriculum.level) for _ in range(self.batch_size)]
             encoded = encode_pairs(self.tokenizer, *zip(*pairs), max_source_length=self.max_source_length)
             for source, target in zip(encoded["input_ids"], encoded["labels"]):
                 plain = {"input_ids": source, "labels": target}
-                yield self.view(source, target, self.tokenizer) if self.reading else plain
+                yield self.view(source, target, self.tokenizer) if self.view else plain
 
 
-def as_reading(source: list[int], target: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+def as_masked_answer(source: list[int], target: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """
-    The auto-encoder's view of a question: the span behind the mask token is the answer, and only it counts.
+    The auto-encoder's view of a question: what stands behind the mask token is the answer, and only it counts.
 
     Args:
         source: Tokens with one mask token, after which nothing but the end token comes.
@@ -134,6 +139,13 @@ def as_masked_text(source: list[int], target: list[int], tokenizer: PreTrainedTo
     return {"input_ids": source + [tokenizer.pad_token_id] * (len(target) - len(source)), "labels": target}
 
 
+def thinned(statements: Sequence[str], support: Sequence[int], count: int, rng: np.random.Generator) -> list[str]:
+    """`count` statements of a context at random, in order: those that the answer does not rest on can go."""
+    others = np.setdiff1d(np.arange(len(statements)), support)
+    kept = rng.choice(others, size=max(0, min(count - len(support), len(others))), replace=False)
+    return [statements[index] for index in sorted([*support, *kept])]
+
+
 class CurriculumTrainer(Trainer):
     """A `Trainer` that tells a curriculum how many rows of each batch came out right."""
 
@@ -166,6 +178,35 @@ class StopWhenSolved(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is not None and "loss" in logs:
             logs["level"], logs["right"] = self.curriculum.level, round(self.curriculum.running, 3)
+
+
+class ProgressBar(TrainerCallback):
+    """
+    Shows the level reached, the running share of right rows with the share that is aimed at, and what is left of the
+    budget, seconds or steps.
+    """
+
+    def __init__(self, curriculum: Curriculum, seconds: float | None = None):
+        self.curriculum, self.seconds = curriculum, seconds
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic()
+        total = state.max_steps if self.seconds is None else round(self.seconds)
+        left = "{remaining} left" if self.seconds is None else ""
+        self.bar = tqdm(total=total, bar_format=f"{{desc}} |{{bar:20}}| {left}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        rows, total = self.curriculum, self.bar.total
+        done = min(total, state.global_step if self.seconds is None else int(time.monotonic() - self.began))
+        goal = f" (goal {rows.next_goal:.1%})" if rows.next_goal <= 1 else ""
+        budget = f"step {done:,} of {total:,}" if self.seconds is None else f"{total - done} s left of {total} s"
+        self.bar.set_description_str(
+            f"level {rows.level} of {rows.num_levels}, right {rows.running:.1%}{goal}, {budget}", refresh=False
+        )
+        self.bar.update(done - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 def train_by_curriculum(
@@ -238,6 +279,10 @@ def train_by_curriculum(
         callbacks=[StopWhenSolved(stream.curriculum, seconds), *callbacks],
         curriculum=stream.curriculum,
     )
+    if not trainer.args.disable_tqdm:
+        # The usual bar would count to the largest number of steps, which training hardly ever reaches.
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressBar(stream.curriculum, seconds))
     trainer.train()
     return trainer
 
@@ -246,8 +291,10 @@ __all__ = [
     "Curriculum",
     "CurriculumStream",
     "CurriculumTrainer",
+    "ProgressBar",
     "StopWhenSolved",
     "as_masked_text",
-    "as_reading",
+    "as_masked_answer",
+    "thinned",
     "train_by_curriculum",
 ]

@@ -6,14 +6,16 @@ import pytest
 from babi import ACTORS, MOVES, PLACES, simulate, simulate_many
 
 from yan_hf.data import tasks
+from yan_hf.data.tokenization import MASK_MARKER
 
 
 def test_middle_sentence():
-    story = ["One.", "Two.", "Three.", "Four.", "Five."]
-    assert tasks.middle_sentence(story, "<mask>") == ("One. Two. <mask> Four. Five.", "One. Two. Three. Four. Five.")
-    assert tasks.middle_sentence(story, "<mask>", index=0).source == "<mask> Two. Three. Four. Five."
+    assert tasks.middle_sentence("One. Two. Three. Four. Five.") == (
+        f"One. Two. {MASK_MARKER} Four. Five.",
+        "One. Two. Three. Four. Five.",
+    )
     with pytest.raises(ValueError, match="2 sentences"):
-        tasks.middle_sentence(story[:2], "<mask>")
+        tasks.middle_sentence("One. Two.")
 
 
 @pytest.mark.parametrize(
@@ -30,27 +32,27 @@ def test_middle_sentence():
     ],
 )
 def test_last_word(text, source, word):
-    assert tasks.last_word(text, "<mask>") == (source, word)
+    assert tasks.last_word(text) == (source.replace("<mask>", MASK_MARKER), word)
 
 
 def test_last_word_needs_a_word():
     with pytest.raises(ValueError, match="no alphabetic word"):
-        tasks.last_word("12, 34!", "<mask>")
+        tasks.last_word("12, 34!")
 
 
 def test_question_answering():
-    short = tasks.question_answering("Ann sat.", "Who sat?", "Ann", "<mask>")
-    assert short == ("Ann sat. Who sat? Answer: <mask>", "Ann")
-    whole = tasks.question_answering("Ann sat.", "Who sat?", "Ann", "<mask>", whole_text=True)
-    assert whole == ("Ann sat. Who sat? Answer: <mask>", "Ann sat. Who sat? Answer: Ann")
+    assert tasks.question_answering("Ann sat.", "Who sat?", "Ann") == (
+        f"Ann sat. Who sat? Answer: {MASK_MARKER}",
+        "Ann",
+    )
 
 
-def test_classification_and_summary():
-    assert tasks.classification("good film", 1, ["negative", "positive"]) == ("good film", "1 positive")
-    for label in (2, -1):
+def test_classification():
+    for label in (1, "positive"):
+        assert tasks.classification("good film", label, ["negative", "positive"]) == ("good film", "1 positive")
+    for label in (2, -1, True, 1.0, "so so"):
         with pytest.raises(ValueError, match="label"):
             tasks.classification("good film", label, ["negative", "positive"])
-    assert tasks.summarization("long", "short") == ("long", "short")
 
 
 def test_split_sentences():

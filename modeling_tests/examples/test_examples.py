@@ -3,13 +3,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from babi import simulate_many
-from demo import ask
+from demo import evaluate
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -39,9 +40,12 @@ def test_demo_trains_saves_reloads_and_answers(tmp_path):
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["trunk_passes"] == 3 and ask(tmp_path / "checkpoint", 20)["exact_match"] == result["exact_match"]
+    assert (
+        result["trunk_passes"] == 3 and evaluate(tmp_path / "checkpoint", 20)["exact_match"] == result["exact_match"]
+    )
     assert f"{result['exact_match']:.1%}" in finished.stdout and "->" in finished.stdout
-    assert "it/s" in finished.stderr  # the progress bar
+    assert re.search(r"level \d of 3, right [\d.]+% \(goal 9[\d.]+%\), \d+ s left of \d+ s", finished.stderr)
+    assert "1000000" not in finished.stderr
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +64,11 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_train_reader_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
+def test_train_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
     files = [f"--{split}={data / split}.jsonl" for split in ("train", "validation", "test")]
-    first = run("train_reader.py", *files, "--output", tmp_path / "a", "--reading_steps", 20, "--writing_steps", 10)
+    first = run(
+        "train_from_scratch.py", *files, "--output", tmp_path / "a", "--autoencoder_steps", 20, "--flow_steps", 10
+    )
     assert first.returncode == 0, first.stderr[-2000:]
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     for name in ("test_predicted_length", "test_true_length"):
@@ -71,21 +77,26 @@ def test_train_reader_from_scratch_and_then_from_its_checkpoint(data, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint)
     model.generate(**tokenizer(["Where is Mary? <mask>"], return_tensors="pt"))
-    second = run("train_reader.py", *files, "--output", tmp_path / "b", "--model", checkpoint, "--writing_steps", 10)
+    second = run(
+        "train_from_scratch.py", *files, "--output", tmp_path / "b", "--model", checkpoint, "--flow_steps", 10
+    )
     assert second.returncode == 0, second.stderr[-2000:]
     assert (tmp_path / "b" / "checkpoint" / "model.safetensors").is_file()
 
 
-def test_train_reader_names_what_is_missing(data, tmp_path):
+def test_train_from_scratch_names_what_is_missing(data, tmp_path):
     train, validation = f"--train={data / 'train'}.jsonl", f"--validation={data / 'validation'}.jsonl"
     for arguments, message in (
         ([], "--train"),
         ([train], "validation"),
         ([train, validation, "--question", "query"], "query"),
     ):
-        finished = run("train_reader.py", *arguments, "--output", tmp_path)
+        finished = run("train_from_scratch.py", *arguments, "--output", tmp_path)
         assert finished.returncode == 1
-        assert finished.stderr.strip().splitlines()[-1].startswith("train_reader.py:") and message in finished.stderr
+        assert (
+            finished.stderr.strip().splitlines()[-1].startswith("train_from_scratch.py:")
+            and message in finished.stderr
+        )
 
 
 # Scripts on `Trainer` with their configurations.
@@ -111,13 +122,19 @@ SHORT = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--logging_step
 
 
 def test_stages_lora_and_evaluation_follow_each_other(labelled, tmp_path):
-    """Read, write, adapt, evaluate: each script takes up what the one before it saved."""
+    """Auto-encoder, flow, adapter, evaluation: each script takes up what the one before it saved."""
     configs = EXAMPLES / "configs"
     options = [*SHORT, "--vocab_size", 350]
     steps = [
-        ("pretrain_autoencoder.py", "sst2_reading.yaml", "read", ["--ema_decay", 0.9], ("train", "validation")),
-        ("finetune.py", "sst2.yaml", "write", ["--model", tmp_path / "read"], ("train", "validation", "test")),
-        ("finetune_lora.py", "sst2_lora.yaml", "adapt", ["--model", tmp_path / "write"], ("train", "validation")),
+        (
+            "pretrain_autoencoder.py",
+            "sst2_autoencoder.yaml",
+            "autoencoder",
+            ["--ema_decay", 0.9],
+            ("train", "validation"),
+        ),
+        ("finetune.py", "sst2.yaml", "flow", ["--model", tmp_path / "autoencoder"], ("train", "validation", "test")),
+        ("finetune_lora.py", "sst2_lora.yaml", "adapter", ["--model", tmp_path / "flow"], ("train", "validation")),
     ]
     for script, config, output, extra, splits in steps:
         finished = run(
@@ -125,14 +142,14 @@ def test_stages_lora_and_evaluation_follow_each_other(labelled, tmp_path):
         )
         assert finished.returncode == 0, finished.stderr[-3000:]
         assert "it/s" in finished.stderr  # the progress bar
-    history = json.loads((tmp_path / "write" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((tmp_path / "flow" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     assert any("loss_flow" in entry for entry in history) and any("eval_exact_match" in entry for entry in history)
-    assert list((tmp_path / "write").rglob("events.out.tfevents*"))
-    right = 20 * json.loads((tmp_path / "write" / "test_results.json").read_text())["test_exact_match"]
+    assert list((tmp_path / "flow").rglob("events.out.tfevents*"))
+    right = 20 * json.loads((tmp_path / "flow" / "test_results.json").read_text())["test_exact_match"]
     assert right == pytest.approx(round(right))  # of 20 rows
-    assert (tmp_path / "adapt" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     finished = run(
-        "evaluate.py", configs / "sst2.yaml", "--model", tmp_path / "adapt" / "merged", "--columns", "{}",
+        "evaluate.py", configs / "sst2.yaml", "--model", tmp_path / "adapter" / "merged", "--columns", "{}",
         "--test_file", labelled / "test.jsonl", "--steps", 1, 3, "--seeds", 2, "--json_file", tmp_path / "result.json",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -147,16 +164,16 @@ def test_flow_pretraining_on_plain_text_with_a_frozen_encoder(labelled, tmp_path
     options = [*SHORT, *files(labelled, ("train", "validation")), "--max_source_length", 32, "--max_target_length", 32]
     first = run(
         "pretrain_autoencoder.py", configs / "stories_autoencoder.yaml", *options, "--vocab_size", 350,
-        "--output_dir", tmp_path / "read",
+        "--output_dir", tmp_path / "autoencoder",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr[-3000:]
     second = run(
-        "pretrain_flow.py", configs / "stories_flow.yaml", *options, "--model", tmp_path / "read",
-        "--output_dir", tmp_path / "write", "--freeze", "encoder", "token_embeddings",
+        "pretrain_flow.py", configs / "stories_flow.yaml", *options, "--model", tmp_path / "autoencoder",
+        "--output_dir", tmp_path / "flow", "--freeze", "encoder", "token_embeddings",
     )  # fmt: skip
     assert second.returncode == 0, second.stderr[-3000:]
-    before = load_file(tmp_path / "read" / "model.safetensors")
-    after = load_file(tmp_path / "write" / "model.safetensors")
+    before = load_file(tmp_path / "autoencoder" / "model.safetensors")
+    after = load_file(tmp_path / "flow" / "model.safetensors")
     encoder = [name for name in before if ".encoder." in name]
     assert encoder and all(before[name].equal(after[name]) for name in encoder)
     assert any(not before[name].equal(after[name]) for name in before if ".decoder." in name)

@@ -15,7 +15,7 @@ from decoders import matching_model
 from length_modes import MODES
 from quality import best_rate
 from quality_report import at, load, spread, table
-from quality_systems import AutoregressiveCollator, ask, new_config
+from quality_systems import AutoregressiveCollator, generate_texts, new_config
 from quality_tasks import MASK, TASKS, fitting_pairs
 
 from yan_hf import YanForConditionalGeneration, encode_text, train_tokenizer
@@ -64,7 +64,7 @@ def test_systems_have_the_same_size_and_dropout(task, system, tokenizer):
         assert all(layer.dropout == 0 for layer in [*other.model.encoder.layers, *other.model.decoder.layers])
 
 
-def test_tasks_ask_for_what_is_masked():
+def test_targets_are_what_is_masked():
     story = {"text": "A dog ran. It saw the red ball here."}
     (last,) = TASKS["last_word"].pairs([story])
     assert last == (f"A dog ran. It saw the red ball{MASK}.", " here")
@@ -108,10 +108,12 @@ def test_true_lengths_and_seeds_reach_generate(tokenizer):
     torch.manual_seed(0)
     model = YanForConditionalGeneration(new_config(TASKS["last_word"], tokenizer)).eval()
     examples = [{"input_ids": [5, 6, 2], "labels": [7] * length} for length in (2, 5, 3)]
-    _, lengths = ask(model, "yan", tokenizer, examples, 8, true_lengths=True)
+    _, lengths = generate_texts(model, "yan", tokenizer, examples, 8, true_lengths=True)
     assert all(length <= wanted for length, wanted in zip(lengths, (2, 5, 3), strict=True))
-    first = ask(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0)
-    assert ask(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0, batch_size=1)[0][0] == first[0][0]
+    first = generate_texts(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0)
+    assert (
+        generate_texts(model, "yan", tokenizer, examples, 8, seed=1, init_noise=3.0, batch_size=1)[0][0] == first[0][0]
+    )
 
 
 def test_the_report_takes_training_seeds_together(tmp_path):
@@ -141,7 +143,7 @@ def test_the_report_takes_training_seeds_together(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ("yan", "ar-gpt2", "ar-bart"))
 def test_a_run_writes_figures_that_the_report_reads(system, stories, tmp_path):
-    options = ["--task", "infilling", "--data", stories, "--reading-steps", 20, "--writing-steps", 10]
+    options = ["--task", "infilling", "--data", stories, "--autoencoder-steps", 20, "--flow-steps", 10]
     options += ["--system", system, "--max-rows", 20, "--sweep", 1, 3, "--work", tmp_path / "work"]
     finished = run(
         "quality.py", *options, "--learning-rate", 1e-3, 2e-3, "--output", tmp_path / "results" / f"{system}.json",
@@ -177,7 +179,7 @@ def test_every_script_says_how_it_is_called(script):
 @pytest.mark.slow
 def test_ablations_run_and_are_taken_up(stories, tmp_path):
     """A second run measures only what is missing; what the gate does is that of the variant's own model."""
-    options = ["--data", stories, "--reading-steps", 4, "--writing-steps", 4, "--max-rows", 30]
+    options = ["--data", stories, "--autoencoder-steps", 4, "--flow-steps", 4, "--max-rows", 30]
     options += ["--work", tmp_path / "work", "--output", tmp_path / "out.json", "--variants", "default"]
     others = ["1 experts", "one step asked", "canvas slack"]
     first = run("ablations.py", *options)
@@ -196,14 +198,14 @@ def test_ablations_run_and_are_taken_up(stories, tmp_path):
 @pytest.mark.slow
 def test_length_modes_run(stories, tmp_path):
     options = ["--task", "infilling", "--data", stories, "--max-rows", 20]
-    reading = run(
-        "quality.py", *options, "--system", "yan", "--reading-steps", 20, "--writing-steps", 1, "--sweep", 3,
+    first = run(
+        "quality.py", *options, "--system", "yan", "--autoencoder-steps", 20, "--flow-steps", 1, "--sweep", 3,
         "--work", tmp_path / "work",
     )  # fmt: skip
-    assert reading.returncode == 0, reading.stderr[-3000:]
+    assert first.returncode == 0, first.stderr[-3000:]
     finished = run(
-        "length_modes.py", *options, "--reader", tmp_path / "work" / "infilling_yan" / "reader", "--steps", 10,
-        "--sampling-seeds", 1, "--work", tmp_path / "modes", "--output", tmp_path / "modes.json",
+        "length_modes.py", *options, "--autoencoder", tmp_path / "work" / "infilling_yan" / "autoencoder",
+        "--steps", 10, "--sampling-seeds", 1, "--work", tmp_path / "modes", "--output", tmp_path / "modes.json",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     rows = json.loads((tmp_path / "modes.json").read_text())["rows"]

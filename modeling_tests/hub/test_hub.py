@@ -124,12 +124,13 @@ def test_pushed_model_and_tokenizer_load_by_their_name(hub, folder, tmp_path):
 def test_a_folder_with_its_code_and_card_goes_up_in_one_commit_and_loads_without_the_package(hub, folder, tmp_path):
     assert main(["export", str(folder), "--with-code", "--output", str(tmp_path / "coded")]) == 0
     card = """
-from huggingface_hub import ModelCard, create_repo, upload_folder
-from yan_hf import CardFacts, create_model_card
+from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
+from yan_hf import create_model_card
 from yan_hf.hub.model_card import save_card
 row = {"lengths": "predicted", "steps": 3, "exact_match": 0.5, "exact_match_spread": 0.0, "tokens_per_second": 9.0}
-facts = CardFacts("tiny", "words in, words out", "Words", "words", license="apache-2.0", repository=repo)
-card = create_model_card(YanForConditionalGeneration.from_pretrained(folder), facts, [row], 1, hardware="a test")
+data = ModelCardData(model_name="tiny", datasets=["words"], license="apache-2.0")
+model = YanForConditionalGeneration.from_pretrained(folder)
+card = create_model_card(model, data, [row], hardware="a test", task="words in, words out", repository=repo)
 card.validate()  # the Hub is asked
 save_card(card, folder)
 create_repo(repo)

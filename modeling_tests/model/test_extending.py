@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from yan_hf import TaskEncoder, YanForConditionalGeneration, YanGenerationConfig, configuration_yan, train_tokenizer
 from yan_hf.data.tasks import TASKS, Task, TextPair
+from yan_hf.data.tokenization import MASK_MARKER
 from yan_hf.losses import LOSS_FUNCTIONS
 from yan_hf.mixers import MIXERS
 from yan_hf.solver import SOLVERS, Tableau
@@ -104,8 +105,8 @@ def test_every_backbone_is_attention_or_has_its_mixer():
 
 # One file: the columns and the function in `data.tasks.TASKS`.
 def test_a_task(monkeypatch):
-    def reverse(row, mask, names):
-        return [TextPair(f"{row['text']} {mask}", " ".join(reversed(row["text"].split())))]
+    def reverse(row, names):
+        return [TextPair(f"{row['text']} {MASK_MARKER}", " ".join(reversed(row["text"].split())))]
 
     tokenizer = train_tokenizer(["one two three"] * 5, vocab_size=300, model_type="bpe")
     with pytest.raises(ValueError, match="reversal"):

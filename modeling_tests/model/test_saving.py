@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, Trainer, 
 
 from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration, YanModel
 from yan_hf.configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS
-from yan_hf.hub.research import export_with_code
+from yan_hf.hub.export import export_with_code
 
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

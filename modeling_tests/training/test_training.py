@@ -6,7 +6,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_reading
+from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, StopWhenSolved, as_masked_answer
 from testing_utils import small_config
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
@@ -196,9 +196,9 @@ def test_stream_follows_the_level_and_repeats_by_seed(tokenizer):
     def make(rng, level):
         return TextPair(f"level {level} {rng.integers(1000)} {MASK_MARKER}", "two")
 
-    def take(seed, reading=False, change=None):
+    def take(seed, view=None, change=None):
         curriculum, rows = Curriculum(3, goal=1.0), []
-        for row in CurriculumStream(make, tokenizer, curriculum, reading, batch_size=4, seed=seed):
+        for row in CurriculumStream(make, tokenizer, curriculum, view, batch_size=4, seed=seed):
             rows.append(row)
             if len(rows) == 4 and change:
                 curriculum.level = change
@@ -208,22 +208,22 @@ def test_stream_follows_the_level_and_repeats_by_seed(tokenizer):
     assert take(0) == take(0) != take(1)
     texts = [tokenizer.decode(row["input_ids"]) for row in take(0, change=3)]
     assert all("level 1" in text for text in texts[:4]) and all("level 3" in text for text in texts[4:])
-    for row in take(0, reading=True):
+    for row in take(0, view=as_masked_answer):
         assert len(row["input_ids"]) == len(row["labels"])
 
 
-def test_reading_view_aligns_answer_and_mask(tokenizer):
+def test_the_auto_encoders_view_aligns_answer_and_mask(tokenizer):
     mask, pad, eos = tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-    short = as_reading([7, 8, mask, eos], [9, eos], tokenizer)
+    short = as_masked_answer([7, 8, mask, eos], [9, eos], tokenizer)
     assert short == {"input_ids": [7, 8, mask, eos], "labels": [-100, -100, 9, eos]}
-    longer = as_reading([7, 8, mask, eos], [9, 10, 11, eos], tokenizer)
+    longer = as_masked_answer([7, 8, mask, eos], [9, 10, 11, eos], tokenizer)
     assert longer == {"input_ids": [7, 8, mask, eos, pad, pad], "labels": [-100, -100, 9, 10, 11, eos]}
     with pytest.raises(ValueError, match="mask token"):
-        as_reading([7, 8], [9, eos], tokenizer)
+        as_masked_answer([7, 8], [9, eos], tokenizer)
 
 
 def test_curriculum_trainer_counts_right_rows_and_stops(tokenizer, tmp_path):
-    """An auto-encoder that reads a constant answer solves the single level within a few hundred steps."""
+    """An auto-encoder that learns a constant answer solves the single level within a few hundred steps."""
     torch.manual_seed(0)
     model = YanForAutoEncoding(trainable_model(tokenizer).config)
     curriculum = Curriculum(1, goal=0.95)
@@ -231,7 +231,7 @@ def test_curriculum_trainer_counts_right_rows_and_stops(tokenizer, tmp_path):
         lambda rng, level: TextPair(f"{rng.integers(10)} {MASK_MARKER}", "two"),
         tokenizer,
         curriculum,
-        True,
+        as_masked_answer,
         8,
     )
     trainer = CurriculumTrainer(

@@ -1,5 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""YAN for Transformers: a non-autoregressive language model that writes a whole text in a few solver steps.
+"""YAN for Transformers: a non-autoregressive language model that generates a whole text in a few solver steps.
 
 Importing the package registers its configuration and models with Transformers' Auto classes, and its default adapter
 targets with PEFT. What it exports is imported on first use.
@@ -22,8 +22,9 @@ _IMPORT_STRUCTURE = {
     "evaluation.metrics": ["compute_metrics", "exact_match"],
     "generation_config_yan": ["YanGenerationConfig"],
     "generation_yan": ["YanGenerateOutput"],
-    "hub.model_card": ["CardFacts", "ModelCardCallback", "create_model_card"],
-    "hub.research": ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"],
+    "hub.export": ["export_with_code"],
+    "hub.model_card": ["create_model_card"],
+    "hub.research": ["convert_research_checkpoint", "export_research_checkpoint"],
     "inference.offload": ["OffloadStats", "OffloadedExperts"],
     "modeling_yan": [
         "YanAutoEncodingOutput",

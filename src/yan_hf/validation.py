@@ -31,7 +31,7 @@ def check_no_cache(arguments: dict) -> None:
     """Raises `ValueError` for a key-value cache, which would be ignored: as of PEFT's prefix tuning."""
     if arguments.get("past_key_values") is not None:
         raise ValueError(
-            "`past_key_values` was given, but YAN has no key-value cache: all positions are written at once. Prefix "
+            "`past_key_values` was given, but YAN has no key-value cache: all positions are generated at once. Prefix "
             "tuning needs one; use LoRA or prompt tuning instead."
         )
 
@@ -43,7 +43,7 @@ def check_no_prefix_tuning(model: PreTrainedModel) -> None:
     if getattr(adapter, "peft_type", None) in ("PREFIX_TUNING", "CARTRIDGE"):
         raise ValueError(
             f"`{type(adapter).__name__}` hands `past_key_values` to the model, but YAN has no key-value cache: all "
-            "positions are written at once, and the adapter would have no effect. Use LoRA or prompt tuning instead."
+            "positions are generated at once, and the adapter would have no effect. Use LoRA or prompt tuning instead."
         )
 
 
@@ -243,11 +243,11 @@ def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_
     names = ["suppress_tokens", "min_new_tokens"]
     names += ["temperature", "top_k", "top_p", "min_p", "typical_p"] if config.do_sample else []
     values = {name: getattr(config, name) for name in names if getattr(config, name) not in (None, 1)}
-    asked = [f"`{name}={reprlib.repr(value)}`" for name, value in values.items()]
-    asked += ["`logits_processor`"] if has_processors else []
+    given = [f"`{name}={reprlib.repr(value)}`" for name, value in values.items()]
+    given += ["`logits_processor`"] if has_processors else []
     raise ValueError(
         "No token is left to choose at some position: every logit is minus infinity there, or one is NaN, under "
-        f"{', '.join(asked)}. Leave one of them out, or allow more tokens."
+        f"{', '.join(given)}. Leave one of them out, or allow more tokens."
     )
 
 
@@ -267,7 +267,7 @@ def check_functions(name: str, values: Any) -> None:
 def check_stopping_criteria(criteria: StoppingCriteriaList) -> None:
     """Raises `ValueError` for a criterion that cannot be applied to a finished text."""
     reasons = {
-        MaxTimeCriteria: "it looks at the clock, but all tokens are written at once; lower `num_inference_steps`",
+        MaxTimeCriteria: "it looks at the clock, but all tokens are generated at once; lower `num_inference_steps`",
         ConfidenceCriteria: "it looks at the scores of an assistant's drafts, and there is no assistant",
     }
     for criterion in criteria:
@@ -287,7 +287,7 @@ def check_no_text_generation_pipeline() -> None:
         if frame.f_code is module.TextGenerationPipeline._forward.__code__:
             raise ValueError(
                 'The pipeline "text-generation" continues a prompt, and cuts as many tokens as it has off the output. '
-                "YAN writes a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
+                "YAN generates a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
                 'return_tensors="pt"))` and `tokenizer.batch_decode(ids, skip_special_tokens=True)`.'
             )
         frame = frame.f_back

@@ -30,8 +30,8 @@ def check_arguments(arguments: TrainingArguments, model: nn.Module) -> None:
             "with them YAN's loss. Set `model.config.label_smoothing` instead."
         )
     given = {name: getattr(arguments, f"generation_{name}", None) for name in ("max_length", "num_beams")}
-    asks = getattr(arguments, "predict_with_generate", False) or any(value is not None for value in given.values())
-    if asks and hasattr(model, "_prepare_generation"):
+    wanted = getattr(arguments, "predict_with_generate", False) or any(value is not None for value in given.values())
+    if wanted and hasattr(model, "_prepare_generation"):
         try:
             model._prepare_generation(model.generation_config, given)
         except ValueError as error:

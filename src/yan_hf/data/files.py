@@ -10,25 +10,18 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
-
-
-def open_text(path: Path) -> TextIO:
-    """Opens a UTF-8 file for reading, with or without a byte order mark, through gzip where its name ends in `.gz`."""
-    encoding = "utf-8-sig"
-    return gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding)
-
-
-def is_json_lines(path: Path) -> bool:
-    """Whether the file's name says that it holds JSON Lines."""
-    return path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
+from typing import Any
 
 
 def _iterate_lines(path: Path | None) -> Iterator[str]:
-    """The lines of a file, or of standard input for `None`; what cannot be read is an error that names it."""
+    """
+    The lines of a file, or of standard input for `None`, without a byte order mark, and unpacked where the name ends
+    in `.gz`. What cannot be read is an error that names it: `datasets` names no line, and has no standard input.
+    """
     try:
-        with open_text(path) if path else io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig") as file:
-            yield from file
+        opener = gzip.open if path and path.suffix == ".gz" else io.open
+        with opener(path, "rb") if path else sys.stdin.buffer as file:
+            yield from io.TextIOWrapper(file, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{_name(path)} is not UTF-8 text: {error}.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -67,7 +60,7 @@ def iterate_column(path: Path | None, column: str | None) -> Iterator[str]:
         ValueError: where the column is missing, or not named for JSON Lines, and for a file that is not UTF-8.
     """
     if column is None:
-        if path is not None and is_json_lines(path):
+        if path is not None and path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
             raise ValueError(f"{path} holds JSON Lines: name the column that holds the text with --column.")
         yield from _iterate_lines(path)
         return
@@ -150,10 +143,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 __all__ = [
     "check_not_input",
     "check_output_folder",
-    "is_json_lines",
     "iterate_column",
     "iterate_rows",
-    "open_text",
     "texts_of",
     "whole_file",
 ]

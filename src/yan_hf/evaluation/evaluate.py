@@ -19,6 +19,8 @@ from .metrics import METRICS, score_texts
 # Seeds of one run of sampling are this far apart from those of the next: each row has its own.
 _SEED_STRIDE = 1_000_003
 
+LENGTH_MODES = ("predicted", "true")
+
 
 def generate_texts(
     model: PreTrainedModel,
@@ -33,7 +35,7 @@ def generate_texts(
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
-    Writes a text for each source, in order; sources are read as they are needed.
+    Generates a text for each source, in order; sources are read as they are needed.
 
     A text does not depend on the batch size: every row draws from a seed of its own.
 
@@ -67,7 +69,7 @@ def generate_texts(
             for number, text in islice(numbered, batch_size):
                 batch.append((number, text, _encode_source(model, tokenizer, text, f"{where} {number}", **marks)))
         except ValueError as error:
-            failure = error  # raised when what came before it is written
+            failure = error  # raised when what came before it is generated
         if not batch:
             break
         padded = tokenizer.pad({"input_ids": [ids for _, _, ids in batch]}, return_tensors="pt").to(model.device)
@@ -95,7 +97,7 @@ def generate_texts(
 def _encode_source(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, where: str, **marks: Any
 ) -> list[int]:
-    """Token ids of one source. Raises `ValueError` for one that cannot be read."""
+    """Token ids of one source. Raises `ValueError` for one that the model cannot take."""
     if not text.strip():
         raise ValueError(f"{where} is empty: give it a text or leave it out.")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -103,7 +105,7 @@ def _encode_source(
     (ids,) = encode_text(tokenizer, [text], **marks)
     longest = model.config.max_position_embeddings
     if len(ids) > longest:
-        raise ValueError(f"{where} has {len(ids)} tokens, but the model reads {longest} at most: shorten it.")
+        raise ValueError(f"{where} has {len(ids)} tokens, but the model takes {longest} at most: shorten it.")
     return ids
 
 
@@ -119,7 +121,7 @@ def generate_examples(
     **options: Any,
 ) -> tuple[list[str], list[str], dict[str, Any]]:
     """
-    Writes a text for each tokenized example.
+    Generates a text for each tokenized example.
 
     Args:
         model: A [`YanForConditionalGeneration`] in eval mode.
@@ -134,9 +136,9 @@ def generate_examples(
 
     Returns:
         The texts, the targets' texts, and the figures `lengths` (tokens of each text up to and with its end token),
-        `seconds` and `tokens_per_second`.
+        `seconds`, `tokens_per_second` and `num_field_evaluations` (passes of the flow for a batch).
     """
-    texts, references, lengths, seconds = [], [], [], 0.0
+    texts, references, lengths, seconds, passes = [], [], [], 0.0, None
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=progress, leave=False, file=sys.stderr, disable=progress is None or None):
         batch = collator([examples[row] for row in range(start, min(start + batch_size, len(examples)))])
@@ -153,10 +155,12 @@ def generate_examples(
         )
         lengths += output.lengths.tolist()  # waits for the device, so that the clock may be read
         seconds += time.perf_counter() - began
+        passes = getattr(output, "num_field_evaluations", None)
         texts += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         labels = labels.masked_fill(~counted, tokenizer.pad_token_id)
         references += tokenizer.batch_decode(labels, skip_special_tokens=True)
-    return texts, references, {"lengths": lengths, "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
+    figures = {"lengths": lengths, "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
+    return texts, references, {**figures, "num_field_evaluations": passes}
 
 
 def evaluate_model(
@@ -168,7 +172,7 @@ def evaluate_model(
     seeds: int = 3,
     metrics: Sequence[str] = ("exact_match", "f1"),
     batch_size: int = 64,
-    length_modes: Sequence[str] = ("predicted", "true"),
+    length_modes: Sequence[str] = LENGTH_MODES,
     progress: bool = False,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -191,7 +195,7 @@ def evaluate_model(
     Raises:
         ValueError: for an unknown metric or length mode, and without examples.
     """
-    for name, accepted, values in (("metrics", METRICS, metrics), ("length_modes", _LENGTH_MODES, length_modes)):
+    for name, accepted, values in (("metrics", METRICS, metrics), ("length_modes", LENGTH_MODES, length_modes)):
         for value in values:
             if value not in accepted:
                 raise ValueError(f"`{name}` may contain {', '.join(accepted)}, but contains {value!r}.")
@@ -223,7 +227,4 @@ def evaluate_model(
             yield row
 
 
-_LENGTH_MODES = ("predicted", "true")
-
-
-__all__ = ["evaluate_model", "generate_examples", "generate_texts"]
+__all__ = ["LENGTH_MODES", "evaluate_model", "generate_examples", "generate_texts"]

@@ -3,7 +3,6 @@
 
 import json
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
-from ..configuration_yan import AUTO_MAP, YanConfig
+from ..configuration_yan import YanConfig
 from ..data.files import check_output_folder, whole_file
 from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
 from ..saving import staged_save
+from .export import load_model
 from .research_layout import Weight, read_config, read_loss_weights, weights_of, write_config
 
 
@@ -77,7 +76,10 @@ def convert_research_checkpoint(
             f"{path}: these entries have no meaning here and are only kept for the way back: "
             f"{', '.join([*ignored, *unknown])}."
         )
-    layout = list(weights_of(config, auto_encoder))
+    cls = YanForAutoEncoding if auto_encoder else YanForConditionalGeneration
+    with torch.device("meta"):
+        model = cls(config)
+    layout = weights_of(model)
     _check_keys(path, state, layout)
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -88,9 +90,6 @@ def convert_research_checkpoint(
     converted = {weight.name: _tensor(state, weight, dtype) for weight in layout}
     dtypes = {value.dtype for value in converted.values()}
     config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    cls = YanForAutoEncoding if auto_encoder else YanForConditionalGeneration
-    with torch.device("meta"):
-        model = cls(config)
     if not auto_encoder:
         model.length_head.to_empty(device="cpu").to(config.dtype)
         with torch.random.fork_rng(devices=[]):
@@ -136,17 +135,15 @@ def export_research_checkpoint(model_dir: str | Path, path: str | Path, overwrit
     """
     path = Path(path)
     _check_output_file(path, overwrite)
-    config = YanConfig.from_pretrained(model_dir)
-    auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
+    model = load_model(model_dir)
+    config, tensors = model.config, model.state_dict()
+    auto_encoder = isinstance(model, YanForAutoEncoding)
     _check_exportable(config)
-    cls = YanForAutoEncoding if auto_encoder else YanForConditionalGeneration
-    model = cls.from_pretrained(model_dir, dtype="auto")
-    tensors = model.state_dict()
     metadata_file = Path(model_dir) / METADATA_FILE
     metadata = json.loads(metadata_file.read_text()) if metadata_file.is_file() else {}
     prefix = "module." if metadata.get("module_prefix") else ""
     state = {}
-    for weight in weights_of(config, auto_encoder):
+    for weight in weights_of(model):
         value = tensors[weight.name]
         for index, key in enumerate(weight.keys):
             state[prefix + key] = value[index].clone() if weight.stacked else value
@@ -160,38 +157,6 @@ def export_research_checkpoint(model_dir: str | Path, path: str | Path, overwrit
     checkpoint = {"model": state, "model_config": model_config, **metadata.get("entries", {})}
     with whole_file(path) as partial:
         torch.save(checkpoint, partial)
-
-
-def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: bool = False):
-    """
-    Writes a checkpoint with the modules that it needs, so that it loads without this package by
-    `AutoModelForSeq2SeqLM.from_pretrained(..., trust_remote_code=True)`, and likewise for the other Auto classes.
-
-    Args:
-        model_dir: Folder of the checkpoint, or its name on the Hub; its tokenizer and its card come along.
-        output_dir: Folder to write, new or empty.
-        overwrite: Whether a checkpoint in `output_dir` is replaced, file by file when the new one is complete. Its
-            other files stay.
-
-    Raises:
-        FileExistsError: for an `output_dir` that holds anything, but for a checkpoint with `overwrite`.
-    """
-    check_output_folder(output_dir, overwrite)
-    config = YanConfig.from_pretrained(model_dir)
-    auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
-    model = (YanForAutoEncoding if auto_encoder else YanForConditionalGeneration).from_pretrained(
-        model_dir, dtype="auto"
-    )
-    model.config.auto_map = dict(AUTO_MAP)
-    with staged_save(output_dir) as folder:
-        model.save_pretrained(folder)
-        custom_object_save(model, folder)  # the module of its class, and all that it imports
-        for name in ("tokenizer_config.json", "README.md"):
-            path = cached_file(model_dir, name, _raise_exceptions_for_missing_entries=False)
-            if path is not None and name == "README.md":
-                shutil.copyfile(path, folder / name)
-            elif path is not None:
-                AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
 
 
 def _check_output_file(path: Path, overwrite: bool):
@@ -313,4 +278,4 @@ def _unknown(value: Any) -> Any:
     return str(value)
 
 
-__all__ = ["convert_research_checkpoint", "export_research_checkpoint", "export_with_code"]
+__all__ = ["convert_research_checkpoint", "export_research_checkpoint"]

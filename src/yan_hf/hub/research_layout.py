@@ -1,8 +1,10 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The research code's names for configuration fields and weights, and ours: a table in two directions."""
 
-from collections.abc import Iterator
+import re
 from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
 
 from ..configuration_yan import DEFAULT_LOSS_WEIGHTS, YanConfig
 
@@ -37,6 +39,7 @@ OPTIONAL_FIELDS = {
     "mamba_expand": ("mamba_expand", 2),
     "mamba_ff_mult": ("mamba_ff_multiplier", 4),
 }
+_BLOCKS = {"transformer": "trf_blocks", "mamba": "mamba_blocks"}
 BACKBONE_FIELDS = {"encoder_use_mamba": "encoder_backbone", "flow_use_mamba": "flow_backbone"}
 FREEZE_FIELDS = {
     "freeze_enc": "encoder",
@@ -117,100 +120,62 @@ def read_loss_weights(loss_config: dict[str, Any]) -> tuple[dict[str, float], li
     return weights, sorted(loss_config.keys() - {f"lambda_{name}" for name in weights})
 
 
-def weights_of(config: YanConfig, auto_encoder: bool) -> Iterator[Weight]:
-    """Every tensor of a research checkpoint, in its order."""
-    d, inner = config.hidden_size, config.intermediate_size
-    owners = ["", "encoder."] if auto_encoder else ["", "encoder.", "flow."]
-    positions = config.max_position_embeddings + config.num_extra_positions
-    tokens = tuple(f"{owner}shared_tok_emb.weight" for owner in ("", "encoder."))
-    yield Weight("model.embed_tokens.weight", tokens, (config.vocab_size, d))
-    table = tuple(f"{owner}shared_pos_emb.weight" for owner in owners)
-    yield Weight("model.embed_positions.weight", table, (positions, d))
-    for index in range(config.encoder_layers):
-        yield from _block(config, "encoder", index, config.encoder_backbone, cross_attention=False)
-    yield from _norm("model.encoder.norm", "encoder.final_norm", d)
-    if not auto_encoder:
-        yield from _linear("model.flow.time_embedding.proj", "flow.time_emb.1", d, d)
-        for index in range(config.flow_layers):
-            yield from _block(config, "flow", index, config.flow_backbone, index in config.cross_attention_layers)
-        yield from _norm("model.flow.norm", "flow.final_norm", d)
-        for ours, layer, rows, columns in (("up_proj", 0, inner, d), ("down_proj", 2, d, inner)):
-            for suffix, kind, shape in (("", "weight", (rows, columns)), ("_bias", "bias", (rows,))):
-                keys = tuple(f"flow.expert_out_proj.{k}.layers.{layer}.{kind}" for k in range(config.num_experts))
-                yield Weight(f"model.flow.experts.{ours}{suffix}", keys, shape, stacked=True)
-        gate = config.gate_dim_multiplier * d
-        yield from _linear("model.flow.gate.up_proj", "flow.gate.0", gate, 3 * d)
-        yield from _linear("model.flow.gate.down_proj", "flow.gate.2", config.num_experts, gate)
-    for index in range(config.decoder_layers):
-        ours, theirs = f"model.decoder.layers.{index}", f"decoder.resi_blocks.{index}"
-        yield from _norm(f"{ours}.norm", f"{theirs}.norm", d)
-        yield from _feed_forward(f"{ours}.feed_forward", f"{theirs}.ff", d, inner)
-    yield from _linear("lm_head", "decoder.lm_head", config.vocab_size, d)
-
-
-def _linear(ours: str, theirs: str, rows: int, columns: int, bias: bool = True) -> Iterator[Weight]:
-    yield Weight(f"{ours}.weight", (f"{theirs}.weight",), (rows, columns))
-    if bias:
-        yield Weight(f"{ours}.bias", (f"{theirs}.bias",), (rows,))
-
-
-def _norm(ours: str, theirs: str, size: int) -> Iterator[Weight]:
-    yield Weight(f"{ours}.weight", (f"{theirs}.scale",), (size,))
-    yield Weight(f"{ours}.bias", (f"{theirs}.shift",), (size,))
-
-
-def _feed_forward(ours: str, theirs: str, size: int, inner: int, last: int = 2) -> Iterator[Weight]:
-    yield from _linear(f"{ours}.up_proj", f"{theirs}.layers.0", inner, size)
-    yield from _linear(f"{ours}.down_proj", f"{theirs}.layers.{last}", size, inner)
-
-
-def _attention(config: YanConfig, ours: str, theirs: str) -> Iterator[Weight]:
-    d = config.hidden_size
-    for name, research in (("q_proj", "W_q"), ("k_proj", "W_k"), ("v_proj", "W_v")):
-        yield from _linear(f"{ours}.{name}", f"{theirs}.{research}", d, d, config.attention_bias)
-    yield from _linear(f"{ours}.o_proj", f"{theirs}.out_proj", d, d)
-
-
-def _mixer(config: YanConfig, ours: str, theirs: str) -> Iterator[Weight]:
-    d, state = config.hidden_size, config.mamba_state_size
-    inner, rank = config.mamba_expand * d, -(-d // 16)
-    shapes = {
-        "A_log": (inner, state),
-        "D": (inner,),
-        "in_proj.weight": (2 * inner, d),
-        "conv1d.weight": (inner, 1, config.mamba_conv_kernel),
-        "conv1d.bias": (inner,),
-        "x_proj.weight": (rank + 2 * state, inner),
-        "dt_proj.weight": (inner, rank),
-        "dt_proj.bias": (inner,),
-        "out_proj.weight": (d, inner),
-    }
-    for direction in ("fwd", "bwd"):
-        for name, shape in shapes.items():
-            yield Weight(f"{ours}.{direction}.{name}", (f"{theirs}.{direction}.{name}",), shape)
-    yield from _linear(f"{ours}.proj", f"{theirs}.proj", d, 2 * d)
-
-
-def _block(config: YanConfig, part: str, index: int, backbone: str, cross_attention: bool) -> Iterator[Weight]:
-    d, mamba = config.hidden_size, backbone == "mamba"
-    ours, theirs = f"model.{part}.layers.{index}", f"{part}.{'mamba' if mamba else 'trf'}_blocks.{index}"
-    if part == "encoder":
-        name, research = ("mixer_norm", "norm_self") if mamba else ("self_attn_norm", "norm_self_att")
-        yield from _norm(f"{ours}.{name}", f"{theirs}.{research}", d)
-        yield from _norm(f"{ours}.feed_forward_norm", f"{theirs}.norm_ff", d)
-    if mamba:
-        yield from _mixer(config, f"{ours}.mixer", f"{theirs}.self_mixer")
-    else:
-        yield from _attention(config, f"{ours}.self_attn", f"{theirs}.self_att")
-    if cross_attention:
-        yield from _attention(config, f"{ours}.cross_attn", f"{theirs}.cross_att")
-    inner = config.mamba_ff_multiplier * d if mamba else config.intermediate_size
+# Our names → the research code's, applied to a name in this order; all rules that match.
+_RENAMED = [
+    (r"^model\.", ""),
+    (r"^lm_head", "decoder.lm_head"),
+    (r"\.time_embedding\.proj\.", ".time_emb.1."),
+    (r"\.gate\.up_proj\.", ".gate.0."),
+    (r"\.gate\.down_proj\.", ".gate.2."),
+    (r"\.experts\.(up|down)_proj$", r".experts.\1_proj.weight"),
+    (r"\.experts\.(up|down)_proj_bias$", r".experts.\1_proj.bias"),
+    (r"\.experts\.", ".expert_out_proj.{expert}."),
+    (r"^decoder\.layers\.", "decoder.resi_blocks."),
     # A dropout stands between the two layers of a Mamba block's feed-forward network.
-    yield from _feed_forward(f"{ours}.feed_forward", f"{theirs}.ff", d, inner, last=3 if mamba else 2)
-    if part == "flow":
-        # In the flow the norms have no parameters: scale and shift come from the time embedding.
-        rows = (6 if cross_attention else 4) * d
-        yield from _linear(f"{ours}.adaptive_norm", f"{theirs}.adaLN.1", rows, d)
+    (r"\.mamba_blocks\.(.+)\.down_proj\.", r".mamba_blocks.\1.layers.3."),
+    (r"\.up_proj\.", ".layers.0."),
+    (r"\.down_proj\.", ".layers.2."),
+    (r"\.feed_forward\.", ".ff."),
+    (r"\.adaptive_norm\.", ".adaLN.1."),
+    (r"norm\.weight$", "norm.scale"),
+    (r"norm\.bias$", "norm.shift"),
+    (r"^(encoder|flow)\.norm\.", r"\1.final_norm."),
+    (r"\.self_attn_norm\.", ".norm_self_att."),
+    (r"\.mixer_norm\.", ".norm_self."),
+    (r"\.feed_forward_norm\.", ".norm_ff."),
+    (r"_attn\.([qkv])_proj\.", r"_attn.W_\1."),
+    (r"_attn\.o_proj\.", "_attn.out_proj."),
+    (r"\.(self|cross)_attn\.", r".\1_att."),
+    (r"\.mixer\.", ".self_mixer."),
+]
+
+
+def weights_of(model: PreTrainedModel) -> list[Weight]:
+    """Every tensor of a research checkpoint like a model of ours, which may be on the meta device."""
+    config = model.config
+    owners = ["", "encoder."] if model.model.flow is None else ["", "encoder.", "flow."]
+    blocks = {part: f"{part}.{_BLOCKS[getattr(config, f'{part}_backbone')]}." for part in ("encoder", "flow")}
+    found = []
+    for name, tensor in model.state_dict().items():
+        shape = tuple(tensor.shape)
+        if name.startswith("length_head."):  # the research model has none
+            continue
+        if name == "model.embed_tokens.weight":
+            found.append(Weight(name, tuple(f"{owner}shared_tok_emb.weight" for owner in owners[:2]), shape))
+        elif name == "model.embed_positions.weight":
+            found.append(Weight(name, tuple(f"{owner}shared_pos_emb.weight" for owner in owners), shape))
+        else:
+            key = name
+            for part, prefix in blocks.items():
+                key = key.replace(f"model.{part}.layers.", prefix)
+            for pattern, replacement in _RENAMED:
+                key = re.sub(pattern, replacement, key)
+            if "{expert}" in key:
+                keys = tuple(key.format(expert=index) for index in range(config.num_experts))
+                found.append(Weight(name, keys, shape[1:], stacked=True))
+            else:
+                found.append(Weight(name, (key,), shape))
+    return found
 
 
 __all__ = ["Weight", "read_config", "read_loss_weights", "weights_of", "write_config"]

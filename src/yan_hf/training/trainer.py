@@ -5,15 +5,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerState
+from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_peft_available
 
 from ..configuration_yan import YanConfig
 from ..data.checks import check_arguments, check_examples, check_vocabulary
-from ..hub.model_card import CARD_FILE, ModelCardCallback
+from ..hub.model_card import METRIC_NAMES, create_model_card, save_card
 from ..modeling_yan import YanForAutoEncoding
 from .callbacks import EmaCallback, EpochCallback, LengthHeadCallback, LossTermsCallback
 
@@ -73,13 +75,11 @@ class YanTrainer(Seq2SeqTrainer):
             self._ema = EmaCallback(ema_decay)
             self.add_callback(self._ema)
             self._needed_files.append(EmaCallback.FILE)
-        callbacks = self.callback_handler.callbacks
-        # Last, so that a card's figures are those of the weights that training leaves, averaged or not.
-        callbacks.sort(key=lambda callback: isinstance(callback, ModelCardCallback))
         # First, so that TensorBoard and the others see what it adds.
         terms = LossTermsCallback()
         terms.watch(self.model)
-        callbacks.insert(0, terms)
+        self.callback_handler.callbacks.insert(0, terms)
+        self._has_card = False
 
     def get_eval_dataloader(self, *arguments: Any, **keywords: Any):
         """As in the base class; every evaluation sees the same masked spans, whatever the epoch."""
@@ -108,11 +108,39 @@ class YanTrainer(Seq2SeqTrainer):
             inputs = {**inputs, "sparse_prediction": True}
         return super().compute_loss(model, inputs, *arguments, **keywords)
 
-    def create_model_card(self, *arguments: Any, **keywords: Any):
-        """As in the base class, which `push_to_hub` calls, unless a [`ModelCardCallback`] has written a card."""
-        written = any(isinstance(callback, ModelCardCallback) for callback in self.callback_handler.callbacks)
-        if not (written and Path(self.args.output_dir, CARD_FILE).is_file()):
-            super().create_model_card(*arguments, **keywords)
+    def create_model_card(
+        self,
+        *arguments: Any,
+        card_data: ModelCardData | None = None,
+        metrics: dict[str, float] | None = None,
+        split: str = "validation",
+        **keywords: Any,
+    ):
+        """
+        With `card_data` writes YAN's card into the output folder, see [`yan_hf.create_model_card`], and `push_to_hub`
+        keeps it. Otherwise as in the base class.
+
+        Args:
+            card_data: The card's metadata.
+            metrics: What `evaluate` or `predict` returned; lengths are predicted.
+            split: The split that they are of.
+            keywords: The card's texts, or arguments of the base class.
+        """
+        if card_data is None:
+            if not self._has_card:
+                super().create_model_card(*arguments, **keywords)
+            return
+        self._has_card = True
+        if not self.is_world_process_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        steps = model.generation_config.num_inference_steps or model.config.solver_steps
+        figures = {name: v for key, v in (metrics or {}).items() for name in METRIC_NAMES if key.endswith(f"_{name}")}
+        options = "; ".join(f"{name}: {value}" for name, value in extract_hyperparameters_from_trainer(self).items())
+        recipe = f"{self.state.global_step:,} optimiser steps ({self.state.epoch or 0:.2f} epochs). {options}."
+        results = [{"lengths": "predicted", "steps": steps, **figures}] if figures else []
+        card = create_model_card(model, card_data, results, split, **{"recipe": recipe, **keywords})
+        save_card(card, self.args.output_dir)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any):
         """

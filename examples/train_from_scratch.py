@@ -2,14 +2,14 @@
 """
 Trains YAN for question answering on a local JSON Lines file or a data set of the Hub, and evaluates it.
 
-    python examples/train_reader.py --train babi_qa1/train.jsonl.gz --validation babi_qa1/validation.jsonl.gz \\
+    python examples/train_from_scratch.py --train babi_qa1/train.jsonl.gz --validation babi_qa1/validation.jsonl.gz \\
         --test babi_qa1/test.jsonl.gz --output runs/babi
 
-    python examples/train_reader.py --dataset OWNER/NAME --context passage --output runs/mine
+    python examples/train_from_scratch.py --dataset OWNER/NAME --context passage --output runs/mine
 
 Rows hold a context (a text or a list of statements), a question and an answer. Without `--model`, tokenizer and model
-are made from the training rows in two stages: the encoder learns to read, as an auto-encoder whose masked span is the
-answer, then the flow learns to write it. With `--model` only the second stage runs. Both go from short contexts to
+are made from the training rows in two stages: encoder and decoder as an auto-encoder whose masked span is the answer,
+then the flow, which learns to generate it. With `--model` only the second stage runs. Both go from short contexts to
 long ones. Where rows name the statements that their answer rests on (`--support`), training rows are thinned at
 random to the level's number of statements, the supporting ones kept. The checkpoint with the best exact match on
 validation rows is kept; the test rows are used once, at the end, with predicted lengths and with the true ones.
@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from curriculum import Curriculum, CurriculumStream, train_by_curriculum
-from datasets import DatasetDict, load_dataset
+from curriculum import Curriculum, CurriculumStream, as_masked_answer, thinned, train_by_curriculum
+from datasets import Dataset, DatasetDict, load_dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -32,6 +32,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.utils.logging import tqdm
 
 from yan_hf import (
     YanConfig,
@@ -68,8 +69,8 @@ class Options:
     model: str | None = field(
         default=None, metadata={"help": "checkpoint to start from; by default a new small model"}
     )
-    reading_steps: int = field(default=9000, metadata={"help": "optimiser steps of the first stage"})
-    writing_steps: int = field(default=3000, metadata={"help": "optimiser steps of the second stage"})
+    autoencoder_steps: int = field(default=9000, metadata={"help": "optimiser steps of the first stage"})
+    flow_steps: int = field(default=3000, metadata={"help": "optimiser steps of the second stage"})
     batch_size: int = 64
     learning_rate: float = 1e-3
     hidden_size: int = 64
@@ -82,7 +83,9 @@ class Options:
 def read_rows(options: Options) -> DatasetDict:
     """The splits, checked for the columns."""
     if (options.train is None) == (options.dataset is None):
-        raise SystemExit("train_reader.py: give --train (with --validation and --test) or --dataset, one of the two.")
+        raise SystemExit(
+            "train_from_scratch.py: give --train (with --validation and --test) or --dataset, one of the two."
+        )
     if options.train is not None:
         files = {split: getattr(options, split) for split in ("train", "validation", "test")}
         splits = load_dataset("json", data_files={split: name for split, name in files.items() if name})
@@ -90,12 +93,12 @@ def read_rows(options: Options) -> DatasetDict:
         splits = load_dataset(options.dataset, options.dataset_config)
     for split in ("train", "validation"):
         if split not in splits:
-            raise SystemExit(f"train_reader.py: there is no {split} split, but {', '.join(splits)}.")
+            raise SystemExit(f"train_from_scratch.py: there is no {split} split, but {', '.join(splits)}.")
     for split, rows in splits.items():
         for column in (options.context, options.question, options.answer):
             if column not in rows.column_names:
                 raise SystemExit(
-                    f"train_reader.py: {split} has no column `{column}`, but {', '.join(rows.column_names)}."
+                    f"train_from_scratch.py: {split} has no column `{column}`, but {', '.join(rows.column_names)}."
                 )
     return splits
 
@@ -103,8 +106,7 @@ def read_rows(options: Options) -> DatasetDict:
 class Questions:
     """The rows of a split as source and target texts, thinned to a number of statements where that is possible."""
 
-    def __init__(self, rows: Any, options: Options, mask: str = MASK_MARKER):
-        self.mask = mask
+    def __init__(self, rows: Any, options: Options):
         self.rows = []
         for row in rows:
             context = row[options.context]
@@ -116,7 +118,7 @@ class Questions:
         self.num_levels = max(len(statements) for statements, *_ in self.rows) if self.thinnable else 5
 
     def pair(self, statements: list[str], question: str, answer: str) -> TextPair:
-        return question_answering(" ".join(statements), question, answer, self.mask)
+        return question_answering(" ".join(statements), question, answer)
 
     def pairs(self) -> list[TextPair]:
         return [self.pair(statements, question, answer) for statements, question, answer, _ in self.rows]
@@ -131,19 +133,18 @@ class Questions:
             statements, question, answer, support = self.rows[rng.integers(len(self.rows))]
             if len(support) <= count <= len(statements) or level < len(support):
                 break
-        # A statement that the answer does not rest on can go without changing the answer.
-        others = np.setdiff1d(np.arange(len(statements)), support)
-        kept = rng.choice(others, size=max(0, min(count - len(support), len(others))), replace=False)
-        return self.pair([statements[index] for index in sorted([*support, *kept])], question, answer)
+        return self.pair(thinned(statements, support, count, rng), question, answer)
 
 
-def answer_all(model, tokenizer, pairs: list[TextPair], true_lengths: bool = False, seed: int = 0) -> dict[str, float]:
+def evaluate_pairs(model, tokenizer, pairs: list[TextPair], true_lengths: bool = False, seed: int = 0):
     """Exact match and speed on all pairs, in batches of 250, three solver steps."""
-    encoded = encode_pairs(tokenizer, *zip(*pairs))
-    examples = [dict(zip(encoded, row)) for row in zip(*encoded.values())]
-    asked = (model, tokenizer, examples, YanDataCollator(tokenizer), true_lengths, seed)
-    texts, references, figures = generate_examples(*asked, batch_size=250, num_inference_steps=3)
-    return {"exact_match": exact_match(texts, references), "tokens_per_second": figures["tokens_per_second"]}
+    examples, training = Dataset.from_dict(encode_pairs(tokenizer, *zip(*pairs))), model.training
+    predictions, _, figures = generate_examples(
+        model.eval(), tokenizer, examples, YanDataCollator(tokenizer), true_lengths, seed, 250, num_inference_steps=3
+    )
+    model.train(training)
+    match = exact_match(predictions, [pair.target for pair in pairs])
+    return {"exact_match": match, "tokens_per_second": figures["tokens_per_second"]}
 
 
 class KeepBest(TrainerCallback):
@@ -154,7 +155,7 @@ class KeepBest(TrainerCallback):
         self.best = -1.0
 
     def evaluate(self, model):
-        match = answer_all(model, self.tokenizer, self.pairs)["exact_match"]
+        match = evaluate_pairs(model, self.tokenizer, self.pairs)["exact_match"]
         if match > self.best:
             self.best = match
             model.save_pretrained(self.folder)
@@ -164,16 +165,17 @@ class KeepBest(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0:
             match = self.evaluate(model)
-            print(f"step {state.global_step}: validation exact match {match:.3f}, best {self.best:.3f}", flush=True)
+            tqdm.write(f"step {state.global_step}: validation exact match {match:.3f}, best {self.best:.3f}")
 
 
-def train_stage(model, tokenizer, questions: Questions, reading: bool, options: Options, callbacks: list):
+def train_stage(model, tokenizer, questions: Questions, autoencoder: bool, options: Options, callbacks: list):
     """One stage, from short contexts to long ones."""
     levels = questions.num_levels
     # No goal: the falling rate of the last third of the steps is worth more than the minutes saved.
-    curriculum = Curriculum(levels, goal=2.0, threshold=0.94, level=1 if reading else max(1, levels // 2))
-    steps = options.reading_steps if reading else options.writing_steps
-    stream = CurriculumStream(questions.draw, tokenizer, curriculum, reading, options.batch_size, options.seed)
+    curriculum = Curriculum(levels, goal=2.0, threshold=0.94, level=1 if autoencoder else max(1, levels // 2))
+    steps = options.autoencoder_steps if autoencoder else options.flow_steps
+    view = as_masked_answer if autoencoder else None
+    stream = CurriculumStream(questions.draw, tokenizer, curriculum, view, options.batch_size, options.seed)
     train_by_curriculum(
         model,
         stream,
@@ -190,13 +192,13 @@ def main():
     (options,) = HfArgumentParser(Options).parse_args_into_dataclasses()
     started = time.monotonic()
     set_seed(options.seed)
-    for name in ("checkpoint", "reader"):
+    for name in ("checkpoint", "autoencoder"):
         check_not_input(options.output / name, options.model)
     splits = read_rows(options)
     if options.model is None:
-        texts = [f"{pair.source}\n{pair.target}" for pair in Questions(splits["train"], options, "").pairs()]
-        tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, model_type="bpe")
         questions = Questions(splits["train"], options)
+        texts = [f"{source.replace(MASK_MARKER, '')}\n{target}" for source, target in questions.pairs()]
+        tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, model_type="bpe")
         longest = max(map(len, encode_pairs(tokenizer, *zip(*questions.pairs()))["input_ids"]))
         config = YanConfig(
             vocab_size=len(tokenizer),
@@ -210,10 +212,10 @@ def main():
             loss_weights={"mmd": 0.0},  # the slowest term, and of no use for answers of a word
             experts_implementation=None if torch.cuda.is_available() else "eager",
         )
-        reader = YanForAutoEncoding(config)
-        train_stage(reader, tokenizer, questions, True, options, [])
-        reader.save_pretrained(options.output / "reader")
-        model = YanForConditionalGeneration.from_pretrained(options.output / "reader")
+        autoencoder = YanForAutoEncoding(config)
+        train_stage(autoencoder, tokenizer, questions, True, options, [])
+        autoencoder.save_pretrained(options.output / "autoencoder")
+        model = YanForConditionalGeneration.from_pretrained(options.output / "autoencoder")
     else:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = AutoModelForSeq2SeqLM.from_pretrained(options.model)
@@ -243,7 +245,7 @@ def main():
         model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
         pairs = Questions(splits["test"], options).pairs()
         for name, true_lengths in (("predicted_length", False), ("true_length", True)):
-            runs = [answer_all(model, tokenizer, pairs, true_lengths, seed) for seed in range(3)]
+            runs = [evaluate_pairs(model, tokenizer, pairs, true_lengths, seed) for seed in range(3)]
             matches = [run["exact_match"] for run in runs]
             result[f"test_{name}"] = {
                 "exact_match_mean": sum(matches) / 3,
