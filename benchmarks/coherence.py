@@ -17,8 +17,10 @@ Tasks on stories: `infilling` (sentences with a span of one to three words maske
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from quality_tasks import MASK, TASKS, Task, encoded_examples, fitting_pairs, read_rows, tokenizer_of
@@ -29,6 +31,7 @@ from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.data.tasks import TextPair, space_with_answer, split_sentences
 
 
+RESULTS = Path(__file__).with_name("results") / "coherence"
 SAMPLES, SOLVER_STEPS = 8, (1, 2, 3, 4)
 
 
@@ -208,6 +211,40 @@ def evaluate(model, rows: Rows, judge: GPT2LMHeadModel, start: int, batch_size: 
     for name in [name for name in counts if name.startswith("judge")]:
         figures[name] = counts[name] / counts[name.replace("judge", "tokens")]
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def table() -> str:
+    """Means over training seeds of the committed results, and standard deviations, as Markdown."""
+    groups: dict[tuple, list[dict]] = {}
+    for file in sorted(RESULTS.glob("*.json")):
+        result = json.loads(file.read_text())
+        settings = result["settings"]
+        choice = "one field" if settings["experts"] == 1 else "anew" if settings["reselect"] else "held"
+        key = (settings["task"], settings["experts"], choice, settings["prior"])
+        groups.setdefault(key, []).append(result)
+    columns = {
+        "exact match, predicted length": "exact_match_predicted_3",
+        "true length": "exact_match_true_3",
+        "true length, one step": "exact_match_true_1",
+        "a sample": "sampled",
+        "best of 8, by score": "reranked",
+        "best of 8, oracle": "oracle",
+        "distinct of 8": "distinct",
+        "judge, greedy text": "judge_greedy_3",
+        "judge, a sample": "judge_sampled",
+        "judge, the references": "judge_references",
+    }
+    head = ["task", "K", "choice", "prior", "seeds", *columns]
+    rows = [head, ["---"] * len(head)]
+    for key, results in sorted(groups.items()):
+        cells = []
+        for name in columns.values():
+            values = [result["figures"][name] for result in results]
+            is_share = name.startswith("exact") or name in ("sampled", "reranked", "oracle")
+            spread = f" ± {stdev(values) * (100 if is_share else 1):.2f}" if len(values) > 1 else ""
+            cells.append((f"{100 * mean(values):.1f} %" if is_share else f"{mean(values):.2f}") + spread)
+        rows.append([*key, len(results), *cells])
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def main():

@@ -4,7 +4,7 @@ The controlled test of coherence: several right answers for every source, and a 
 
     python benchmarks/multimodal.py --modes 8 --length 8 --experts 4 --steps 3 --scope target --reselect \
         --output benchmarks/results/multimodal/shift_m8_l8_k4_s3_target_anew.json
-    python benchmarks/multimodal.py --report docs/experts.md     # table and plot of all results that are there
+    python benchmarks/multimodal.py --plot
 
 Languages, over `--vocab` symbols:
 
@@ -28,7 +28,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from report import save, write_between_markers
+from report import save
 
 from yan_hf import ExpertUsageCallback, YanConfig, YanForConditionalGeneration
 
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     results = {steps: evaluate(model, language, steps) for steps in sorted({*EVALUATED_STEPS, options.steps})}
     valid = {str(steps): round(share, 4) for steps, (share, _) in results.items()}
     print(f"{num_steps} optimiser steps; valid by solver steps: {valid}; shares: {results[options.steps][1]}")
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "report")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "plot")}
     return {
         "settings": settings,
         "parameters": model.num_parameters(),
@@ -173,33 +173,39 @@ def _label(settings: dict) -> str:
     return f"{settings['scope']}, {choice}, K = {settings['experts']}"
 
 
-def report(page: Path):
-    """The table of all results, means and extremes over seeds, into `page`, and the plot of 8 modes."""
+def read_results() -> dict[tuple, list[dict]]:
+    """The committed results, those that differ by the seed alone together."""
     groups: dict[tuple, list[dict]] = {}
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
-        key = tuple((name, value) for name, value in result["settings"].items() if name != "seed")
+        key = tuple((name, value) for name, value in result["settings"].items() if name not in ("seed", "seconds"))
         groups.setdefault(key, []).append(result)
-    lines = [
-        "| language | M | L | model | trained with S | " + " | ".join(f"S = {steps}" for steps in EVALUATED_STEPS),
-        "|---" * (5 + len(EVALUATED_STEPS)),
-    ]
-    for key, results in sorted(groups.items(), key=lambda item: (item[0][0:3], _label(dict(item[0])))):
+    return groups
+
+
+def table() -> str:
+    """Means and, over several seeds, extremes of all results, as Markdown."""
+    lines = []
+    for key, results in read_results().items():
         settings = dict(key)
         cells = []
         for steps in EVALUATED_STEPS:
             values = [100 * result["valid"][str(steps)] for result in results]
             spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-            cells.append(f"{sum(values) / len(values):.1f}{spread}")
+            text = f"{sum(values) / len(values):.1f}{spread}"
+            cells.append(f"**{text}**" if steps == settings["steps"] else text)
         name = settings["language"] + (f", {settings['skew']:g} : 1" if settings["skew"] != 1 else "")
         start = "" if settings["start_state"] == "stretched" else ", from noise"
-        first = [name, settings["modes"], settings["length"], _label(settings) + start, settings["steps"]]
-        lines.append(" | ".join(map(str, [*first, *cells])))
-    write_between_markers(page, "multimodal", "\n".join(f"| {line.strip('| ')} |" for line in lines))
-    plot([result for results in groups.values() for result in results], page.parent / "images" / "multimodal.png")
+        lines.append(
+            [name, settings["modes"], settings["length"], _label(settings) + start, settings["steps"], *cells]
+        )
+    lines.sort(key=lambda line: (LANGUAGES.index(line[0].split(",")[0]), *line[:4]))
+    head = ["language", "M", "L", "model", "S in training", *(f"S = {steps}" for steps in EVALUATED_STEPS)]
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def plot(results: list[dict], file: Path):
+def plot(file: Path):
     """Share of valid rows against solver steps, a line for each kind of model, for 8 modes and 8 tokens."""
     import matplotlib
 
@@ -208,7 +214,7 @@ def plot(results: list[dict], file: Path):
 
     figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
     lines: dict[str, list[dict]] = {}
-    for result in results:
+    for result in [result for group in read_results().values() for result in group]:
         settings = result["settings"]
         is_shown = settings["language"] == "shift" and settings["modes"] == settings["length"] == 8
         if is_shown and settings["skew"] == 1 and settings["start_state"] == "stretched":
@@ -247,10 +253,10 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--report", type=Path, help="page to write the table of all results into, instead of a run")
+    parser.add_argument("--plot", action="store_true", help="only draw all results that are there")
     options = parser.parse_args()
-    if options.report:
-        return report(options.report)
+    if options.plot:
+        return plot(RESULTS / "valid.png")
     if not 1 <= options.modes <= options.vocab:
         parser.error(f"--modes must be in 1 to --vocab {options.vocab}, but is {options.modes}")
     if (options.language == "halves" or options.scope == "block") and options.length % 2:

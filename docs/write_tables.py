@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "modeling_tests" / "conformance")]
 
+import coherence  # noqa: E402
+import multimodal  # noqa: E402
 import quality_report  # noqa: E402
 import reliability  # noqa: E402
 from report import write_between_markers  # noqa: E402
@@ -263,7 +265,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {"speed": speed, "batches": speed_batches},
-    "docs/experts.md": {"routing-quality": routing_quality, "routing": routing, "offload": offload},
+    "docs/experts.md": {
+        "multimodal": multimodal.table,
+        "coherence": coherence.table,
+        "routing-quality": routing_quality,
+        "routing": routing,
+        "offload": offload,
+    },
     "docs/mamba.md": {"mamba": mamba},
     "docs/reliability.md": {"reliability": lambda: reliability.table(result("reliability"))},
     "docs/compatibility.md": {"conformance": conformance},
