@@ -225,9 +225,8 @@ def test_code_that_is_not_at_hand_is_not_named(tmp_path):
 
 
 def test_importing_the_package_registers_the_classes_and_nothing_heavy():
-    script = (
-        "import sys, yan_hf; print([m for m in ('peft', 'datasets', 'sentencepiece', 'sklearn') if m in sys.modules])"
-    )
+    # PEFT is imported, where it is installed, for its table of default targets.
+    script = "import sys, yan_hf; print([m for m in ('datasets', 'sklearn', 'matplotlib') if m in sys.modules])"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
