@@ -149,6 +149,19 @@ def speed() -> str:
     )
 
 
+def speed_cuda() -> str:
+    """Lowest and highest beside the median: rounds on a GPU spread far."""
+    lines = []
+    for row in [*result("speed_cuda_base")["rows"], *result("speed_cuda_base_batches")["rows"]]:
+        low, high = row["latency_range"]
+        spread = (
+            f"{1000 * row['latency_seconds']:.1f} ms ({1000 * low:.1f} to {1000 * high:.1f}, {row['rounds']} rounds)"
+        )
+        compared = _factor(row["times_slower_than_yan"])
+        lines.append([row["batch_size"], row["target_length"], f"`{row['system']}`", spread, compared])
+    return grid(["batch", "tokens", "system", "latency", "times slower than `yan`"], lines)
+
+
 def speed_batches() -> str:
     rows = [row for row in result("speed_cpu_tiny")["rows"] if row["target_length"] == 64]
     batches = sorted({row["batch_size"] for row in rows})
@@ -264,7 +277,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ablations": ablations,
     },
     "docs/generation.md": {"generation-options": generation_options},
-    "docs/speed.md": {"speed": speed, "batches": speed_batches},
+    "docs/speed.md": {"speed": speed, "speed-cuda": speed_cuda, "batches": speed_batches},
     "docs/experts.md": {
         "multimodal": multimodal.table,
         "coherence": coherence.table,
