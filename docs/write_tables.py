@@ -153,12 +153,12 @@ def speed_cuda() -> str:
     """Lowest and highest beside the median: rounds on a GPU spread far."""
     lines = []
     for row in [*result("speed_cuda_base")["rows"], *result("speed_cuda_base_batches")["rows"]]:
-        low, high = row["latency_range"]
-        spread = (
-            f"{1000 * row['latency_seconds']:.1f} ms ({1000 * low:.1f} to {1000 * high:.1f}, {row['rounds']} rounds)"
+        low, median, high = (
+            f"{1000 * value:.1f}" for value in sorted((*row["latency_range"], row["latency_seconds"]))
         )
-        compared = _factor(row["times_slower_than_yan"])
-        lines.append([row["batch_size"], row["target_length"], f"`{row['system']}`", spread, compared])
+        spread = f"{median} ms ({low} to {high}, {row['rounds']} rounds)"
+        slower = _factor(row["times_slower_than_yan"])
+        lines.append([str(row["batch_size"]), str(row["target_length"]), f"`{row['system']}`", spread, slower])
     return grid(["batch", "tokens", "system", "latency", "times slower than `yan`"], lines)
 
 
