@@ -11,13 +11,15 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test fuzz lint format bench conformance mutations clean
+.PHONY: help setup demo test test-fast fuzz lint format docs bench conformance mutations clean
 
 help:
-	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and asks it (about 4 minutes)"
-	@echo "make test         sets up and runs all tests"
+	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and evaluates it (about 4 minutes)"
+	@echo "make test-fast    runs our own tests but the slow ones (under two minutes)"
+	@echo "make test         runs all tests, then Transformers' and PEFT's own (about twenty minutes)"
 	@echo "make fuzz         draws 5,000 calls of generate, new ones every time (about ten minutes)"
 	@echo "make lint         checks style"
+	@echo "make docs         builds the documentation into site/"
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
 	@echo "make mutations    seeds bugs and shows which of our tests catch them (about ten minutes)"
 	@echo "make bench        measures speed"
@@ -34,16 +36,20 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	@echo "Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process through the"
-	@echo "Auto classes and asks it held-out questions: two to five minutes of training on two cores."
+	@echo "Auto classes and evaluates it on held-out questions: two to five minutes of training on two cores."
 	$(RUN) examples/demo.py
 
+test-fast: setup
+	@echo "Runs the tests that are not marked slow: under two minutes on two cores."
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q -m "not slow"
+
 test: setup
-	@echo "Runs the tests, then Transformers' and PEFT's own: about fifteen minutes on two cores."
+	@echo "Runs all tests, then Transformers' and PEFT's own: about twenty minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 	$(MAKE) conformance
 
 fuzz: setup
-	YAN_HF_FUZZ=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q modeling_tests/test_fuzz_generate.py
+	YAN_HF_FUZZ=5000 OMP_NUM_THREADS=1 $(RUN) -m pytest -q modeling_tests/generation/test_fuzz_generate.py
 
 conformance: setup
 	OMP_NUM_THREADS=1 $(RUN) modeling_tests/conformance/run.py
@@ -59,9 +65,16 @@ format: setup
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# A broken link, an exported name without documentation or a table that is not the results' is an error (with
+# --quiet mkdocs would overlook warnings).
+docs: setup
+	$(RUN) -m pytest -q modeling_tests/examples/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	@echo "site/index.html"
+
 bench: setup
 	@echo "Compares the latency of YAN and other decoders at the demo's size: about ten minutes on two cores."
 	$(RUN) benchmarks/speed.py --size tiny --lengths 16 64 256 --output runs/speed.json
 
 clean:
-	rm -rf $(VENV) build dist runs outputs src/*.egg-info
+	rm -rf $(VENV) build dist site runs outputs src/*.egg-info

@@ -1,51 +1,30 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-What helps YAN to write, one change at a time: the options of the configuration, and ideas beyond it.
+What helps YAN to generate: the options of the configuration, one change at a time.
 
     python benchmarks/ablations.py --task last_word --data tinystories --output benchmarks/results/ablations.json
 
-One auto-encoder is trained to read the task. From it every variant learns to write, with the same rows, seed and
-number of steps, and is asked the validation rows with the same noise, in three Euler steps, or as its name says: the
-trunk's passes are the same for all, but for guidance, which makes four, and for what is asked in one step. Beside
-exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens that the
-most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start and the
-noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
+One auto-encoder is trained on the task. From it the flow of every variant is trained, with the same rows, seed and
+number of steps, and evaluated on the validation rows with the same noise, in three Euler steps, or as its name says.
+Beside exact match it records what the gate does: its entropy at t = 0 (log K is uniform) and the share of the tokens
+that the most and the least chosen expert get. Training seeds (`--seeds`) differ in the rows' order, the flow's start
+and the noise. A run adds to the output file what it lacks, so that it can be stopped and taken up.
 """
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from types import ModuleType
 from typing import Any
 
 import torch
-from ablation_ideas import (
-    condition_on_estimate,
-    distil,
-    guide,
-    learn_sigma,
-    noise_for_the_decoder,
-    normalise_latents,
-    predict_clean_latent,
-    renoise_doubtful,
-)
-from quality_systems import ReadingTrainer, ask, fit, new_config, start_writer
+from quality_systems import AutoencoderTrainer, fit, generate_texts, new_config, start_flow
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from transformers import set_seed
 
-import yan_hf.modeling_yan
-import yan_hf.sampling
-from yan_hf import (
-    YanDataCollator,
-    YanForAutoEncoding,
-    YanForConditionalGeneration,
-    exact_match,
-)
+from yan_hf import YanDataCollator, YanForAutoEncoding, YanForConditionalGeneration, exact_match
 
 
 PLAIN = "default"
@@ -59,17 +38,16 @@ class Variant:
 
     Args:
         config: Fields of the configuration; its loss weights replace single ones.
-        change: Changes the model, or functions of `yan_hf.modeling_yan` and `yan_hf.sampling`, for this variant.
         collator: Arguments of the collator.
-        asked: Options of `generate`.
-        written_on: Share of the writing steps by which the plain variant's model is trained on, instead of the reader.
+        sampling: Options of `generate`.
+        continued_for: Share of the flow's steps by which the plain variant's model is trained on, instead of the
+            auto-encoder.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
-    change: Callable[[YanForConditionalGeneration], None] | None = None
     collator: dict[str, Any] = field(default_factory=dict)
-    asked: dict[str, Any] = field(default_factory=dict)
-    written_on: float | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    continued_for: float | None = None
 
 
 def _weights(**weights: float) -> Variant:
@@ -79,27 +57,12 @@ def _weights(**weights: float) -> Variant:
 VARIANTS: dict[str, Variant] = {
     PLAIN: Variant(),
     **{f"{count} experts": Variant({"num_experts": count}) for count in (1, 2, 8)},
-    "mixture's mean": Variant({"velocity_field": "mixture"}),
-    "self-conditioning": Variant(change=condition_on_estimate),
-    "clean latent predicted": Variant(change=predict_clean_latent),
-    "learned sigma": Variant(change=learn_sigma),
-    "noise before the decoder": Variant(change=noise_for_the_decoder),
-    "normalised latents": Variant(change=normalise_latents),
-    "guidance, two steps": Variant(change=guide, asked={"num_inference_steps": 2}),
-    "re-noised after two steps": Variant(change=renoise_doubtful, asked={"num_inference_steps": 2}, written_on=0.0),
-    "one step asked": Variant(asked={"num_inference_steps": 1}, written_on=0.0),
-    "written on, one step asked": Variant(asked={"num_inference_steps": 1}, written_on=0.5),
+    "one step asked": Variant(sampling={"num_inference_steps": 1}, continued_for=0.0),
+    "written on, one step asked": Variant(sampling={"num_inference_steps": 1}, continued_for=0.5),
     "one unrolled step, written on, one step asked": Variant(
-        {"solver_steps": 1}, asked={"num_inference_steps": 1}, written_on=0.5
-    ),
-    "distilled into one step": Variant(
-        {"solver_steps": 1, "frozen_parts": ENCODER, "loss_weights": {"latent": 1.0}},
-        distil,
-        asked={"num_inference_steps": 1},
-        written_on=0.5,
+        {"solver_steps": 1}, sampling={"num_inference_steps": 1}, continued_for=0.5
     ),
     "frozen auto-encoder": Variant({"frozen_parts": [*ENCODER, "decoder"]}),
-    "targets' latents detached": Variant({"detach_target_latents": True}),
     "no flow term": _weights(flow=0.0),
     "flow term 1": _weights(flow=1.0),
     "no latent term": _weights(latent=0.0),
@@ -130,17 +93,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-@contextmanager
-def restored(*modules: ModuleType):
-    """Takes back what is changed in the modules meanwhile."""
-    saved = [(module, dict(vars(module))) for module in modules]
-    try:
-        yield
-    finally:
-        for module, names in saved:
-            vars(module).update(names)
-
-
 @torch.no_grad()
 def gate_use(model: YanForConditionalGeneration, tokenizer, examples: list[dict]) -> dict[str, float]:
     """The gate's mean entropy at t = 0, and the most and least chosen experts' shares of the tokens."""
@@ -159,18 +111,16 @@ def gate_use(model: YanForConditionalGeneration, tokenizer, examples: list[dict]
     return {"gate_entropy": float(entropy), "largest_load": float(load.max()), "smallest_load": float(load.min())}
 
 
-def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) -> YanForConditionalGeneration:
-    """Trains a variant, from the reader or from the plain variant's model, which is kept for that."""
-    variant, steps, start = VARIANTS[name], options.writing_steps, folder / "reader"
-    if variant.written_on is not None:
-        steps, start = int(variant.written_on * steps), folder / f"writer_{seed}"
+def train_variant(options, task, tokenizer, draw, folder: Path, name: str, seed: int) -> YanForConditionalGeneration:
+    """Trains a variant, from the auto-encoder or from the plain variant's model, which is kept for that."""
+    variant, steps, start = VARIANTS[name], options.flow_steps, folder / "autoencoder"
+    if variant.continued_for is not None:
+        steps, start = int(variant.continued_for * steps), folder / f"flow_{seed}"
         if not start.exists():
-            write(options, task, tokenizer, draw, folder, PLAIN, seed)
+            train_variant(options, task, tokenizer, draw, folder, PLAIN, seed)
     weights = {"mmd": 0.0, **variant.config.get("loss_weights", {})}
     set_seed(seed)
-    model = start_writer(start, new_config(task, tokenizer, **{**variant.config, "loss_weights": weights}))
-    if variant.change is not None:
-        variant.change(model)
+    model = start_flow(start, new_config(task, tokenizer, **{**variant.config, "loss_weights": weights}))
     if steps > 0:
         fit(
             model,
@@ -179,7 +129,7 @@ def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) ->
             draw,
             folder / "trainer",
             steps,
-            options.writing_rate,
+            options.flow_rate,
             False,
             level=task.num_levels,
             seed=seed,
@@ -187,19 +137,20 @@ def write(options, task, tokenizer, draw, folder: Path, name: str, seed: int) ->
             disable_tqdm=True,
         )
     if name == PLAIN:
-        model.save_pretrained(folder / f"writer_{seed}")
+        model.save_pretrained(folder / f"flow_{seed}")
     return model.eval()
 
 
 def measure(options, task, tokenizer, draw, folder: Path, examples, references, name: str, seed: int) -> dict:
-    """Trains a variant, and asks it."""
-    with restored(yan_hf.modeling_yan, yan_hf.sampling):
-        model = write(options, task, tokenizer, draw, folder, name, seed)
-        result = gate_use(model, tokenizer, examples[:500])
-        asked = {"num_inference_steps": 3, **VARIANTS[name].asked}
-        for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
-            texts, _ = ask(model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths, **asked)
-            result[mode] = exact_match(texts, references)
+    """Trains a variant, and evaluates it."""
+    model = train_variant(options, task, tokenizer, draw, folder, name, seed)
+    result = gate_use(model, tokenizer, examples[:500])
+    sampling = {"num_inference_steps": 3, **VARIANTS[name].sampling}
+    for mode, true_lengths in (("exact_match", False), ("exact_match_true_lengths", True)):
+        texts, _ = generate_texts(
+            model, "yan", tokenizer, examples, task.max_new_tokens, true_lengths=true_lengths, **sampling
+        )
+        result[mode] = exact_match(texts, references)
     return result
 
 
@@ -208,12 +159,12 @@ def main():
     parser.add_argument("--task", choices=TASKS, default="last_word")
     parser.add_argument("--data", type=Path, help="folder with train and validation .jsonl.gz files")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--reading-steps", type=int, help="(default: the task's)")
-    parser.add_argument("--reading-rate", type=float, default=2e-3)
-    parser.add_argument("--writing-steps", type=int, default=800)
-    parser.add_argument("--writing-rate", type=float, default=1e-3)
+    parser.add_argument("--autoencoder-steps", type=int, help="(default: the task's)")
+    parser.add_argument("--autoencoder-rate", type=float, default=2e-3)
+    parser.add_argument("--flow-steps", type=int, default=800)
+    parser.add_argument("--flow-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--max-rows", type=int, default=3000, help="validation rows to ask")
+    parser.add_argument("--max-rows", type=int, default=3000, help="validation rows to use")
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -223,22 +174,22 @@ def main():
     tokenizer = tokenizer_of(task, rows)
     draw = examples_of(task, tokenizer, rows)
     folder = options.work / options.task
-    reading_steps = options.reading_steps or task.reading_steps
-    if not (folder / "reader").exists():
+    autoencoder_steps = options.autoencoder_steps or task.autoencoder_steps
+    if not (folder / "autoencoder").exists():
         set_seed(0)
-        reader = YanForAutoEncoding(new_config(task, tokenizer))
+        autoencoder = YanForAutoEncoding(new_config(task, tokenizer))
         fit(
-            reader,
+            autoencoder,
             task,
             tokenizer,
             draw,
             folder / "trainer",
-            reading_steps,
-            options.reading_rate,
+            autoencoder_steps,
+            options.autoencoder_rate,
             True,
-            ReadingTrainer,
+            AutoencoderTrainer,
         )
-        reader.save_pretrained(folder / "reader")
+        autoencoder.save_pretrained(folder / "autoencoder")
     pairs = fitting_pairs(task, tokenizer, read_rows(task, options.data, "validation"))[: options.max_rows]
     examples = encoded_examples(task, tokenizer, pairs)
     references = [pair.target for pair in pairs]
@@ -257,8 +208,8 @@ def main():
                     "task": options.task,
                     "split": "validation",
                     "asked_rows": len(pairs),
-                    "reading_steps": reading_steps,
-                    "writing_steps": options.writing_steps,
+                    "autoencoder_steps": autoencoder_steps,
+                    "flow_steps": options.flow_steps,
                     "runs": runs,
                 },
             )

@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The systems that `speed.py` compares: YAN in three renderings, and other decoders of its size."""
+"""What YAN is compared with: other decoders of its size, the research schedule, and what a call cannot do without."""
 
-from collections.abc import Callable
+from bisect import bisect_left
 
 import torch
 from transformers import (
@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.routing import choose_experts, gate_log_probs
+from yan_hf.experts import choose_experts, gate_log_probs
 
 
 SIZES = {
@@ -38,7 +38,6 @@ SIZES = {
         "num_experts": 4,
     },
 }
-_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 @torch.no_grad()
@@ -85,77 +84,102 @@ def masked_diffusion_generate(
     return tokens
 
 
-def _closest(name: str, build: Callable[[int], PreTrainedModel], parameters: int) -> PreTrainedModel:
-    """The number of layers that comes closest to `parameters`, which must be within 5 %."""
-    with torch.device("meta"):
-        sizes = {layers: build(layers).num_parameters() for layers in range(1, 41)}
-    layers = min(sizes, key=lambda count: abs(sizes[count] - parameters))
-    if abs(sizes[layers] - parameters) > 0.05 * parameters:
-        raise RuntimeError(f"No {name} of this width is within 5 % of {parameters:,} parameters.")
-    return build(layers).eval()
-
-
-def matching_gpt2(config: YanConfig, parameters: int) -> PreTrainedModel:
-    """A GPT-2 of the same width with an untied head."""
-    return _closest(
-        "GPT-2",
-        lambda layers: GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocab_size,
-                n_embd=config.hidden_size,
-                n_head=config.num_attention_heads,
-                n_layer=layers,
-                n_positions=2 * config.max_position_embeddings,
-                tie_word_embeddings=False,
-                **_SPECIAL,
-            )
-        ),
-        parameters,
+def _gpt2(config: YanConfig, layers: tuple[int, int], width: int, positions: int) -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=config.hidden_size,
+            n_head=config.num_attention_heads,
+            n_layer=sum(layers),
+            n_inner=width,
+            n_positions=positions,
+            initializer_range=config.initializer_range,
+            resid_pdrop=0.0,
+            embd_pdrop=config.embedding_dropout,
+            attn_pdrop=0.0,
+            tie_word_embeddings=False,
+            **_vocabulary(config),
+        )
     )
 
 
-def matching_bart(config: YanConfig, parameters: int) -> PreTrainedModel:
-    """A BART of the same width, half of its layers in the encoder; its one table of tokens is tied, as in BART."""
-    return _closest(
-        "BART",
-        lambda layers: BartForConditionalGeneration(
-            BartConfig(
-                vocab_size=config.vocab_size,
-                d_model=config.hidden_size,
-                encoder_layers=(layers + 1) // 2,
-                decoder_layers=layers // 2,
-                encoder_attention_heads=config.num_attention_heads,
-                decoder_attention_heads=config.num_attention_heads,
-                encoder_ffn_dim=4 * config.hidden_size,
-                decoder_ffn_dim=4 * config.hidden_size,
-                max_position_embeddings=2 * config.max_position_embeddings,
-                decoder_start_token_id=1,
-                forced_eos_token_id=None,
-                **_SPECIAL,
-            )
-        ),
-        parameters,
+def _bart(config: YanConfig, layers: tuple[int, int], width: int, positions: int) -> PreTrainedModel:
+    model = BartForConditionalGeneration(
+        BartConfig(
+            d_model=config.hidden_size,
+            encoder_layers=layers[0],
+            decoder_layers=layers[1],
+            encoder_attention_heads=config.num_attention_heads,
+            decoder_attention_heads=config.num_attention_heads,
+            encoder_ffn_dim=width,
+            decoder_ffn_dim=width,
+            max_position_embeddings=positions,
+            init_std=config.initializer_range,
+            dropout=0.0,
+            decoder_start_token_id=config.eos_token_id,
+            forced_eos_token_id=None,
+            **_vocabulary(config),
+        )
+    )
+    # The stacks' own dropout is that of their embeddings; `BartConfig` has one value for everything.
+    model.model.encoder.dropout = model.model.decoder.dropout = config.embedding_dropout
+    return model
+
+
+def _bert(config: YanConfig, layers: tuple[int, int], width: int, positions: int) -> PreTrainedModel:
+    return BertForMaskedLM(
+        BertConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=sum(layers),
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=width,
+            max_position_embeddings=positions,
+            tie_word_embeddings=False,
+            **_vocabulary(config),
+        )
     )
 
 
-def matching_bert(config: YanConfig, parameters: int) -> PreTrainedModel:
-    """A bidirectional Transformer of the same width with an untied head, for masked diffusion."""
-    return _closest(
-        "BERT",
-        lambda layers: BertForMaskedLM(
-            BertConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=layers,
-                num_attention_heads=config.num_attention_heads,
-                intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=2 * config.max_position_embeddings,
-                tie_word_embeddings=False,
-                **_SPECIAL,
-            )
-        ),
-        parameters,
-    )
+def _vocabulary(config: YanConfig) -> dict[str, int]:
+    return {name: getattr(config, name) for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+
+
+# A GPT-2 with an untied head, a BART with its one table of tokens, a bidirectional Transformer for masked diffusion.
+_BUILDERS = {"ar-gpt2": _gpt2, "ar-bart": _bart, "masked-diffusion": _bert}
+
+
+def matching_model(
+    system: str, config: YanConfig, parameters: int, positions: int, vary: str = "layers"
+) -> PreTrainedModel:
+    """
+    Another architecture of YAN's width, with the number of parameters that comes closest to YAN's.
+
+    Args:
+        system: `"ar-gpt2"`, `"ar-bart"` or `"masked-diffusion"`.
+        config: YAN's.
+        parameters: YAN's number.
+        positions: Size of the position table.
+        vary: What brings it there: the number of `"layers"`, half of them in BART's encoder, or the feed-forward
+            `"width"`, with YAN's number of layers.
+
+    Raises:
+        RuntimeError: where nothing comes within 5 %.
+    """
+    size = config.hidden_size
+    if vary == "layers":
+        shapes = [((count - count // 2, count // 2), 4 * size) for count in range(1, 41)]
+    else:
+        shapes = [((config.encoder_layers, config.flow_layers), width) for width in range(16, 64 * size, 16)]
+    build = _BUILDERS[system]
+
+    def surplus(shape: tuple[tuple[int, int], int]) -> int:
+        with torch.device("meta"):
+            return build(config, *shape, positions).num_parameters() - parameters
+
+    index = bisect_left(shapes, 0, key=surplus)
+    shape = min(shapes[max(index - 1, 0) : index + 1], key=lambda shape: abs(surplus(shape)))
+    if abs(surplus(shape)) > 0.05 * parameters:
+        raise RuntimeError(f"No {system} of this width is within 5 % of {parameters:,} parameters by its {vary}.")
+    return build(config, *shape, positions)
 
 
 def floor_costs(config: YanConfig, batch_size: int, source_length: int, length: int, steps: int) -> tuple[int, int]:

@@ -2,13 +2,13 @@
 """
 Compares how `generate` gets the target's length: predicted, several candidates, canvas slack, or given.
 
-    python benchmarks/length_modes.py --task ag_news --data ag_news --reader runs/quality/ag_news_yan/reader \
-        --output benchmarks/results/lengths_ag_news.json
+    python benchmarks/length_modes.py --task ag_news --data ag_news \
+        --autoencoder runs/quality/ag_news_yan/autoencoder --output benchmarks/results/lengths_ag_news.json
 
-From a reader that `quality.py` left in its `--work` folder, two models learn to write the task with the same rows,
+From an auto-encoder that `quality.py` left in its `--work` folder, two models learn the task with the same rows,
 steps and seed: one on canvases of the target's length, one with canvas slack (half of the canvases up to four end
-tokens longer). Both are then asked the test rows in every mode, in three Euler steps and with the same noise. Beside
-the output file lies a plot of it.
+tokens longer). Both are then evaluated on the test rows in every mode, in three Euler steps and with the same noise.
+Beside the output file lies a plot of it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from quality_systems import ask_by_seed, fit, new_config, start_writer
+from quality_systems import evaluate_by_seed, fit, new_config, start_flow
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from transformers import set_seed
@@ -60,10 +60,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--data", type=Path, help="folder with train and test .jsonl.gz files; without it, the Hub's")
-    parser.add_argument("--reader", type=Path, required=True, help="the auto-encoder to write from")
-    parser.add_argument("--steps", type=int, help="optimiser steps of writing (default: the task's)")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="what the flow starts from")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the flow (default: the task's)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--max-rows", type=int, help="ask only the first rows")
+    parser.add_argument("--max-rows", type=int, help="use only the first rows")
     parser.add_argument("--sampling-seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/length_modes"))
@@ -82,14 +82,14 @@ def main():
     rows = []
     for slack in (0.0, 0.5):
         set_seed(options.seed)
-        model = start_writer(options.reader, config)
+        model = start_flow(options.autoencoder, config)
         fit(
             model,
             task,
             tokenizer,
             draw,
             options.work / f"{options.task}_{slack:g}",
-            options.steps or task.writing_steps,
+            options.steps or task.flow_steps,
             options.learning_rate,
             False,
             level=max(1, task.num_levels // 2),
@@ -99,19 +99,19 @@ def main():
         )
         model.eval()
         for name, mode in MODES.items():
-            asked = (task, examples, references, options.sampling_seeds)
-            found, lengths = ask_by_seed(model, "yan", tokenizer, *asked, num_inference_steps=3, **mode)
+            settings = (task, examples, references, options.sampling_seeds)
+            found, lengths = evaluate_by_seed(model, "yan", tokenizer, *settings, num_inference_steps=3, **mode)
             found["right_length"] = [sum(map(operator.eq, counts, wanted)) / len(wanted) for counts in lengths]
             row = {"canvas_slack": slack, "mode": name, **{key: sum(x) / len(x) for key, x in found.items()}}
             rows.append({**row, **{f"{key}_by_sampling_seed": values for key, values in found.items()}})
             print(f"slack {slack:g}, {name:20}", {key: round(row[key], 4) for key in found}, flush=True)
     if options.output:
-        reading = json.loads((options.reader / "reading.json").read_text())
+        first = json.loads((options.autoencoder / "training.json").read_text())
         result = {
             "task": options.task,
             "data": task.hub_name if options.data is None else f"local copy, {options.data.name}",
-            "reading_steps": reading["steps"],
-            "writing_steps": options.steps or task.writing_steps,
+            "autoencoder_steps": first["steps"],
+            "flow_steps": options.steps or task.flow_steps,
             "train_rows": len(train_rows),
             "asked_rows": len(pairs),
             "parameters": model.num_parameters(),

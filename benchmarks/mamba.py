@@ -27,7 +27,7 @@ from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.mamba import YanMambaMixer
+from yan_hf.mixers import YanMambaMixer
 from yan_hf.modeling_yan import YanModel
 from yan_hf.selective_scan import resolve_implementation, selective_scan, selective_scan_sequential
 

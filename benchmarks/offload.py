@@ -10,7 +10,7 @@ Systems, each with token and with block routing, on random weights:
 - `resident`: all experts on the device;
 - `prefetch everything`: every expert is copied at the start of every call, and all of them fit;
 - `on demand`: a bounded set, an expert is copied when it is needed;
-- `speculative`: the first step's experts are predicted from a trunk layer, and what was missed is loaded (exact);
+- `speculative`: chosen experts are predicted from a trunk layer, and what was missed is loaded (exact);
 - `speculative, execute`: only predicted experts run (approximate).
 
 Calls start with nothing on the device, as if the experts of every request were others. The bound is `--resident-share`
@@ -20,7 +20,7 @@ On CUDA latency, peak memory and waits are measured. On a CPU copies are plain o
 latencies say what the bookkeeping costs and nothing about a bus; `bus_seconds` is then the model: the bytes that a
 call waits for in each system, at `--bus-rate`. It leaves out that copies made ahead may not be over in time.
 
-Recall is the share of the first step's experts that was predicted, for each layer; with `--checkpoint` that of a
+Recall is the share of the chosen experts that was predicted, for each layer; with `--checkpoint` that of a
 trained model is measured too, on random sources.
 """
 
@@ -157,7 +157,7 @@ def main():
                 row |= {
                     "max_resident_experts": system.offload.max_resident_experts,
                     "device_expert_bytes": system.offload.slot_bytes,
-                    "peak_resident_bytes": stats.peak_resident_bytes,
+                    "peak_resident_bytes": stats.peak_resident_experts * system.offload.expert_bytes,
                     "hits": stats.hits / calls,
                     "misses": stats.misses / calls,
                     "prefetched": stats.prefetched / calls,

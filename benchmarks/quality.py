@@ -1,18 +1,18 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Trains YAN or an autoregressive model of its size on a task from scratch, and asks it the official test rows.
+Trains YAN or an autoregressive model of its size on a task from scratch, and evaluates it on the official test rows.
 
     python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output quality/babi_yan.json
     python benchmarks/quality.py --task babi --system ar-bart --data babi_qa1 --output ...
 
 All systems of a task get the same rows, tokenizer, width, depth, parameters (within 5 %) and batch size. YAN trains in
-two stages, reading (the auto-encoder with the answer masked) and writing (the flow); the others on source and target
+two stages, the auto-encoder with the answer masked and the flow; the others on source and target
 throughout, for as many optimiser steps as both stages together. Where several values of `--learning-rate` are given,
 each trains for a tenth of the steps first, and the one with the lowest loss at the end of it is taken. Without
 `--data`, a folder of `.jsonl.gz` files, rows come from the Hub.
 
-YAN is asked with predicted lengths and every number of solver steps in `--sweep`; and in three steps with the best of
-three predicted lengths, and with the true lengths.
+YAN is evaluated with predicted lengths and every number of solver steps in `--sweep`; and in three steps with the best
+of three predicted lengths, and with the true lengths.
 """
 
 import argparse
@@ -26,35 +26,35 @@ from typing import Any
 
 import torch
 import yaml
+from decoders import matching_model
+from huggingface_hub import ModelCardData
 from quality_systems import (
     AR_SYSTEMS,
     SYSTEMS,
+    AutoencoderTrainer,
     AutoregressiveCollator,
     CausalCurriculumTrainer,
-    ReadingTrainer,
-    ask_by_seed,
+    CurriculumTrainer,
+    evaluate_by_seed,
     fit,
-    matching_autoregressive,
     new_config,
-    start_writer,
+    start_flow,
 )
 from quality_tasks import TASKS, encoded_examples, examples_of, fitting_pairs, read_rows, tokenizer_of
 from report import conditions, save
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
 from yan_hf import (
-    CardFacts,
     YanForAutoEncoding,
     YanForConditionalGeneration,
     create_model_card,
 )
-from yan_hf.curriculum import CurriculumTrainer
-from yan_hf.model_card import describe_hardware
+from yan_hf.hub.model_card import describe_hardware
 
 
 _NOT_RECORDED = ("work", "progress", "card", "again")
 
-# What `generate` is asked for besides the sweep of solver steps with predicted lengths.
+# Options of `generate` besides the sweep of solver steps with predicted lengths.
 THREE_LENGTHS = {"num_length_candidates": 3, "rerank": "joint"}
 
 
@@ -71,8 +71,8 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
     """A trained model; and the minutes that its training took, the learning rate, and the pilot's losses."""
     set_seed(options.seed)
     config = new_config(task, tokenizer, system, num_experts=options.experts, **json.loads(options.config))
-    reading_steps = options.reading_steps or task.reading_steps
-    writing_steps = options.writing_steps or task.writing_steps
+    autoencoder_steps = options.autoencoder_steps or task.autoencoder_steps
+    flow_steps = options.flow_steps or task.flow_steps
     settings = {
         "batch_size": options.batch_size,
         "seed": options.seed,
@@ -86,11 +86,11 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         parameters = YanForConditionalGeneration(config).num_parameters()
         length = task.max_source_length + task.max_new_tokens + 8
         trainer_class = CausalCurriculumTrainer if system == "ar-gpt2" else CurriculumTrainer
-        collator, steps = AutoregressiveCollator(tokenizer, system), reading_steps + writing_steps
+        collator, steps = AutoregressiveCollator(tokenizer, system), autoencoder_steps + flow_steps
 
         def autoregressive(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
             set_seed(options.seed)
-            model = matching_autoregressive(system, config, parameters, length)
+            model = matching_model(system, config, parameters, length, vary="width")
             return model, fit_all(model, steps, rate, False, trainer_class, data_collator=collator)
 
         rate, losses = best_rate(options.learning_rate, lambda rate: autoregressive(rate, steps // 10)[1])
@@ -98,29 +98,29 @@ def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[to
         model, _ = autoregressive(rate, steps)
     else:
 
-        def reader(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
+        def autoencoder(rate: float, steps: int) -> tuple[torch.nn.Module, float]:
             set_seed(options.seed)
             model = YanForAutoEncoding(config)
-            return model, fit_all(model, steps, rate, True, ReadingTrainer)
+            return model, fit_all(model, steps, rate, True, AutoencoderTrainer)
 
-        read = options.reader or folder / "reader"
-        if options.reader is None:
-            rate, losses = best_rate(options.learning_rate, lambda rate: reader(rate, reading_steps // 10)[1])
+        start = options.autoencoder or folder / "autoencoder"
+        if options.autoencoder is None:
+            rate, losses = best_rate(options.learning_rate, lambda rate: autoencoder(rate, autoencoder_steps // 10)[1])
             began = time.monotonic()
-            reader(rate, reading_steps)[0].save_pretrained(read)
+            autoencoder(rate, autoencoder_steps)[0].save_pretrained(start)
             minutes = (time.monotonic() - began) / 60
-            found = {"steps": reading_steps, "minutes": minutes, "learning_rate": rate, "pilot_losses": losses}
-            (read / "reading.json").write_text(json.dumps(found))
-        found = json.loads((read / "reading.json").read_text())
-        rate, losses, reading_steps = found["learning_rate"], found["pilot_losses"], found["steps"]
+            found = {"steps": autoencoder_steps, "minutes": minutes, "learning_rate": rate, "pilot_losses": losses}
+            (start / "training.json").write_text(json.dumps(found))
+        found = json.loads((start / "training.json").read_text())
+        rate, losses, autoencoder_steps = found["learning_rate"], found["pilot_losses"], found["steps"]
         began = time.monotonic() - 60 * found["minutes"]
-        model = start_writer(read, config)
+        model = start_flow(start, config)
         level = max(1, task.num_levels // 2)
-        fit_all(model, writing_steps, options.writing_rate, False, level=level)
+        fit_all(model, flow_steps, options.flow_rate, False, level=level)
     minutes = round((time.monotonic() - began) / 60, 1)
     return model.eval(), {
-        "reading_steps": reading_steps,
-        "writing_steps": writing_steps,
+        "autoencoder_steps": autoencoder_steps,
+        "flow_steps": flow_steps,
         "training_minutes": minutes,
         "learning_rate": rate,
         "pilot_losses": losses,
@@ -142,7 +142,7 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
         began = time.monotonic()
         # Several seeds where the result is reported, one for the other points of the sweep.
         seeds = options.sampling_seeds if mode.get("num_inference_steps") in (3, 32) else 1
-        found, lengths = ask_by_seed(model, system, tokenizer, task, examples, references, seeds, **mode)
+        found, lengths = evaluate_by_seed(model, system, tokenizer, task, examples, references, seeds, **mode)
         rows.append(
             {
                 **mode,
@@ -168,28 +168,24 @@ def write_card(path: Path, options, task, model, trained: dict[str, Any], rows: 
                 result |= {metric: mean(values), f"{metric}_spread": stdev(values) if len(values) > 1 else 0.0}
         results.append({**result, "tokens_per_second": row["tokens_per_second"]})
     name = f"yan-{options.task.replace('_', '-')}"
-    facts = CardFacts(
-        model_name=name,
-        dataset_id=task.hub_name,
-        dataset_config=task.hub_config,
-        split=options.split,
-        tokenizer="byte pairs trained with sentencepiece on the training rows",
-        limits=[
-            "A small model trained from scratch in minutes, to compare methods: of no use beyond its task.",
-            "The weights are not published; the command under Recipe makes them.",
-        ],
-        **yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task],
-    )
-    reading, writing, rate = trained["reading_steps"], trained["writing_steps"], trained["learning_rate"]
-    # A model that is asked again, or written from a reader made before, is made anew without these.
-    command = re.sub(r" --again| --reader \S+", "", conditions()["command"])
+    texts = yaml.safe_load(Path(__file__).with_name("quality_cards.yaml").read_text())[options.task]
+    data = ModelCardData(model_name=name, datasets=[task.hub_name], language="en", license=texts.pop("license", None))
+    limits = [
+        "A small model trained from scratch in minutes, to compare methods: of no use beyond its task.",
+        "The weights are not published; the command under Recipe makes them.",
+    ]
+    first, second, rate = trained["autoencoder_steps"], trained["flow_steps"], trained["learning_rate"]
+    # A model that is evaluated again, or whose auto-encoder was made before, is made anew without these.
+    command = re.sub(r" --again| --autoencoder \S+", "", conditions()["command"])
     recipe = f"""`{command}`
 
-Stage 1, {reading:,} steps at {rate:g}: the auto-encoder reads off what is masked. Stage 2,
-{writing:,} steps at {options.writing_rate:g}: the flow learns to write it, all parts training. AdamW (0.9, 0.98),
+Stage 1, {first:,} steps at {rate:g}: the auto-encoder predicts what is masked. Stage 2,
+{second:,} steps at {options.flow_rate:g}: the flow learns to generate it, all parts training. AdamW (0.9, 0.98),
 50 warm-up steps, the rate falling to zero over the last third of each stage, batches of {options.batch_size},
 training seed {options.seed}. The spread is over sampling seeds of this one training run."""
-    card = create_model_card(model, facts, results, options.sampling_seeds, recipe, describe_hardware(), 100)
+    texts = {**texts, "recipe": recipe, "limits": limits}
+    seeds, hardware = options.sampling_seeds, f"{describe_hardware()}, in batches of 100"
+    card = create_model_card(model, data, results, options.split, seeds, hardware, **texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     card.save(path)
 
@@ -200,23 +196,23 @@ def main():
     parser.add_argument("--system", choices=SYSTEMS, required=True)
     parser.add_argument("--data", type=Path, help="folder with train, validation and test .jsonl.gz files")
     parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--reading-steps", type=int, help="optimiser steps of the first stage (default: the task's)")
-    parser.add_argument("--reader", type=Path, help="an earlier run's reader, to write from instead of reading anew")
-    parser.add_argument("--writing-steps", type=int, help="optimiser steps of the second stage (default: the task's)")
+    parser.add_argument("--autoencoder-steps", type=int, help="of the first stage (default: the task's)")
+    parser.add_argument("--autoencoder", type=Path, help="an earlier run's auto-encoder, instead of a new one")
+    parser.add_argument("--flow-steps", type=int, help="of the second stage (default: the task's)")
     parser.add_argument(
-        "--learning-rate", type=float, nargs="+", default=[2e-3], help="of reading, and of the other systems"
+        "--learning-rate", type=float, nargs="+", default=[2e-3], help="of the auto-encoder, and of the other systems"
     )
-    parser.add_argument("--writing-rate", type=float, default=1e-3)
+    parser.add_argument("--flow-rate", type=float, default=1e-3)
     parser.add_argument("--config", default="{}", help="fields of YanConfig that replace the task's, as JSON")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--sweep", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 32])
     parser.add_argument("--sampling-seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", default="test", help="rows to ask (use validation to tune)")
-    parser.add_argument("--max-rows", type=int, help="ask only the first rows")
+    parser.add_argument("--split", default="test", help="rows to evaluate on (use validation to tune)")
+    parser.add_argument("--max-rows", type=int, help="use only the first rows")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--again", action="store_true", help="ask the model that an earlier run left in --work")
+    parser.add_argument("--again", action="store_true", help="evaluate the model that an earlier run left in --work")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--card", type=Path, help="file for YAN's model card")
     options = parser.parse_args()
@@ -244,7 +240,7 @@ def main():
         named = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {
             "options": {key: value for key, value in named.items() if key not in _NOT_RECORDED},
-            "steps": trained["reading_steps"] + trained["writing_steps"],
+            "steps": trained["autoencoder_steps"] + trained["flow_steps"],
             "parameters": model.num_parameters(),
             "train_rows": len(rows),
             "asked_rows": len(pairs),

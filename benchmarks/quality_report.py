@@ -1,6 +1,6 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Turns the results of `quality.py` into the tables of the README and plots of the sweeps.
+Turns the results of `quality.py` into a table and plots of the sweeps; `docs/write_tables.py` fills the pages.
 
     python benchmarks/quality_report.py benchmarks/results/quality
 
@@ -58,8 +58,7 @@ def label(run: dict) -> str:
     system, experts = run["options"]["system"], run["options"]["experts"]
     if system.startswith("ar-"):
         return system
-    follows_mean = json.loads(run["options"].get("config", "{}")).get("velocity_field") == "mixture"
-    return f"{system}, K = {experts}{', mean' if follows_mean else ''}"
+    return f"{system}, K = {experts}"
 
 
 def at(run: dict, steps: int, true_lengths: bool = False, candidates: int = 1, metric: str = "exact_match"):

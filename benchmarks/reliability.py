@@ -22,7 +22,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from report import save
+from report import save, write_between_markers
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -36,7 +36,6 @@ KINDS = {
     "configuration and weights": {},
     "configuration and weights, one file and shards in turn": {"max_shard_size": "60KB"},
 }
-BEGIN, END = "<!-- reliability:begin -->", "<!-- reliability:end -->"
 _processes = multiprocessing.get_context("fork")
 
 
@@ -237,15 +236,6 @@ def _listed(result: dict, others: tuple[str, ...]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in result.items() if name not in others)
 
 
-def write_table(page: Path, text: str):
-    """Puts a table between the marks of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{page} has no place for the table: put {BEGIN} and {END} on lines of their own.")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=150, help="over all kinds of saves")
@@ -270,7 +260,7 @@ def main():
     if options.output:
         save(options.output, report)
     if options.page:
-        write_table(options.page, table(report))
+        write_between_markers(options.page, "reliability", table(report))
 
 
 if __name__ == "__main__":

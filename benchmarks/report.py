@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from yan_hf.model_card import processor_name
+from yan_hf.hub.model_card import processor_name
 
 
 def conditions() -> dict[str, object]:
@@ -65,3 +65,14 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         alive += event.nbytes()
         highest = max(highest, alive)
     return highest
+
+
+def write_between_markers(page: Path, name: str, text: str):
+    """Replaces what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in a page; both must be there."""
+    content = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found_begin, rest = content.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"{page} has no place for the table: add the lines {begin} and {end}.")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

@@ -9,14 +9,14 @@ to one mask token each (of one token by default), the target the whole passage. 
 `train.jsonl.gz` and `test.jsonl.gz`; without it the set is loaded from the Hub. Four trainings, the last two from the
 second's end and equally long:
 
-1. `reader`: encoder and decoder, as an auto-encoder, and frozen from then on;
+1. `autoencoder`: encoder and decoder, as an auto-encoder, and frozen from then on;
 2. `token`: the flow, with token routing, on short passages first: copying is learned sooner from few positions;
 3. `token, longer`: token routing goes on, so that more steps are no advantage of block routing;
 4. `block`: block routing with `--block-size`, `--threshold` and `--top-k`.
 
-Models 3 and 4 are then asked the same test rows with the same noise and the true lengths, with token routing and with
-block routing at every threshold and block length. Distinct experts are means over the blocks of a canvas, counted for
-token routing in blocks of the same length. Quality is the share of target tokens that are right.
+Models 3 and 4 are then evaluated on the same test rows with the same noise and the true lengths, with token routing
+and with block routing at every threshold and block length. Distinct experts are means over the blocks of a canvas,
+counted for token routing in blocks of the same length. Quality is the share of target tokens that are right.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from yan_hf import YanConfig, YanDataCollator, YanForAutoEncoding, YanForConditionalGeneration, train_tokenizer
-from yan_hf.callbacks import EpochCallback
+from yan_hf.training.callbacks import EpochCallback
 
 
 HUB_NAME = "roneneldan/TinyStories"
@@ -94,7 +94,7 @@ def fit(
 
 
 @torch.no_grad()
-def ask(model, batches: list[dict[str, torch.Tensor]], **options: object) -> tuple[float, float]:
+def measure(model, batches: list[dict[str, torch.Tensor]], **options: object) -> tuple[float, float]:
     """Share of right tokens, and mean number of distinct experts in a block."""
     right = total = distinct = blocks = row = 0
     for batch in batches:
@@ -128,7 +128,7 @@ def evaluate(options, models: dict[str, torch.nn.Module], batches: list) -> list
         for label, size in sizes.items():
             settings = [("token", 1.0), *(("block", threshold) for threshold in options.thresholds)]
             for routing, threshold in settings:
-                accuracy, distinct = ask(
+                accuracy, distinct = measure(
                     model,
                     batches,
                     routing=routing,
@@ -197,13 +197,13 @@ def main():
     parser.add_argument("--vocab-size", type=int, default=1000)
     parser.add_argument("--mask-rate", type=float, default=0.08)
     parser.add_argument("--max-span", type=int, default=1, help="longest masked span, in tokens")
-    parser.add_argument("--reading-steps", type=int, default=400)
+    parser.add_argument("--autoencoder-steps", type=int, default=400)
     parser.add_argument("--short-length", type=int, default=16)
     parser.add_argument("--short-steps", type=int, default=700)
-    parser.add_argument("--writing-steps", type=int, default=400)
+    parser.add_argument("--flow-steps", type=int, default=400)
     parser.add_argument("--tuning-steps", type=int, default=250)
-    parser.add_argument("--reading-rate", type=float, default=2e-3)
-    parser.add_argument("--writing-rate", type=float, default=3e-3)
+    parser.add_argument("--autoencoder-rate", type=float, default=2e-3)
+    parser.add_argument("--flow-rate", type=float, default=3e-3)
     parser.add_argument("--tuning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--block-size", type=int, default=32, help="of the block-routed training")
@@ -228,7 +228,7 @@ def main():
     test_rows = [test_rows[index] for index in order]
     collator = make_collator(options, tokenizer, "span_infilling", seed=1)
     batches = [collator(test_rows[start : start + 64]) for start in range(0, len(test_rows), 64)]
-    print(f"{len(train_rows)} passages to train on, {len(test_rows)} to ask", flush=True)
+    print(f"{len(train_rows)} passages to train on, {len(test_rows)} to evaluate on", flush=True)
 
     config = YanConfig(
         vocab_size=len(tokenizer),
@@ -248,20 +248,22 @@ def main():
     minutes = {}
     start = options.start
     if start is None:
-        reader = YanForAutoEncoding(config)
-        arguments = (tokenizer, train_rows, "auto_encoding", options.reading_steps, options.reading_rate)
-        minutes["reader"] = fit(options, reader, *arguments) / 60
-        reader.save_pretrained(options.work / "reader")
+        autoencoder = YanForAutoEncoding(config)
+        arguments = (tokenizer, train_rows, "auto_encoding", options.autoencoder_steps, options.autoencoder_rate)
+        minutes["autoencoder"] = fit(options, autoencoder, *arguments) / 60
+        autoencoder.save_pretrained(options.work / "autoencoder")
         logging.set_verbosity_error()  # the flow's keys are missing, as they should
-        model = YanForConditionalGeneration.from_pretrained(options.work / "reader", experts_implementation="eager")
+        model = YanForConditionalGeneration.from_pretrained(
+            options.work / "autoencoder", experts_implementation="eager"
+        )
         logging.set_verbosity_warning()
         # The latents are fixed, so that these two terms cannot shrink them; and they have to be hit closely.
         model.freeze("encoder", "decoder", "token_embeddings")
         model.config.loss_weights.update(flow=0.1, latent=0.1)
         short_rows = passages(tokenizer, texts, options.short_length)
-        arguments = (tokenizer, short_rows, "span_infilling", options.short_steps, options.writing_rate)
+        arguments = (tokenizer, short_rows, "span_infilling", options.short_steps, options.flow_rate)
         minutes["token"] = fit(options, model, *arguments, batch_size=2 * options.batch_size) / 60
-        arguments = (tokenizer, train_rows, "span_infilling", options.writing_steps, options.writing_rate)
+        arguments = (tokenizer, train_rows, "span_infilling", options.flow_steps, options.flow_rate)
         minutes["token"] += fit(options, model, *arguments) / 60
         start = options.work / "token"
         model.save_pretrained(start)

@@ -56,7 +56,7 @@ def same_rows(model: YanForConditionalGeneration, batch_size: int, target_length
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--vocab-size", type=int, default=8_000)
     parser.add_argument("--batch-size", type=int, default=16)

@@ -25,19 +25,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from decoders import (
-    SIZES,
-    floor_costs,
-    masked_diffusion_generate,
-    matching_bart,
-    matching_bert,
-    matching_gpt2,
-    naive_generate,
-)
+from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
 from report import peak_memory, save, timed
 
 from yan_hf import YanConfig, YanForConditionalGeneration
-from yan_hf.cpu_linear import OneDnnLinear, linear
+from yan_hf.inference import cpu_kernels
+from yan_hf.layers import KERNELS, linear
 
 
 SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
@@ -53,8 +46,8 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     size = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = min(timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(7))
-    if device.type == "cpu" and OneDnnLinear.is_available():
-        with OneDnnLinear():
+    if device.type == "cpu" and cpu_kernels.is_available():
+        with cpu_kernels.use_onednn(KERNELS):
             product = min(product, *(timed(lambda: linear(left, right), device) for _ in range(7)))
     return 2 * source.numel() * source.element_size() / copy, size**3 / product
 
@@ -175,9 +168,9 @@ def main():
     config = YanConfig(max_position_embeddings=max(1024, *options.lengths), **fields)
     models = {"yan": YanForConditionalGeneration(config)}
     parameters = models["yan"].num_parameters()
-    for name, build in (("ar-gpt2", matching_gpt2), ("ar-bart", matching_bart), ("masked-diffusion", matching_bert)):
+    for name in ("ar-gpt2", "ar-bart", "masked-diffusion"):
         if any(system.startswith(name) for system in options.systems):
-            models[name] = build(config, parameters)
+            models[name] = matching_model(name, config, parameters, 2 * config.max_position_embeddings)
     models = {name: model.to(device, dtype).eval() for name, model in models.items()}
     bandwidth, rate = machine_rates(device, dtype)
 

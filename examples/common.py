@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from yan_hf import YanConfig, train_tokenizer
-from yan_hf.data_files import check_not_input
-from yan_hf.task_data import TASKS, TaskEncoder, encode_split, load_splits
-from yan_hf.tokenization import MASK_MARKER
+from yan_hf.data.files import check_not_input
+from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits
+from yan_hf.data.tokenization import MASK_MARKER
 
 
 @dataclass
@@ -76,7 +76,7 @@ class ModelArguments:
     )
     ema_decay: float | None = field(default=None, metadata={"help": "average the weights, e.g. 0.999"})
     card: str | None = field(
-        default=None, metadata={"help": "write a model card: fields of yan_hf.CardFacts, as JSON; measured at the end"}
+        default=None, metadata={"help": "write a model card: arguments of YanTrainer.create_model_card, as JSON"}
     )
 
 
@@ -152,30 +152,27 @@ def read_splits(data: DataArguments, needed: str = "train") -> dict[str, Any]:
     return found
 
 
+def task_encoder(data: DataArguments, tokenizer: PreTrainedTokenizerBase | None, **changes: Any) -> TaskEncoder:
+    """What turns rows into texts and token ids; `changes` stand in for options."""
+    fields = {"columns": mapping(data.columns), "label_names": data.class_names, **changes}
+    return TaskEncoder.from_options(data, tokenizer=tokenizer, **fields)
+
+
 def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the model's, or a new one trained on the training rows."""
     if model.tokenizer or model.model:
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
-    reader = TaskEncoder(
-        data.task,
-        None,  # texts are made, not encoded
-        mapping(data.columns),
-        data.class_names,
-        skip_bad_rows=True,
-        space_in_target=data.space_in_target,
-        max_sentences=data.max_sentences,
-        mask_marker=data.mask_marker,
-    )
+    encoder = task_encoder(data, None, skip_bad_rows=True, add_mask=False, mask_first=False)
 
     def texts():
         for row in splits["train"]:
             try:
-                pairs = reader.pairs(row)
+                pairs = encoder.pairs(row)
             except ValueError:
                 continue  # reported when the rows are tokenized
             yield from (f"{pair.source.replace(MASK_MARKER, '')} {pair.target.strip()}" for pair in pairs)
 
-    reader.check_columns(list(next(iter(splits["train"]))), "The training data")
+    encoder.check_columns(list(next(iter(splits["train"]))), "The training data")
     return train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
 
 
@@ -212,20 +209,7 @@ def encode_splits(
     """Tokenized splits; says how many rows were left out."""
     encoded = {}
     for name, rows in splits.items():
-        encoder = TaskEncoder(
-            data.task,
-            tokenizer,
-            mapping(data.columns),
-            data.class_names,
-            data.max_source_length,
-            data.max_target_length,
-            data.skip_bad_rows,
-            data.add_mask,
-            data.space_in_target,
-            data.mask_first,
-            data.max_sentences,
-            data.mask_marker,
-        )
+        encoder = task_encoder(data, tokenizer)
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:
             print(f"Left out {skipped} rows of the {name} split: {encoder.skipped}", flush=True)

@@ -1,12 +1,12 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process and asks it.
+Trains a small YAN from scratch on simulated bAbI stories, saves it, reloads it in a new process and evaluates it.
 
     python examples/demo.py [--output runs/demo] [--seed 0] [--backbone mamba]
 
-Stage 1 teaches the encoder to read: an auto-encoder whose masked span is the answer. Stage 2 trains the flow to write
-the answer. Both see fresh stories at every step, short ones first; stories grow by one statement when the running
-exact match passes 95 %. Held-out questions come from a seed that training never uses.
+Stage 1 trains encoder and decoder: an auto-encoder whose masked span is the answer. Stage 2 trains the flow to
+generate the answer. Both see fresh stories at every step, short ones first; stories grow by one statement when the
+running exact match passes 95 %. Held-out questions come from a seed that training never uses.
 """
 
 import argparse
@@ -20,21 +20,25 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from babi import BabiExample, simulate, simulate_many
+from curriculum import Curriculum, CurriculumStream, as_masked_answer, train_by_curriculum
+from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from yan_hf import (
     YanConfig,
+    YanDataCollator,
     YanForAutoEncoding,
     YanForConditionalGeneration,
+    encode_pairs,
     exact_match,
     train_tokenizer,
 )
-from yan_hf.babi import BabiExample, simulate, simulate_many
 from yan_hf.configuration_yan import BACKBONES
-from yan_hf.curriculum import Curriculum, CurriculumStream, train_by_curriculum
-from yan_hf.tasks import TextPair
-from yan_hf.tokenization import MASK_MARKER, encode_text
+from yan_hf.data.tasks import TextPair
+from yan_hf.data.tokenization import MASK_MARKER
+from yan_hf.evaluation.evaluate import generate_examples
 
 
 MAX_STATEMENTS = 3
@@ -48,21 +52,22 @@ def question(example: BabiExample, mask: str = MASK_MARKER) -> str:
 
 
 def answer(example: BabiExample) -> str:
-    """The whole sentence that YAN writes."""
+    """The whole sentence that YAN generates."""
     return f"{example.question.split()[-1][:-1]} is in the {example.answer}."
 
 
-def train_stage(model, tokenizer, reading: bool, options: argparse.Namespace, seconds: float) -> Curriculum:
+def train_stage(model, tokenizer, autoencoder: bool, options: argparse.Namespace, seconds: float) -> Curriculum:
     """One training stage, at most `seconds` long."""
-    # The reader learns the place, one token; the writer, who can read already, the whole sentence.
-    curriculum = Curriculum(MAX_STATEMENTS, goal=0.985 if reading else 0.995, level=1 if reading else 2)
+    # The auto-encoder learns the place, one token; the flow, whose encoder knows it by then, the whole sentence.
+    curriculum = Curriculum(MAX_STATEMENTS, goal=0.985 if autoencoder else 0.995, level=1 if autoencoder else 2)
 
     def make(rng: np.random.Generator, level: int) -> TextPair:
         example = simulate(int(rng.integers(1, level + 1)), rng)
-        return TextPair(question(example), f" {example.answer}" if reading else answer(example))
+        return TextPair(question(example), f" {example.answer}" if autoencoder else answer(example))
 
-    stream = CurriculumStream(make, tokenizer, curriculum, reading, BATCH_SIZE, options.seed)
-    rate = 2e-3 if reading else 1e-3
+    view = as_masked_answer if autoencoder else None
+    stream = CurriculumStream(make, tokenizer, curriculum, view, BATCH_SIZE, options.seed)
+    rate = 2e-3 if autoencoder else 1e-3
     train_by_curriculum(model, stream, options.output / "trainer", seconds, rate, logging_steps=200)
     return curriculum
 
@@ -91,24 +96,24 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         # On the CPU the plain loop over experts is faster than the grouped kernel.
         experts_implementation="eager",
     )
-    reader = YanForAutoEncoding(config)
-    print(f"Stage 1: the encoder learns to read ({reader.num_parameters():,} parameters).", flush=True)
-    reading = train_stage(reader, tokenizer, True, options, seconds=options.seconds * 0.6)
-    reader.save_pretrained(options.output / "reader")
+    autoencoder = YanForAutoEncoding(config)
+    print(f"Stage 1: the auto-encoder ({autoencoder.num_parameters():,} parameters).", flush=True)
+    first = train_stage(autoencoder, tokenizer, True, options, seconds=options.seconds * 0.6)
+    autoencoder.save_pretrained(options.output / "autoencoder")
     seconds = time.monotonic() - started
-    print(f"Reads stories of {reading.level} statements after {seconds:.0f} s.", flush=True)
+    print(f"Knows the answers of stories of {first.level} statements after {seconds:.0f} s.", flush=True)
 
     logging.set_verbosity_error()  # the flow's keys are missing, as they should
-    model = YanForConditionalGeneration.from_pretrained(options.output / "reader", experts_implementation="eager")
+    model = YanForConditionalGeneration.from_pretrained(options.output / "autoencoder", experts_implementation="eager")
     logging.set_verbosity_warning()
-    print(f"Stage 2: the flow learns to write the answer ({model.num_parameters():,} parameters).", flush=True)
-    writing = train_stage(model, tokenizer, False, options, seconds=options.seconds - seconds)
+    print(f"Stage 2: the flow learns to generate the answer ({model.num_parameters():,} parameters).", flush=True)
+    second = train_stage(model, tokenizer, False, options, seconds=options.seconds - seconds)
     folder = options.output / "checkpoint"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(
-        f"Trained in {time.monotonic() - started:.0f} s, stories of {writing.level} statements, running exact match "
-        f"{writing.running:.3f}; saved to {folder}.",
+        f"Trained in {time.monotonic() - started:.0f} s, stories of {second.level} statements, running exact match "
+        f"{second.running:.3f}; saved to {folder}.",
         flush=True,
     )
     training = {
@@ -124,24 +129,16 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     return folder, training
 
 
-def ask(folder: Path, count: int) -> dict[str, Any]:
-    """Loads a checkpoint through the Auto classes and asks held-out questions, with predicted lengths."""
+def evaluate(folder: Path, count: int) -> dict[str, Any]:
+    """Loads a checkpoint through the Auto classes and answers held-out questions, with predicted lengths."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     examples = simulate_many(count, (1, MAX_STATEMENTS), seed=HELD_OUT_SEED)
-    sources = [question(example) for example in examples]
-    predictions, tokens, passes, seconds = [], 0, 0, 0.0
-    set_seed(0)
-    for start in range(0, count, 100):
-        ids = encode_text(tokenizer, sources[start : start + 100], MASK_MARKER)
-        batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-        began = time.perf_counter()
-        output = model.generate(**batch, num_inference_steps=3, return_dict_in_generate=True)
-        seconds += time.perf_counter() - began
-        tokens += int(output.lengths.sum())
-        passes = output.num_field_evaluations
-        predictions += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    quality = exact_match(predictions, [answer(example) for example in examples])
+    pairs = encode_pairs(tokenizer, list(map(question, examples)), list(map(answer, examples)))
+    predictions, answers, figures = generate_examples(
+        model, tokenizer, Dataset.from_dict(pairs), YanDataCollator(tokenizer), batch_size=100, num_inference_steps=3
+    )
+    quality = exact_match(predictions, answers)
     for example, prediction in list(zip(examples, predictions))[:4]:
         print(f"\n  {' '.join(example.context)}\n  {example.question}  ->  {prediction}")
     print(f"\nExact match on {count} held-out questions, predicted lengths: {quality:.1%}")
@@ -149,15 +146,16 @@ def ask(folder: Path, count: int) -> dict[str, Any]:
     for size in range(1, MAX_STATEMENTS + 1):
         rows = [row for row, example in enumerate(examples) if len(example.context) == size]
         if rows:
-            texts = [predictions[row] for row in rows], [answer(examples[row]) for row in rows]
+            texts = [predictions[row] for row in rows], [answers[row] for row in rows]
             by_statements[size] = exact_match(*texts)
     print("By number of statements: " + ", ".join(f"{size}: {match:.1%}" for size, match in by_statements.items()))
-    print(f"Tokens per second in batches of 100: {tokens / seconds:,.0f}; trunk passes per answer: {passes}")
+    rate, passes = figures["tokens_per_second"], figures["num_field_evaluations"]
+    print(f"Tokens per second in batches of 100: {rate:,.0f}; passes of the flow per answer: {passes}")
     return {
         "questions": count,
         "exact_match": quality,
         "exact_match_by_statements": by_statements,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": rate,
         "trunk_passes": passes,
     }
 
@@ -168,19 +166,19 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backbone", choices=BACKBONES, default="transformer", help="of encoder and flow")
     parser.add_argument("--seconds", type=float, default=290, help="training stops then at the latest")
-    parser.add_argument("--ask", type=Path, help="only ask the checkpoint in this folder")
+    parser.add_argument("--evaluate", type=Path, help="only evaluate the checkpoint in this folder")
     parser.add_argument("--questions", type=int, default=1000, help="number of held-out questions")
     parser.add_argument("--json", type=Path, help="file for the result (default: result.json in --output)")
     options = parser.parse_args()
     report = options.json or options.output / "result.json"
-    if options.ask is not None:
-        result = ask(options.ask, options.questions)
+    if options.evaluate is not None:
+        result = evaluate(options.evaluate, options.questions)
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(result, indent=2) + "\n")
         return
     folder, training = train(options)
     print("Reloading in a new process.", flush=True)
-    command = [sys.executable, __file__, "--ask", str(folder), "--questions", str(options.questions)]
+    command = [sys.executable, __file__, "--evaluate", str(folder), "--questions", str(options.questions)]
     if status := subprocess.call([*command, "--json", str(report)]):
         sys.exit(status)
     result = {**json.loads(report.read_text()), **training}

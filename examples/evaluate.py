@@ -25,8 +25,9 @@ from common import (
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, evaluate_model
-from yan_hf.data_files import check_not_input
-from yan_hf.metrics import METRICS
+from yan_hf.data.files import check_not_input
+from yan_hf.data.tasks import TASKS
+from yan_hf.evaluation.metrics import METRICS
 
 
 @dataclass
@@ -51,13 +52,13 @@ def main():
     prepare(training)
     if evaluation.json_file:
         check_not_input(evaluation.json_file, data.test_file)
-    data.streaming = False  # the rows are asked several times
+    data.streaming = False  # the rows are needed several times
     splits = read_splits(data, needed="test")
     tokenizer = make_tokenizer(splits, data, arguments)
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     examples = encode_splits({"test": splits["test"]}, tokenizer, data)["test"]
-    objective = "span_infilling" if data.task == "span_infilling" else "pairs"
+    objective = "pairs" if TASKS[data.task].has_target else "span_infilling"
     collator = YanDataCollator(tokenizer, objective, mask_rate=data.mask_rate)
     rows = []
     for row in evaluate_model(

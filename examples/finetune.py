@@ -10,6 +10,8 @@ Fine-tunes YAN on a task, keeps the checkpoint with the best generated metric, a
 is trained from scratch.
 """
 
+from pathlib import Path
+
 from common import (
     DataArguments,
     ModelArguments,
@@ -22,17 +24,14 @@ from common import (
     prepare,
     read_splits,
 )
+from huggingface_hub import ModelCardData
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, Seq2SeqTrainingArguments
 
-from yan_hf import (
-    CardFacts,
-    ModelCardCallback,
-    YanDataCollator,
-    YanForConditionalGeneration,
-    compute_metrics,
-)
-from yan_hf.data_checks import check_vocabulary
-from yan_hf.trainer import YanTrainer
+from yan_hf import YanDataCollator, YanForConditionalGeneration, compute_metrics
+from yan_hf.data.checks import check_vocabulary
+from yan_hf.data.tasks import TASKS
+from yan_hf.hub.model_card import CARD_FILE, check_card_file, check_fields
+from yan_hf.training.trainer import YanTrainer
 
 
 def make_model(tokenizer, data: DataArguments, arguments: ModelArguments) -> PreTrainedModel:
@@ -46,14 +45,14 @@ def make_model(tokenizer, data: DataArguments, arguments: ModelArguments) -> Pre
     return model
 
 
-def card_facts(arguments: ModelArguments) -> CardFacts | None:
-    """What a card is to say, where one is asked for."""
-    if not arguments.card:
-        return None
-    try:
-        return CardFacts(**mapping(arguments.card))
-    except TypeError as error:
-        raise ValueError(f"`card` does not hold the fields of `yan_hf.CardFacts`: {error}") from error
+def card_fields(arguments: ModelArguments, folder: str) -> dict:
+    """What a card is to say, where one is asked for; looked at now, and not after hours."""
+    fields = mapping(arguments.card)
+    if fields:
+        fields["card_data"] = ModelCardData(**fields.get("card_data", {}))
+        check_fields(fields["card_data"], {name: text for name, text in fields.items() if name != "card_data"})
+        check_card_file(Path(folder, CARD_FILE))
+    return fields
 
 
 def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, arguments, training) -> YanTrainer:
@@ -64,9 +63,9 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
             raise ValueError(
                 f"`{name}` is {getattr(data, name)}, but the model has {table} positions: give at most that."
             )
-    facts = card_facts(arguments)
+    card = card_fields(arguments, training.output_dir)
     examples = encode_splits(splits, tokenizer, data)
-    objective = "span_infilling" if data.task == "span_infilling" else "pairs"
+    objective = "pairs" if TASKS[data.task].has_target else "span_infilling"
     collator = YanDataCollator(
         tokenizer,
         objective,
@@ -87,7 +86,6 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
         processing_class=tokenizer,
         compute_metrics=compute_metrics(tokenizer),
         ema_decay=arguments.ema_decay,
-        callbacks=[ModelCardCallback(facts)] if facts else None,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or None)
     trainer.save_model()
@@ -96,6 +94,8 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
             metrics = trainer.evaluate(examples[name], metric_key_prefix=prefix)
             trainer.log_metrics(prefix, metrics)
             trainer.save_metrics(prefix, metrics)
+            if card:  # of the test split, where there is one
+                trainer.create_model_card(metrics=metrics, split=name, **card)
     return trainer
 
 

@@ -14,7 +14,7 @@ from finetune import make_model, train
 from peft import LoraConfig, get_peft_model
 from transformers import Seq2SeqTrainingArguments
 
-from yan_hf.data_files import check_not_input
+from yan_hf.data.files import check_not_input
 
 
 def main():

@@ -4,9 +4,9 @@ Stage 1: trains encoder and decoder as an auto-encoder that fills masked spans, 
 
     python examples/pretrain_autoencoder.py examples/configs/stories_autoencoder.yaml --train_file train.jsonl.gz
 
-With `--reading`, rows of a task with a mask token in their source (question answering, last word, or any with
-`--add_mask`) are read instead: the masked span is the answer, and only it counts. That is how a small model learns a
-task from scratch, before the flow learns to write it.
+With `--masked_answers`, it learns rows of a task with a mask token in their source (question answering, last word, or
+any with `--add_mask`) instead: the masked span is the answer, and only it counts. That is how a small model learns a
+task from scratch, before the flow learns to generate the answer.
 """
 
 from dataclasses import dataclass, field
@@ -22,23 +22,23 @@ from common import (
     prepare,
     read_splits,
 )
+from curriculum import as_masked_answer
 from transformers import Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForAutoEncoding
-from yan_hf.curriculum import as_reading
-from yan_hf.data_checks import check_vocabulary
-from yan_hf.trainer import YanTrainer
+from yan_hf.data.checks import check_vocabulary
+from yan_hf.training.trainer import YanTrainer
 
 
 @dataclass
 class StageArguments:
-    """What the auto-encoder reads."""
+    """What the auto-encoder learns."""
 
-    reading: bool = field(default=False, metadata={"help": "read off a task's answers instead of masked spans"})
+    masked_answers: bool = field(default=False, metadata={"help": "a task's answers instead of masked spans"})
 
 
 def right_tokens(prediction) -> dict[str, float]:
-    """Share of the counted tokens that were read right, and of the rows in which all were."""
+    """Share of the counted tokens that were predicted right, and of the rows in which all were."""
     right, counted = prediction.predictions == prediction.label_ids, prediction.label_ids != -100
     return {"token_accuracy": float(right[counted].mean()), "row_accuracy": float((right | ~counted).all(-1).mean())}
 
@@ -48,7 +48,7 @@ def main():
         DataArguments, ModelArguments, StageArguments, Seq2SeqTrainingArguments
     )
     prepare(training, model_arguments)
-    if not stage.reading:
+    if not stage.masked_answers:
         data.task = "span_infilling"
     splits = read_splits(data)
     splits.pop("test", None)
@@ -56,13 +56,13 @@ def main():
     if model_arguments.model:
         model = YanForAutoEncoding.from_pretrained(model_arguments.model)
     else:
-        model = YanForAutoEncoding(new_config(tokenizer, data, model_arguments, joined=stage.reading))
+        model = YanForAutoEncoding(new_config(tokenizer, data, model_arguments, joined=stage.masked_answers))
     check_vocabulary(tokenizer, model)
     freeze_parts(model, model_arguments)
     examples = encode_splits(splits, tokenizer, data)
-    if stage.reading:
+    if stage.masked_answers:
         examples = {
-            name: rows.map(lambda row: as_reading(row["input_ids"], row["labels"], tokenizer))
+            name: rows.map(lambda row: as_masked_answer(row["input_ids"], row["labels"], tokenizer))
             for name, rows in examples.items()
         }
         collator = YanDataCollator(tokenizer)

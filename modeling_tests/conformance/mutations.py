@@ -40,14 +40,14 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-E = "test_ecosystem.py::"
+E, M = "model/test_ecosystem.py::", "model/test_modeling.py::"
 MUTATIONS = [
     Mutation(
         "encoder padding mask ignored",
-        "stacks.py",
+        "modeling_yan.py",
         "mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)",
         "mask = None",
-        (f"{E}test_the_encoder_keeps_to_its_padding_mask", "test_modeling.py::test_padding_changes_no_real_position"),
+        (f"{E}test_the_encoder_keeps_to_its_padding_mask", f"{M}test_padding_changes_no_real_position"),
     ),
     Mutation(
         "cross-attention padding mask ignored",
@@ -58,10 +58,10 @@ MUTATIONS = [
     ),
     Mutation(
         "padding reaches the Mamba scan",
-        "mamba.py",
+        "mixers.py",
         "if padding_mask is None or not self.exact_padding:",
         "if True:",
-        ("test_mamba.py::test_batched_equals_single",),
+        ("model/test_mixers.py::test_batched_equals_single",),
     ),
     Mutation(
         "tied keys not declared",
@@ -69,23 +69,23 @@ MUTATIONS = [
         '_tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}',
         "_tied_weights_keys = {}",
         (
-            "test_modeling.py::test_tied_head_shares_the_token_table_and_survives_saving",
+            f"{M}test_tied_head_shares_the_token_table_and_survives_saving",
             f"{E}test_sharded_saves_hold_every_weight_once",
         ),
     ),
     Mutation(
         "adaptive norms initialised by their layer, which owns no weight",
-        "stacks.py",
-        "        elif isinstance(module, YanAdaptiveNorm):\n",
+        "modeling_yan.py",
+        "        elif isinstance(module, AdaLNModulation):\n",
         "        elif isinstance(module, YanFlowLayer) and (module := module.adaptive_norm) is not None:\n",
-        ("test_modeling.py::test_model_from_a_config_is_initialised",),
+        (f"{M}test_model_from_a_config_is_initialised",),
     ),
     Mutation(
         "experts left uninitialised",
-        "stacks.py",
+        "modeling_yan.py",
         "if isinstance(module, YanRoutedExperts):",
         "if False:",
-        ("test_modeling.py::test_missing_keys_are_initialised_on_load",),
+        (f"{M}test_missing_keys_are_initialised_on_load",),
     ),
     Mutation(
         "choice of the experts' kernel ignored",
@@ -97,34 +97,34 @@ MUTATIONS = [
     Mutation(
         "experts without the decorator",
         "experts.py",
-        "routed = own.get(self.implementation(hidden_states), YanRoutedExperts.forward)",
-        "routed = _EAGER_FORWARD",
+        "own.get(self.implementation(hidden_states), YanRoutedExperts.forward)",
+        "own.get(self.implementation(hidden_states), _EAGER_FORWARD)",
         (f"{E}test_a_flow_step_is_exported",),
     ),
     Mutation(
         "keys and values projected by the weight itself",
-        "attention.py",
+        "layers.py",
         "self._split_heads(apply_linear(self.k_proj, states))",
         "self._split_heads(nn.functional.linear(states, self.k_proj.weight, self.k_proj.bias))",
         (f"{E}test_offloaded_layers_are_loaded_when_they_are_called",),
     ),
     Mutation(
         "the convolution called by its weight",
-        "mamba.py",
+        "mixers.py",
         "states = self.conv1d(states)",
         "states = causal_conv(states, self.conv1d.weight, self.conv1d.bias, self.implementation)",
         (f"{E}test_offloaded_layers_are_loaded_when_they_are_called",),
     ),
     Mutation(
         "adaptive scales computed by the weight itself",
-        "stacks.py",
+        "modeling_yan.py",
         "[layer.adaptive_norm(activated) for layer in self.layers]",
         "[activated @ layer.adaptive_norm.weight.T + layer.adaptive_norm.bias for layer in self.layers]",
         (f"{E}test_disk_offload_by_device_map",),
     ),
     Mutation(
         "flow layers may be split over devices",
-        "stacks.py",
+        "modeling_yan.py",
         '_no_split_modules = ["YanEncoderLayer", "YanFlowLayer", ',
         '_no_split_modules = ["YanEncoderLayer", ',
         (f"{E}test_no_block_is_split_over_devices",),
@@ -134,13 +134,13 @@ MUTATIONS = [
         "saving.py",
         "        path.unlink(missing_ok=True)",
         "        pass",
-        ("test_robust_files.py::test_stale_weights_go_and_other_files_stay",),
+        ("hub/test_robust_files.py::test_stale_weights_go_and_other_files_stay",),
     ),
     Mutation(
         "a graph break in every flow layer",
-        "blocks.py",
-        "        if conditioning is None:\n            conditioning = self.adaptive_norm(",
-        "        if hidden_states.sum() > 9 or conditioning is None:\n            conditioning = self.adaptive_norm(",
+        "layers.py",
+        "        if modulation is None:\n            modulation = self.adaptive_norm(",
+        "        if hidden_states.sum() > 9 or modulation is None:\n            modulation = self.adaptive_norm(",
         (
             f"{E}test_forward_is_one_graph",
             f"{E}test_training_step_is_one_graph",
@@ -148,7 +148,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the encoder looks at its values",
-        "stacks.py",
+        "modeling_yan.py",
         "        hidden_states = inputs_embeds\n        for layer in self.layers:",
         "        hidden_states = inputs_embeds if inputs_embeds.sum().item() == inputs_embeds.sum().item() else None\n"
         "        for layer in self.layers:",
@@ -156,7 +156,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the decoder looks at its values",
-        "stacks.py",
+        "modeling_yan.py",
         "            latents = layer(latents)\n",
         "            latents = layer(latents) if latents.abs().max().item() >= 0 else latents\n",
         (f"{E}test_the_decoder_is_exported",),
@@ -171,13 +171,15 @@ MUTATIONS = [
     Mutation(
         "generate leaves new adapters in training mode",
         "generation_yan.py",
-        "        if in_training:",
-        "        if self.training:",
-        ("test_generation.py::test_parts_in_training_mode_generate_in_eval_mode_and_stay_in_training_mode",),
+        "if any(module.training for module in self.modules())",
+        "if self.training",
+        (
+            "generation/test_generation.py::test_parts_in_training_mode_generate_in_eval_mode_and_stay_in_training_mode",
+        ),
     ),
     Mutation(
         "a parallel plan names a layer that is not there",
-        "stacks.py",
+        "modeling_yan.py",
         '"experts.up_proj": "colwise",',
         '"experts.gate_up_proj": "colwise",',
         (f"{E}test_plans_name_what_the_models_have",),
@@ -190,18 +192,25 @@ MUTATIONS = [
         (f"{E}test_intermediate_size_sets_the_multiplier",),
     ),
     Mutation(
-        "PEFT is imported with the package",
-        "registration.py",
-        '    when_imported("peft.utils.constants", _register_peft)',
-        '    import peft  # noqa: F401\n\n    when_imported("peft.utils.constants", _register_peft)',
-        ("test_peft.py::test_default_targets_are_registered_and_peft_is_never_imported",),
+        "PEFT's defaults not registered",
+        "auto.py",
+        "        _register_peft()\n",
+        "        pass\n",
+        ("training/test_peft.py::test_default_targets_are_registered",),
     ),
     Mutation(
-        "PEFT's defaults not registered",
-        "registration.py",
-        '    when_imported("peft.utils.constants", _register_peft)',
-        "    pass",
-        ("test_peft.py::test_default_targets_are_registered_and_peft_is_never_imported",),
+        "a mixer looks at padding",
+        "layers.py",
+        "self.mixer(normed, attention_mask)",
+        "self.mixer(normed, None)",
+        ("model/test_extending.py::test_a_backbone",),
+    ),
+    Mutation(
+        "a mixer keeps the start of a plain layer",
+        "modeling_yan.py",
+        'elif hasattr(module, "reset"):',
+        "elif False:",
+        ("model/test_extending.py::test_a_backbone", "model/test_mixers.py::test_model_from_a_config_is_initialised"),
     ),
 ]
 

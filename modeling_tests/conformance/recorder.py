@@ -3,7 +3,8 @@
 A pytest plugin that writes down what each test did: its outcome, why it skipped or failed, and whether it checked
 anything: an assertion, a run of a YAN model, or ranks that were started.
 
-It also lists which methods and attributes of the libraries' test classes the suites override.
+Failures that stand in README.md's table are reported as expected ones (xfail); they count as failed here. It also
+lists which methods and attributes of the libraries' test classes the suites override.
 """
 
 import functools
@@ -11,16 +12,20 @@ import inspect
 import json
 import os
 import unittest
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from table import expected_failure, read_table
 
 
 # The plain `assert`s of these are counted too.
 LIBRARIES = ("tests", "peft_tests")
 pytest.register_assert_rewrite(*LIBRARIES)
 
+_rows = read_table(Path(__file__).with_name("README.md"), version("transformers"))
 _checks = {"count": 0}
 _results: dict[str, dict] = {}
 _overrides: set[str] = set()
@@ -58,6 +63,19 @@ def pytest_runtest_call(item):
     item.user_properties.append(("checks", _checks["count"]))
 
 
+def _message(report) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message.split("\n")[0] if crash else str(report.longrepr)[-300:]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and (row := expected_failure(report.nodeid, _message(report), _rows)):
+        report.outcome, report.wasxfail = "skipped", f"as listed in conformance/README.md: {row.reason}"
+
+
 def _is_ours(value) -> bool:
     """Whether it is not one of the library's functions, which its mixins copy into every class that inherits them."""
     code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
@@ -87,10 +105,8 @@ def pytest_runtest_logreport(report):
     if report.when == "call":
         entry["checks"] = max(entry["checks"], dict(report.user_properties).get("checks", 0))
     is_subtest = type(report).__name__ == "SubtestReport"
-    if report.failed:
-        entry["outcome"] = "failed"
-        crash = getattr(report.longrepr, "reprcrash", None)
-        entry["message"] = crash.message.split("\n")[0] if crash else str(report.longrepr)[-300:]
+    if report.failed or hasattr(report, "wasxfail"):
+        entry["outcome"], entry["message"] = "failed", _message(report)
     elif report.skipped and not is_subtest and entry["outcome"] == "passed":
         entry["outcome"] = "skipped"
         entry["message"] = report.longrepr[2].removeprefix("Skipped: ")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 KINDS = ("skip", "fails", "override")
 _COMPARISONS = {">=": operator.ge, "<": operator.lt}
-_COUNTS = ("<!-- counts -->", "<!-- /counts -->")
 
 
 @dataclass
@@ -56,7 +55,7 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
     """
     rows = []
     # The counts above it are a table too.
-    for line in path.read_text().rpartition("<!-- /counts -->")[2].splitlines():
+    for line in path.read_text().rpartition("<!-- counts:end -->")[2].splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != 5 or cells[0] in ("kind", "---"):
             continue
@@ -69,6 +68,27 @@ def read_table(path: Path, transformers_version: str) -> list[Row]:
             message = message.strip("`").replace("\\|", "|") or "*"
             rows.append(Row(kind, tests.strip("`"), message.replace("[", "[[]"), optional, reason))
     return rows
+
+
+def expected_failure(name: str, message: str, rows: list[Row]) -> Row | None:
+    """The row that says that a test fails with this message."""
+    name = name.replace(".py::", "::")
+    return next((row for row in rows if row.kind == "fails" and row.matches(name, message)), None)
+
+
+def check_counts(counts: dict, recorded: dict) -> list[str]:
+    """
+    Where a run of the versions that `results.json` has counts of differs from it, as sentences: a pattern of the table
+    would also cover a test that has begun to fail, or ceased to.
+    """
+    problems = []
+    for owner, count in counts.items():
+        before = recorded.get(owner, count)
+        if count["failed"] != before["failed"]:
+            problems.append(f"{owner}: {count['failed']} tests fail, but results.json says {before['failed']}")
+        if sum(count.values()) < sum(before.values()):
+            problems.append(f"{owner}: only {sum(count.values())} tests ran, but {sum(before.values())} before")
+    return problems
 
 
 def check(report: dict, rows: list[Row], whole_suites: list[str]) -> list[str]:
@@ -135,10 +155,3 @@ def summary_table(results: dict) -> str:
             cells.append(f"{passed} / {count['empty']} / {count['skipped']} / {count['failed']}")
         lines.append(f"| {suite} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def write_counts(path: Path, table: str):
-    """Puts a table between its marks in a README."""
-    text = path.read_text()
-    start, end = (text.index(mark) for mark in _COUNTS)
-    path.write_text(f"{text[:start]}{_COUNTS[0]}\n{table}{text[end:]}")

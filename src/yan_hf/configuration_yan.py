@@ -5,31 +5,32 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
+from huggingface_hub.dataclasses import StrictDataclassFieldValidationError, strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
+from transformers.utils.type_validators import activation_fn_key, interval, probability
 
 from .saving import staged_save, write_code
 
 
 logger = logging.get_logger(__name__)
 
-# The terms of the training loss, in the order in which they are reported.
-LOSS_TERMS = ("flow", "latent", "token", "gate_entropy", "load_balance", "mmd", "l2", "length")
-
-# The parts of the model that can be frozen by name.
-PARTS = ("encoder", "flow", "decoder", "token_embeddings", "position_embeddings")
-
+# Attention, and those of the table in `mixers`.
 BACKBONES = ("transformer", "mamba")
-MAMBA_IMPLEMENTATIONS = ("auto", "torch", "cuda")
-MAMBA_PADDING = ("exact", "research")
-LOSS_REDUCTIONS = ("global", "local")
-ROUTINGS = ("token", "block")
-VELOCITY_FIELDS = ("expert", "mixture")
+MambaImplementation = Literal["auto", "torch", "cuda"]
+Routing = Literal["token", "block"]
+ExpertScope = Literal["token", "block", "target"]
+# The parts of the model that can be frozen by name.
+Part = Literal["encoder", "flow", "decoder", "token_embeddings", "position_embeddings"]
 
+_count = interval(min=1)
+_positive = interval(min=0, exclude_min=True, max=math.inf, exclude_max=True)
+_not_negative = interval(min=0, max=math.inf, exclude_max=True)
+_dropout = interval(min=0, max=1, exclude_max=True)
+
+# The terms of the training loss (functions in `losses`), in the order in which they are reported.
 # The flow and latent terms are sums over the width: at weights near 1 they drown the tokens, and the gate collapses.
 DEFAULT_LOSS_WEIGHTS = {
     "flow": 0.01,
@@ -40,10 +41,13 @@ DEFAULT_LOSS_WEIGHTS = {
     "mmd": 0.01,
     "l2": 0.01,
     "length": 0.1,
+    "gate": 0.1,
+    "reconstruction": 0.0,
 }
 
 # Named starting points of `YanConfig.from_preset`. The paper publishes its sizes but no loss weights: here each of its
-# terms counts with 1, and the length head, which it has not, with 0. Its initial state is plain normal noise.
+# terms counts with 1, what it has not (length head, winners, reconstruction) with 0. Its initial state is plain
+# normal noise.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
@@ -55,7 +59,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "num_experts": 4,
         "init_noise": 1.0,
-        "loss_weights": {name: float(name != "length") for name in LOSS_TERMS},
+        "loss_weights": {
+            name: float(name not in ("length", "gate", "reconstruction")) for name in DEFAULT_LOSS_WEIGHTS
+        },
     },
 }
 
@@ -74,6 +80,21 @@ _OTHER_FIELDS = {*vars(PreTrainedConfig()), *PreTrainedConfig().to_dict(), "auto
 }  # fmt: skip
 
 
+def _raise_value_errors(config_class: type) -> type:
+    """Makes `ValueError`s of what `@strict` raises for a field, and lets it check the names of `attribute_map` too."""
+    checked_setattr = config_class.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any):
+        try:
+            checked_setattr(self, self.attribute_map.get(name, name), value)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"`{name}` cannot be {value!r}: {error.__cause__}") from error
+
+    config_class.__setattr__ = __setattr__
+    return config_class
+
+
+@_raise_value_errors
 @strict
 class YanConfig(PreTrainedConfig):
     r"""
@@ -114,13 +135,20 @@ class YanConfig(PreTrainedConfig):
         num_experts (`int`): Number `K` of expert vector fields; 1 is plain flow matching.
         gate_temperature (`float`): The gate's logits are divided by it.
         gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
-        velocity_field (`str`): What the sampler follows, in `generate` and where training unrolls it. `"expert"`: one
-            expert for each target token, drawn from the gate at t = 0 and held, as published. `"mixture"`: at every
-            pass the mean of all experts under the gate, the mixture's expected velocity; every expert is computed, and
-            there is no choice to draw or to route.
+        expert_scope (`str`): Whose tokens share one choice of expert. `"token"`: each target token's own, drawn from
+            the gate, in training too, as published. `"block"`: those of `routing_block_size` real tokens. `"target"`:
+            all of the target. In the last two training follows the expert that explains a block's true tokens best
+            (its winner), and the gate learns to name it.
+        reselect_experts (`bool`): Whether experts are chosen anew at every solver step, from the state reached so far,
+            instead of once at t = 0: `S` steps then can tell up to `K^S` texts apart.
+        winner_prior (`float`): How much the gate's own opinion counts when the winner is found: its log-probability
+            is added to the target's log-likelihood with this weight. 0 lets experts divide the texts by what explains
+            them; at 1, full expectation-maximisation, one expert tends to take all.
+        start_state (`str`): Where the flow starts. `"noise"`: from noise alone, as published. `"stretched"`: from the
+            source's latents, stretched over the target's canvas and mapped linearly, plus noise.
         expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
         routing (`str`): `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first
-            agree on a core set of experts, and each then chooses inside it ([`~yan_hf.routing.core_experts`]; dMoE,
+            agree on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
             arXiv 2605.30876). It holds in training, where the mixture's weights are restricted too, and in
             `generate`, which can override this field and the next four.
         routing_block_size (`int`, *optional*): Real target tokens of a block; `None` is the whole target.
@@ -134,7 +162,7 @@ class YanConfig(PreTrainedConfig):
         time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
         solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
             default of `generate`. (The research code counts grid points: one more.)
-        loss_weights (`dict[str, float]`): Weight of each term in `LOSS_TERMS`; missing terms keep their default.
+        loss_weights (`dict[str, float]`): Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
         label_smoothing (`float`): Label smoothing of the token term.
         loss_reduction (`str`): What the training loss of a batch over several processes is. `"global"`: that of the
             joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are
@@ -142,8 +170,6 @@ class YanConfig(PreTrainedConfig):
         detach_length_head (`bool`): Whether the length term leaves the encoder's weights alone.
         length_head_trained (`bool`): Whether the length head means anything. Converted research checkpoints start
             without one: then `generate` asks for `target_lengths`. Training with a weight on the length term sets it.
-        detach_target_latents (`bool`): Whether the targets of the flow and latent terms are constants. Otherwise the
-            encoder is trained by these two terms too.
         frozen_parts (`list[str]`): Parts that are not trained and that run in eval mode while the rest trains, of
             `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"`, `"position_embeddings"`.
         hidden_act (`str`): Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
@@ -177,6 +203,7 @@ class YanConfig(PreTrainedConfig):
         "expert_fields",
         "gate_logits",
         "expert_indices",
+        "expert_scores",
         "latents",
         "target_latents",
         "length_logits",
@@ -195,53 +222,55 @@ class YanConfig(PreTrainedConfig):
     base_model_pp_plan = {}
     base_model_fsdp_plan = {}
 
-    vocab_size: int = 32_000
-    hidden_size: int = 512
-    num_attention_heads: int = 8
+    vocab_size: int = _count(default=32_000)
+    hidden_size: int = interval(min=4)(default=512)
+    num_attention_heads: int = _count(default=8)
     attention_bias: bool = False
-    feed_forward_multiplier: int = 4
-    max_position_embeddings: int = 1024
-    num_extra_positions: int = 0
-    encoder_layers: int = 6
-    flow_layers: int = 6
-    decoder_layers: int = 2
+    feed_forward_multiplier: int = _count(default=4)
+    max_position_embeddings: int = _count(default=1024)
+    num_extra_positions: int = interval(min=0)(default=0)
+    encoder_layers: int = _count(default=6)
+    flow_layers: int = _count(default=6)
+    decoder_layers: int = interval(min=0)(default=2)
     cross_attention_layers: list[int] | None = None
     encoder_backbone: str = "transformer"
     flow_backbone: str = "transformer"
-    mamba_state_size: int = 16
-    mamba_conv_kernel: int = 4
-    mamba_expand: int = 2
-    mamba_ff_multiplier: int = 4
-    mamba_implementation: str = "auto"
-    mamba_padding: str = "exact"
-    num_experts: int = 4
-    gate_temperature: int | float = 1.0
-    gate_dim_multiplier: int = 1
-    velocity_field: str = "expert"
-    expert_sigma: int | float = 1.0
-    routing: str = "token"
+    mamba_state_size: int = _count(default=16)
+    mamba_conv_kernel: int = _count(default=4)
+    mamba_expand: int = _count(default=2)
+    mamba_ff_multiplier: int = _count(default=4)
+    mamba_implementation: MambaImplementation = "auto"
+    mamba_padding: Literal["exact", "research"] = "exact"
+    num_experts: int = _count(default=4)
+    gate_temperature: int | float = _positive(default=1.0)
+    gate_dim_multiplier: int = _count(default=1)
+    expert_scope: ExpertScope = "token"
+    reselect_experts: bool = False
+    winner_prior: int | float = _not_negative(default=0.0)
+    start_state: Literal["noise", "stretched"] = "noise"
+    expert_sigma: int | float = _positive(default=1.0)
+    routing: Routing = "token"
     routing_block_size: int | None = None
     routing_top_k: int | None = None
-    core_threshold: int | float = 0.8
-    min_experts: int = 1
-    init_noise: int | float = 0.2
-    latent_noise: int | float = 0.0
+    core_threshold: int | float = probability(default=0.8)
+    min_experts: int = _count(default=1)
+    init_noise: int | float = _not_negative(default=0.2)
+    latent_noise: int | float = _not_negative(default=0.0)
     time_beta: list[int | float] | tuple[int | float, int | float] = (1.0, 1.0)
-    solver_steps: int = 3
+    solver_steps: int = _count(default=3)
     loss_weights: dict[str, int | float] | None = None
-    label_smoothing: int | float = 0.0
-    loss_reduction: str = "global"
+    label_smoothing: int | float = _dropout(default=0.0)
+    loss_reduction: Literal["global", "local"] = "global"
     detach_length_head: bool = True
     length_head_trained: bool = True
-    detach_target_latents: bool = False
-    frozen_parts: list[str] | None = None
-    hidden_act: str = "gelu"
-    hidden_dropout: int | float = 0.0
-    attention_dropout: int | float = 0.0
-    embedding_dropout: int | float = 0.0
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    embedding_scale: int | float = 1.0
+    frozen_parts: list[Part] | None = None
+    hidden_act: str = activation_fn_key(default="gelu")
+    hidden_dropout: int | float = _dropout(default=0.0)
+    attention_dropout: int | float = _dropout(default=0.0)
+    embedding_dropout: int | float = _dropout(default=0.0)
+    layer_norm_eps: float = _positive(default=1e-5)
+    initializer_range: float = _not_negative(default=0.02)
+    embedding_scale: int | float = _not_negative(default=1.0)
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
@@ -252,6 +281,12 @@ class YanConfig(PreTrainedConfig):
         # Before defaults are derived from the fields that they name.
         for alias in [name for name in kwargs if name in self.attribute_map]:
             setattr(self, self.attribute_map[alias], kwargs.pop(alias))
+        if (old := kwargs.pop("velocity_field", "expert")) != "expert":
+            raise ValueError(
+                f"`velocity_field={old!r}`, the mean of all experts, is not supported any more. Load the checkpoint "
+                "with yan_hf 0.1, or drop the field to follow one expert."
+            )
+        kwargs.pop("detach_target_latents", None)
         if self.cross_attention_layers is None:
             self.cross_attention_layers = list(range(self.flow_layers))
         self.time_beta = list(self.time_beta)
@@ -262,43 +297,24 @@ class YanConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Called at construction and before saving. Raises `ValueError` naming the field and its value."""
-        self._check_sizes()
-        self._check_ranges()
-        self._check_names()
+        """
+        Called at construction, when a model is built and before saving: the checks across fields, and those of lists
+        and dictionaries, which can change without an assignment. Raises `ValueError` naming the field and its value.
+        """
+        self._check_layers()
+        self._check_lists()
         self._check_routing()
         self._check_special_tokens()
 
-    def _check_sizes(self):
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_attention_heads",
-            "feed_forward_multiplier",
-            "max_position_embeddings",
-            "encoder_layers",
-            "flow_layers",
-            "num_experts",
-            "gate_dim_multiplier",
-            "mamba_state_size",
-            "mamba_conv_kernel",
-            "mamba_expand",
-            "mamba_ff_multiplier",
-            "solver_steps",
-        ):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
-        for name in ("decoder_layers", "num_extra_positions"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"`{name}` must be at least 0, but is {value}.")
+    def _check_layers(self):
+        for name in ("encoder_backbone", "flow_backbone"):
+            if (value := getattr(self, name)) not in BACKBONES:
+                raise ValueError(f"`{name}` must be one of {', '.join(BACKBONES)}, but is {value!r}.")
+        if self.hidden_size % 2:
+            raise ValueError(f"`hidden_size={self.hidden_size}` must be even: the time embedding has two halves.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size`, but {self.num_attention_heads} does not divide "
-                f"{self.hidden_size}."
-            )
-        if self.hidden_size % 2 or self.hidden_size < 4:
-            raise ValueError(
-                f"`hidden_size` must be even and at least 4 (the time embedding has two halves), but is "
                 f"{self.hidden_size}."
             )
         indices = self.cross_attention_layers
@@ -311,43 +327,16 @@ class YanConfig(PreTrainedConfig):
         if len(set(indices)) != len(indices):
             raise ValueError(f"`cross_attention_layers` must not repeat an index, but is {indices}.")
 
-    def _check_ranges(self):
-        for name in ("gate_temperature", "expert_sigma", "layer_norm_eps"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be positive and finite, but is {value}.")
-        for name in ("init_noise", "latent_noise", "initializer_range", "embedding_scale"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be finite and not negative, but is {value}.")
-        for name in ("label_smoothing", "hidden_dropout", "attention_dropout", "embedding_dropout"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), but is {value}.")
-        if len(self.time_beta) != 2 or not all(value > 0 and math.isfinite(value) for value in self.time_beta):
+    def _check_lists(self):
+        self.frozen_parts = self.frozen_parts  # checked by the assignment
+        if len(self.time_beta) != 2 or not all(0 < value < math.inf for value in self.time_beta):
             raise ValueError(f"`time_beta` must be two positive finite numbers `(a, b)`, but is {self.time_beta}.")
         for name, weight in self.loss_weights.items():
-            if name not in LOSS_TERMS:
-                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {', '.join(LOSS_TERMS)}.")
-            if not (weight >= 0 and math.isfinite(weight)):
+            if name not in DEFAULT_LOSS_WEIGHTS:
+                terms = ", ".join(DEFAULT_LOSS_WEIGHTS)
+                raise ValueError(f"`loss_weights` has no term `{name}`; the terms are {terms}.")
+            if not 0 <= weight < math.inf:
                 raise ValueError(f"`loss_weights['{name}']` must be finite and not negative, but is {weight}.")
-
-    def _check_names(self):
-        for name, accepted in (
-            ("encoder_backbone", BACKBONES),
-            ("flow_backbone", BACKBONES),
-            ("mamba_implementation", MAMBA_IMPLEMENTATIONS),
-            ("mamba_padding", MAMBA_PADDING),
-            ("loss_reduction", LOSS_REDUCTIONS),
-            ("routing", ROUTINGS),
-            ("velocity_field", VELOCITY_FIELDS),
-        ):
-            if (value := getattr(self, name)) not in accepted:
-                raise ValueError(f"`{name}` must be one of {', '.join(accepted)}, but is {value!r}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, but is {self.hidden_act!r}.")
-        for part in self.frozen_parts:
-            if part not in PARTS:
-                raise ValueError(f"`frozen_parts` may contain {', '.join(PARTS)}, but contains {part!r}.")
 
     def _check_routing(self):
         if self.routing_block_size is not None and self.routing_block_size < 1:
@@ -355,23 +344,18 @@ class YanConfig(PreTrainedConfig):
                 f"`routing_block_size` must be at least 1, or `None` for the whole target, but is "
                 f"{self.routing_block_size}."
             )
-        if self.routing_top_k is not None and not 1 <= self.routing_top_k <= self.num_experts:
+        if self.expert_scope == "block" and self.routing_block_size is None:
             raise ValueError(
-                f"`routing_top_k` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, or `None` "
-                f"for all, but is {self.routing_top_k}."
+                '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
+                '`expert_scope="target"`.'
             )
-        if self.velocity_field == "mixture" and self.routing == "block":
-            raise ValueError(
-                '`routing="block"` narrows a choice of experts, but `velocity_field="mixture"` makes none. Take '
-                '`routing="token"`, or `velocity_field="expert"`.'
-            )
-        if not 0 <= self.core_threshold <= 1:
-            raise ValueError(f"`core_threshold` must be in [0, 1], but is {self.core_threshold}.")
-        if not 1 <= self.min_experts <= self.num_experts:
-            raise ValueError(
-                f"`min_experts` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, but is "
-                f"{self.min_experts}."
-            )
+        for name in ("routing_top_k", "min_experts"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= self.num_experts:
+                raise ValueError(
+                    f"`{name}` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, but is "
+                    f"{value}."
+                )
 
     def _check_special_tokens(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
@@ -441,4 +425,4 @@ class YanConfig(PreTrainedConfig):
         self.feed_forward_multiplier = size // self.hidden_size
 
 
-__all__ = ["AUTO_MAP", "DEFAULT_LOSS_WEIGHTS", "LOSS_TERMS", "PARTS", "PRESETS", "ROUTINGS", "YanConfig"]
+__all__ = ["AUTO_MAP", "BACKBONES", "DEFAULT_LOSS_WEIGHTS", "PRESETS", "YanConfig"]

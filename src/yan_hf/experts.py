@@ -1,7 +1,8 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The expert vector fields, as stacked weights behind Transformers' experts interface."""
+"""The mixture: expert vector fields, the gate over them, and routing: which expert serves which token."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_yan import YanConfig
-from .cpu_linear import OneDnnLinear, linear, linear_gelu
+from .layers import KERNELS, apply_linear, linear, linear_gelu
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -60,7 +61,7 @@ _EAGER_FORWARD = YanRoutedExperts.forward.__wrapped__
 class YanExperts(YanRoutedExperts):
     """The expert vector fields: one chosen expert per token, or all of them where the mixture's density is needed."""
 
-    # Computes in the experts' place while their weights are in CPU memory ([`~yan_hf.offload.ExpertOffload`]).
+    # Computes in the experts' place while their weights are in CPU memory (`yan_hf.inference.offload`).
     offload: Any = None
 
     def forward(
@@ -90,7 +91,7 @@ class YanExperts(YanRoutedExperts):
         chosen = self.config._experts_implementation
         if hidden_states.dtype == torch.float64:
             return "eager"  # gradient checks run in it, and no grouped kernel does
-        if chosen == "grouped_mm" and OneDnnLinear.is_active():
+        if chosen == "grouped_mm" and KERNELS.linear is not None:
             return "eager"  # the grouped product on the CPU is the same loop, over slower kernels
         if chosen == "grouped_mm" and hidden_states.device.type == "cuda" and self.up_proj.dtype != torch.bfloat16:
             return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host
@@ -162,4 +163,311 @@ def expert_fields(experts: nn.Module, routed: Callable, hidden_states: torch.Ten
     return experts(hidden_states)
 
 
-__all__ = ["YanExperts", "YanRoutedExperts", "expert_fields"]
+class YanGate(nn.Module):
+    """
+    Gate over the experts, per target token.
+
+    `[r ; pooled source ; time embedding]`, width `3d` → `Linear(3d, m·d) → GELU → Linear(m·d, K)`, divided by the
+    gate's temperature.
+    """
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        inner_size = config.gate_dim_multiplier * config.hidden_size
+        self.up_proj = nn.Linear(3 * config.hidden_size, inner_size)
+        self.down_proj = nn.Linear(inner_size, config.num_experts)
+        self.temperature = config.gate_temperature
+
+    def forward(
+        self, hidden_states: torch.Tensor, pooled_source: torch.Tensor, time_embedding: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: The trunk's result `r`, `(B, Ly, d)`.
+            pooled_source: Masked mean of the source's latents, `(B, d)`.
+            time_embedding: `(B or 1, d)`.
+
+        Returns:
+            Logits `(B, Ly, K)`, already divided by the temperature.
+        """
+        shape = hidden_states.shape
+        features = torch.cat(
+            [hidden_states, pooled_source[:, None].expand(shape), time_embedding[:, None].expand(shape)], dim=-1
+        )
+        return self.down_proj(nn.functional.gelu(apply_linear(self.up_proj, features))) / self.temperature
+
+
+class YanExpertRoutes(nn.Module):
+    """
+    Hands on each token's experts `(T, k)` and their weights, as `(logits, weights, experts)`.
+
+    A module, without parameters, so that the expert parallelism of Transformers before 5.21 can hook into it and leave
+    each rank its own experts; later versions hook into the experts.
+    """
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.num_experts = config.num_experts
+
+    def forward(self, experts: torch.Tensor, weights: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor]:
+        return None, weights, experts
+
+
+def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Log-probabilities of the experts, at least float32.
+
+    Args:
+        gate_logits: `(B, Ly, K)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; padding gets the uniform distribution.
+    """
+    logits = gate_logits.to(torch.promote_types(gate_logits.dtype, torch.float32))
+    # Equal logits are the uniform distribution.
+    return logits.masked_fill(~attention_mask.bool()[..., None], 0.0).log_softmax(dim=-1)
+
+
+def choose_experts(
+    log_probs: torch.Tensor, uniform: torch.Tensor | None = None, temperature: float = 1.0
+) -> torch.Tensor:
+    """
+    One expert per target token.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        uniform: Uniform noise of the same shape, for a draw from the categorical distribution by the Gumbel-max
+            trick; `None` takes the most probable expert.
+        temperature: Divides the log-probabilities before the draw; below 1 sharpens the gate.
+
+    Returns:
+        Expert indices `(B, Ly)`, int64.
+    """
+    if uniform is None:
+        return log_probs.argmax(dim=-1)
+    tiny = torch.finfo(log_probs.dtype).tiny
+    exponential = uniform.to(log_probs.dtype).clamp(min=tiny).log().neg().clamp(min=tiny)
+    return (log_probs / temperature - exponential.log()).argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    """
+    How experts are routed; hashable, so that a compiled program can be one for each.
+
+    Tokens are put into blocks, and a block agrees: on the experts that its tokens may choose from (its core set, with
+    `routing="block"`), and, with a `scope` beyond the token, on one choice for all of them, a core set of one.
+
+    Args:
+        routing: `"token"` or `"block"`.
+        block_size: Real target tokens of a block; `None` is the whole target.
+        top_k: Experts that a token votes for; `None` is all of them.
+        core_threshold: Share of the votes that a core set has to exceed.
+        min_experts: Least size of a core set.
+        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
+    """
+
+    routing: str = "token"
+    block_size: int | None = None
+    top_k: int | None = None
+    core_threshold: float = 1.0
+    min_experts: int = 1
+    scope: str = "token"
+
+    @classmethod
+    def from_config(cls, config: Any) -> "RoutingOptions":
+        """Those of a [`YanConfig`], or of a resolved [`YanGenerationConfig`]: the fields have the same names."""
+        return cls(
+            config.routing,
+            None if config.expert_scope == "target" else config.routing_block_size,
+            config.routing_top_k,
+            float(config.core_threshold),
+            config.min_experts,
+            config.expert_scope,
+        )
+
+    def num_blocks(self, length: int) -> int:
+        """Blocks of a canvas of `length` positions, if all of them are real."""
+        return 1 if self.block_size is None else -(-length // self.block_size)
+
+
+def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+    """
+    The block of each token, `(B, Ly)`, int64. Real tokens are counted, so that padding on either side shifts no block;
+    what stands at padding means nothing.
+    """
+    if block_size is None:
+        return torch.zeros_like(attention_mask, dtype=torch.long)
+    places = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+    return places // block_size
+
+
+def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+    """The sum over each block's real tokens, given to every token of the block: `(B, Ly, K)` → `(B, Ly, K)`."""
+    values = values.masked_fill(~attention_mask.bool()[..., None], 0.0)
+    if block_size is None:
+        return values.sum(dim=1, keepdim=True).expand_as(values)
+    blocks = block_of_token(attention_mask, block_size)[..., None].expand_as(values)
+    num_blocks = RoutingOptions(block_size=block_size).num_blocks(values.shape[1])
+    sums = values.new_zeros(values.shape[0], num_blocks, values.shape[2]).scatter_add(1, blocks, values)
+    return sums.gather(1, blocks)
+
+
+def share_choice(
+    log_probs: torch.Tensor,
+    uniform: torch.Tensor | None,
+    attention_mask: torch.Tensor,
+    options: RoutingOptions,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The gate and the noise of a choice that the tokens of a block share; as they are where each token has its own.
+
+    The block's distribution is the softmax of its real tokens' mean log-probabilities (of their logits, that is); its
+    noise is that of its first token.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        uniform: Noise for the draw, `(B, Ly, K)`, of canvases without padding before their last token; or `None`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens.
+        options: How to route.
+    """
+    if options.scope == "token":
+        return log_probs, uniform
+    counts = sum_over_blocks(torch.ones_like(log_probs[..., :1]), attention_mask, options.block_size).clamp(min=1)
+    log_probs = (sum_over_blocks(log_probs, attention_mask, options.block_size) / counts).log_softmax(dim=-1)
+    if uniform is not None:
+        first = block_of_token(attention_mask, options.block_size) * (options.block_size or 0)
+        uniform = uniform.gather(1, first[..., None].expand_as(uniform))
+    return log_probs, uniform
+
+
+def choice_log_probs(
+    log_probs: torch.Tensor, experts: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
+) -> torch.Tensor:
+    """
+    Log-probability of a row's shared choices, `(B,)`: the sum over its blocks. 0 where each token has its own: there
+    are then as many choices as tokens, and no text can be told apart by them.
+
+    Args:
+        log_probs: As [`share_choice`] gives them, `(B, Ly, K)`.
+        experts: The choices, `(B, Ly)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens.
+        options: How to route.
+    """
+    if options.scope == "token":
+        return log_probs.new_zeros(len(log_probs))
+    chosen = log_probs.gather(-1, experts[..., None])
+    counts = sum_over_blocks(torch.ones_like(chosen), attention_mask, options.block_size).clamp(min=1)
+    return (chosen / counts).masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=(1, 2))
+
+
+@torch.no_grad()
+def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions) -> torch.Tensor:
+    """
+    The core set of experts that each block of target tokens agrees on (dMoE, arXiv 2605.30876).
+
+    Each real token votes with its probabilities of its `top_k` likeliest experts; the votes of a block are summed and
+    normalised; the core set is the smallest prefix of the experts in descending order whose cumulative mass exceeds
+    `core_threshold`, the expert that crosses it included, and has at least `min_experts`. Of equals the lower index
+    comes first. A threshold of 1 cannot be exceeded and keeps every expert, those without votes too.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; padding does not vote.
+        options: How to route; its `routing` is not looked at.
+
+    Returns:
+        Whether each expert is in the block's core set, `(B, N, K)`, bool, for the `N` blocks of a canvas without
+        padding. A block without a real token has an empty set.
+    """
+    (batch_size, length, num_experts), mask = log_probs.shape, attention_mask.bool()
+    num_blocks = options.num_blocks(length)
+    starts = torch.arange(num_blocks, device=mask.device) * (options.block_size or length)
+    is_empty = (starts >= mask.sum(dim=-1, keepdim=True))[..., None]  # (B, N, 1)
+    if options.core_threshold >= 1 or options.min_experts >= num_experts:
+        return ~is_empty.expand(-1, -1, num_experts)
+    # In double precision, so that the order in which a block's votes are added hardly decides who is in.
+    dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
+    votes = log_probs.to(dtype).exp()
+    if options.top_k is not None and options.top_k < num_experts:
+        # A stable sort rather than `topk`, which does not say which of equals it takes.
+        chosen = votes.argsort(dim=-1, descending=True, stable=True)[..., : options.top_k]
+        votes = torch.zeros_like(votes).scatter(-1, chosen, votes.gather(-1, chosen))
+    rows = torch.arange(batch_size, device=mask.device)[:, None] * num_blocks
+    rows = (rows + block_of_token(mask, options.block_size)).masked_fill(~mask, batch_size * num_blocks)
+    # One row more, for what does not vote.
+    total = votes.new_zeros(batch_size * num_blocks + 1, num_experts)
+    votes = total.index_add(0, rows.flatten(), votes.flatten(0, 1))[:-1].view(batch_size, num_blocks, num_experts)
+    mass = votes / votes.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    mass, order = mass.sort(dim=-1, descending=True, stable=True)
+    before = nn.functional.pad(mass.cumsum(dim=-1)[..., :-1], (1, 0))
+    is_kept = before <= options.core_threshold
+    is_kept[..., : options.min_experts] = True
+    return torch.zeros_like(is_kept).scatter(-1, order, is_kept) & ~is_empty
+
+
+def restrict_to_core(
+    log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The gate inside the core sets: minus infinity outside, renormalised within; token routing leaves it as it is.
+
+    Args:
+        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; padding keeps its distribution.
+        options: How to route.
+
+    Returns:
+        Log-probabilities `(B, Ly, K)`, through which gradients reach the gate (the choice of the sets has none), and
+        the core sets `(B, N, K)`, or `None` with token routing.
+    """
+    if options.routing == "token":
+        return log_probs, None
+    core = core_experts(log_probs, attention_mask, options)
+    blocks = block_of_token(attention_mask, options.block_size)
+    is_allowed = core.gather(1, blocks[..., None].expand(log_probs.shape)) | ~attention_mask.bool()[..., None]
+    restricted = log_probs.masked_fill(~is_allowed, -torch.inf)
+    restricted = restricted - restricted.logsumexp(dim=-1, keepdim=True)
+    # Where nothing was taken away, the very numbers of token routing.
+    return torch.where(is_allowed.all(dim=-1, keepdim=True), log_probs, restricted), core
+
+
+def experts_of_blocks(
+    experts: torch.Tensor, attention_mask: torch.Tensor, num_experts: int, block_size: int | None
+) -> torch.Tensor:
+    """
+    Which experts the tokens of each block chose.
+
+    Args:
+        experts: Chosen experts, `(B, Ly)`.
+        attention_mask: `(B, Ly)`, 1 on real target tokens; the others do not count.
+        num_experts: `K`.
+        block_size: Real target tokens of a block; `None` is the whole target.
+
+    Returns:
+        `(B, N, K)`, bool; its sum over the last dimension is the number of distinct experts of each block.
+    """
+    batch_size, length = experts.shape
+    num_blocks = RoutingOptions(block_size=block_size).num_blocks(length)
+    mask = attention_mask.bool()
+    # One place more, for what does not count.
+    places = (block_of_token(mask, block_size) * num_experts + experts).masked_fill(~mask, num_blocks * num_experts)
+    used = torch.zeros(batch_size, num_blocks * num_experts + 1, dtype=torch.bool, device=experts.device)
+    return used.scatter(1, places, True)[:, :-1].view(batch_size, num_blocks, num_experts)
+
+
+__all__ = [
+    "RoutingOptions",
+    "YanExpertRoutes",
+    "YanExperts",
+    "YanGate",
+    "YanRoutedExperts",
+    "block_of_token",
+    "choice_log_probs",
+    "choose_experts",
+    "core_experts",
+    "expert_fields",
+    "experts_of_blocks",
+    "gate_log_probs",
+    "restrict_to_core",
+    "share_choice",
+    "sum_over_blocks",
+]

@@ -2,73 +2,217 @@
 """The generation configuration: what `generate` takes, with its defaults, and what it refuses."""
 
 import math
-from dataclasses import fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import CompileConfig, GenerationConfig
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 from transformers.utils import logging
 
-from .configuration_yan import ROUTINGS, YanConfig
-from .decoding import make_processors
-from .reranking import RERANKERS
+from .configuration_yan import ExpertScope, Routing, YanConfig
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_LENGTH = 128
-
 _ONE_PASS = "YAN writes all tokens at once instead of extending a prefix"
 _BEAMS = f"{_ONE_PASS}, so there are no beams to search"
 _PREFIX = f"{_ONE_PASS}, so a penalty or constraint on the tokens so far does not apply"
 _ASSIST = f"{_ONE_PASS}, so there are no next tokens for an assistant to draft"
 _CACHE = "the state of the solver is recomputed at every step, so there is no key-value cache of generated tokens"
 
-# The fields that `generate` reads. All others of Transformers' configuration must keep a value that changes nothing.
-_READ = {
-    "max_new_tokens",
-    "max_length",
-    "min_new_tokens",
-    "num_inference_steps",
-    "solver",
-    "time_schedule",
-    "time_shift",
-    "num_length_candidates",
-    "length_slack",
-    "num_candidates",
-    "rerank",
-    "compile",
-    "compile_config",
-    "do_sample",
-    "suppress_tokens",
-    "stop_strings",
-    "renormalize_logits",
-    "expert_selection",
-    "expert_temperature",
-    "init_noise",
-    "routing",
-    "routing_block_size",
-    "routing_top_k",
-    "core_threshold",
-    "min_experts",
-    "num_return_sequences",
-    "return_dict_in_generate",
-    "output_scores",
-    "output_trajectory",
-    "output_expert_indices",
-    "output_routing",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "transformers_version",
-}
 
-# Read too, but only with `do_sample`.
-_READ_IF_SAMPLED = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+@dataclass(frozen=True)
+class Check:
+    """What an option may be, in words and as a function. `None`, an unset option, is never checked."""
+
+    accepts: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Option:
+    """
+    An option of `generate`: everything that is said about it, once.
+
+    Args:
+        default: What an unset option becomes, or a function of the model's configuration whose docstring says what it
+            returns; with `None` the option stays unset.
+        check: What it may be; `None` where Transformers checks it.
+        help: One line, for the documentation and the command line.
+        only_sampling: Whether it is read with `do_sample` only.
+        command_line: Whether it is an argument of `yan-hf generate`.
+    """
+
+    default: Any
+    check: Check | None
+    help: str
+    only_sampling: bool = False
+    command_line: bool = True
+
+    @property
+    def default_text(self) -> str:
+        """The default in words."""
+        if callable(self.default):
+            return self.default.__doc__ or "from the model's configuration"
+        return "unset" if self.default is None else f"`{self.default}`"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(lowest: int) -> Check:
+    def holds(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+    return Check(f"an integer of at least {lowest}", holds)
+
+
+def _one_of(choices: Iterable[str]) -> Check:
+    return Check(f"one of {', '.join(choices)}", lambda value: value in tuple(choices))
+
+
+def _is_schedule(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return value in TIME_SCHEDULES
+    rises = all(map(_is_number, value)) and all(start < end for start, end in pairwise(value))
+    return rises and len(value) > 1 and value[0] == 0 and value[-1] == 1
+
+
+BOOLEAN = Check("true or false", lambda value: value in (True, False))
+_COUNT = _integer(1)
+_POSITIVE = Check("positive", lambda value: _is_number(value) and value > 0)
+_NOT_NEGATIVE = Check("at least 0", lambda value: _is_number(value) and value >= 0)
+_SHARE = Check("in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
+_SCHEDULE = Check(f"one of {', '.join(TIME_SCHEDULES)}, or a list of times that increase from 0 to 1", _is_schedule)
+_TOKEN = Check("the number of a token", lambda value: type(value) is int)
+_TOKENS = Check(
+    "a list of token numbers", lambda value: isinstance(value, (list, tuple)) and all(map(_TOKEN.holds, value))
+)
+_END_TOKENS = Check("a token number, or a list of them", lambda value: _TOKEN.holds(value) or _TOKENS.holds(value))
+_COMPILE_CONFIG = Check("a `CompileConfig`", lambda value: isinstance(value, (CompileConfig, dict)))
+
+
+def _default_length(model_config: PreTrainedConfig) -> int:
+    """128, or what the position table holds"""
+    return min(DEFAULT_MAX_LENGTH, model_config.max_position_embeddings)
+
+
+def _field(name: str) -> Callable[[PreTrainedConfig], Any]:
+    """A default that is a field of the model's configuration."""
+
+    def default(model_config: PreTrainedConfig) -> Any:
+        return getattr(model_config, name)
+
+    default.__doc__ = f"the model's `{name}`"
+    return default
+
+
+# What `generate` reads. All other fields of Transformers' configuration must keep a value that changes nothing.
+# Fields, defaults, checks, docstring, the documentation's table and the command line's arguments are made from this.
+OPTIONS = {
+    "num_inference_steps": Option(_field("solver_steps"), _COUNT, "solver steps"),
+    "solver": Option(
+        "euler",
+        _one_of(SOLVERS),
+        "how the ODE is solved; passes of the flow trunk a step: euler 1, midpoint and heun 2, rk4 4",
+    ),
+    "time_schedule": Option("uniform", _SCHEDULE, "times that the steps lead through; a list has one more than steps"),
+    "time_shift": Option(
+        None,
+        _POSITIVE,
+        f"of the shifted schedule, {DEFAULT_TIME_SHIFT:g} if unset; above 1 makes the steps near the noise short",
+    ),
+    "max_new_tokens": Option(
+        _default_length, _COUNT, "longest target, the end token included; the source does not count"
+    ),
+    "max_length": Option(None, _COUNT, "means the same, where `max_new_tokens` is unset", command_line=False),
+    "min_new_tokens": Option(
+        1, _COUNT, "shortest target: no shorter length is predicted, no end token is taken before it"
+    ),
+    "num_length_candidates": Option(1, _COUNT, "how many of the likeliest lengths are tried, as rows of one batch"),
+    "length_slack": Option(
+        0, _integer(0), "positions added to a predicted length, for models trained with canvas slack"
+    ),
+    "num_return_sequences": Option(1, _COUNT, "texts for each source; rows are repeated in order"),
+    "num_candidates": Option(1, _COUNT, "samples drawn for each returned sequence, of which the best is kept"),
+    "rerank": Option(
+        "score",
+        _one_of(("score", "joint", "cycle", "mbr")),
+        "what is best: score, the mean log-probability of the tokens; joint, that and the length's (take it with "
+        "several lengths); cycle, the distance of the latents to those of the text; mbr, token F1 with the others",
+    ),
+    "expert_selection": Option(
+        "sample", _one_of(("sample", "greedy")), "how experts are chosen: drawn from the gate, or its mode"
+    ),
+    "expert_temperature": Option(1.0, _POSITIVE, "divides the gate's log-probabilities; below 1 sharpens it"),
+    "expert_scope": Option(
+        _field("expert_scope"), _one_of(get_args(ExpertScope)), "whose tokens share one choice of expert"
+    ),
+    "reselect_experts": Option(
+        _field("reselect_experts"), BOOLEAN, "whether experts are chosen anew at every solver step"
+    ),
+    "init_noise": Option(
+        _field("init_noise"), _NOT_NEGATIVE, "scale of the initial state; 0 is the deterministic start"
+    ),
+    "routing": Option(
+        _field("routing"),
+        _one_of(get_args(Routing)),
+        "token: each token chooses among all experts; block: inside the core set that its block agrees on",
+    ),
+    "routing_block_size": Option(
+        _field("routing_block_size"),
+        _COUNT,
+        "real target tokens of a block; the position table's size is the whole target",
+    ),
+    "routing_top_k": Option(
+        _field("routing_top_k"), _COUNT, "how many experts a token votes for; `num_experts` is all of them"
+    ),
+    "core_threshold": Option(
+        _field("core_threshold"), _SHARE, "share of a block's votes that its core set has to exceed"
+    ),
+    "min_experts": Option(_field("min_experts"), _COUNT, "least size of a core set"),
+    "do_sample": Option(
+        False, BOOLEAN, "whether tokens are drawn from the final logits, each by itself, instead of the argmax"
+    ),
+    "temperature": Option(None, _POSITIVE, "divides the final logits", only_sampling=True),
+    "top_k": Option(None, _integer(0), "only so many likeliest tokens; 50 if unset, 0 for all", only_sampling=True),
+    "top_p": Option(None, None, "only the likeliest tokens that have this share together", only_sampling=True),
+    "min_p": Option(None, None, "only tokens with this share of the likeliest one's", only_sampling=True),
+    "typical_p": Option(None, None, "only the most typical tokens with this share together", only_sampling=True),
+    "suppress_tokens": Option(None, _TOKENS, "list of token ids that are never taken"),
+    "renormalize_logits": Option(False, BOOLEAN, "changes nothing: scores are normalised anyway", command_line=False),
+    "stop_strings": Option(
+        None, None, "the text is cut behind the first of them; `generate` needs `tokenizer` too", command_line=False
+    ),
+    "compile": Option(False, BOOLEAN, "whether to run the compiled fast path, with shapes rounded up to buckets"),
+    "compile_config": Option(None, _COMPILE_CONFIG, "backend, mode and options of the compiler", command_line=False),
+    "return_dict_in_generate": Option(False, BOOLEAN, "whether to return a `YanGenerateOutput`", command_line=False),
+    "output_scores": Option(False, BOOLEAN, "whether that holds the logits", command_line=False),
+    "output_trajectory": Option(False, BOOLEAN, "whether it holds the state after every step", command_line=False),
+    "output_expert_indices": Option(False, BOOLEAN, "whether it holds the chosen experts", command_line=False),
+    "output_routing": Option(
+        False, BOOLEAN, "whether it holds each block's core set and number of distinct experts", command_line=False
+    ),
+    "pad_token_id": Option(_field("pad_token_id"), _TOKEN, "fills rows behind their end", command_line=False),
+    "bos_token_id": Option(None, _TOKEN, "unused: a target begins with its first token", command_line=False),
+    "eos_token_id": Option(_field("eos_token_id"), _END_TOKENS, "the end token, or several", command_line=False),
+}
 
 # As in Transformers, left aside with a warning where they have no part: without sampling, and without beams.
 _LEFT_ASIDE = {"early_stopping", "length_penalty"}
@@ -108,62 +252,9 @@ def plain_value(value: Any) -> Any:
 
 class YanGenerationConfig(GenerationConfig):
     """
-    Generation parameters of [`YanForConditionalGeneration`].
+    Generation parameters of [`YanForConditionalGeneration`]: every option of `OPTIONS` is a field, `None` where unset.
 
-    Args:
-        max_new_tokens (`int`, *optional*): Longest target, the end token included; not more than the position table
-            holds. Without it, `max_length` means the same (the source does not count), and without both the longest
-            target is 128 tokens, or what the position table holds.
-        min_new_tokens (`int`, *optional*): Shortest target, the end token included: shorter lengths are not predicted,
-            and no end token is taken before it.
-        num_inference_steps (`int`, defaults to 3): Solver steps. Each costs as many passes of the flow trunk as the
-            solver has stages.
-        solver (`str`, defaults to `"euler"`): `"euler"` (one pass a step), `"midpoint"`, `"heun"` (two) or `"rk4"`
-            (four). Compare their quality at equal passes.
-        time_schedule (`str` or `list[float]`, defaults to `"uniform"`): `"uniform"`, `"cosine"` or `"shifted"` (see
-            [`~yan_hf.solver.time_grid`]), or an increasing list of times from 0 to 1, one more than steps.
-        time_shift (`float`, *optional*): Of the shifted schedule, 3 by default; above 1 makes the steps near the
-            noise short.
-        num_length_candidates (`int`, defaults to 1): How many of the likeliest lengths are tried, as rows of one
-            batch.
-        length_slack (`int`, defaults to 0): Positions added to a predicted length, for models that were trained with
-            canvas slack ([`YanDataCollator`]): the end token then cuts the text.
-        num_candidates (`int`, defaults to 1): Samples drawn for each returned sequence, of which the best is kept.
-        rerank (`str`, defaults to `"score"`): How the best of all candidates is chosen, those of several lengths
-            included: `"score"`, the mean log-probability of the tokens; `"joint"`, the same with the log-probability
-            of the predicted length added to the sum before the mean; `"cycle"`, the distance between the latents and
-            the encoder's of the text; `"mbr"`, the token F1 with the other candidates. The score breaks a tie. With
-            length candidates prefer `"joint"`: a text can be likely on a canvas of an unlikely length.
-        do_sample (`bool`, defaults to `False`): Whether tokens are drawn from the final logits, each position by
-            itself, rather than their argmax.
-        temperature, top_k, top_p, min_p, typical_p (*optional*): With `do_sample`, as in Transformers, whose
-            processors and defaults they are (so `top_k` is 50; 0 turns it off).
-        suppress_tokens (`list[int]`, *optional*): Tokens that are never taken.
-        stop_strings (`str` or `list[str]`, *optional*): The text is cut behind the first of them; `generate` needs the
-            `tokenizer` then.
-        compile (`bool`, defaults to `False`): Whether to run the compiled fast path, with lengths and batch rounded up
-            to buckets ([`~yan_hf.compiled`]).
-        compile_config (`CompileConfig`, *optional*): Backend, mode and options of the compiler.
-        expert_selection (`str`, defaults to `"sample"`): How each target token's expert is chosen at t = 0: `"sample"`
-            draws from the gate, `"greedy"` takes its mode.
-        expert_temperature (`float`, defaults to 1.0): Divides the gate's log-probabilities; below 1 sharpens it.
-        init_noise (`float`, *optional*): Scale of the initial state, by default the model configuration's. 0 is the
-            deterministic start.
-        routing (`str`, *optional*): `"token"` or `"block"`; this and the next four are explained in [`YanConfig`] and
-            by default the model configuration's.
-        routing_block_size (`int`, *optional*): Real target tokens of a block; the position table's size is the whole
-            target, whatever the model configuration says.
-        routing_top_k (`int`, *optional*): Experts that a token votes for; `num_experts` is all of them.
-        core_threshold (`float`, *optional*): Share of a block's votes that its core set has to exceed.
-        min_experts (`int`, *optional*): Least size of a core set.
-        num_return_sequences (`int`, defaults to 1): Samples per source; rows are repeated in order.
-        return_dict_in_generate (`bool`, defaults to `False`): Whether to return a [`YanGenerateOutput`].
-        output_scores (`bool`, defaults to `False`): Whether that holds the logits.
-        output_trajectory (`bool`, defaults to `False`): Whether it holds the state after every step.
-        output_expert_indices (`bool`, defaults to `False`): Whether it holds the chosen experts.
-        output_routing (`bool`, defaults to `False`): Whether it holds each block's core set and its number of distinct
-            experts.
-        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): By default the model configuration's.
+    `help(YanGenerationConfig)` and the page on generation list them.
 
     Raises:
         ValueError: for an unknown field, a value out of range, or an option of autoregressive decoding, with the
@@ -172,28 +263,11 @@ class YanGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs: Any):
         kwargs = {name: plain_value(value) for name, value in kwargs.items()}
-        self.num_inference_steps: int | None = kwargs.pop("num_inference_steps", None)
-        self.solver: str | None = kwargs.pop("solver", None)
-        self.time_schedule: str | list[float] | None = kwargs.pop("time_schedule", None)
-        self.time_shift: float | None = kwargs.pop("time_shift", None)
-        self.num_length_candidates: int | None = kwargs.pop("num_length_candidates", None)
-        self.length_slack: int | None = kwargs.pop("length_slack", None)
-        self.num_candidates: int | None = kwargs.pop("num_candidates", None)
-        self.rerank: str | None = kwargs.pop("rerank", None)
-        self.compile: bool | None = kwargs.pop("compile", None)
-        self.expert_selection: str | None = kwargs.pop("expert_selection", None)
-        self.expert_temperature: float | None = kwargs.pop("expert_temperature", None)
-        self.init_noise: float | None = kwargs.pop("init_noise", None)
-        self.routing: str | None = kwargs.pop("routing", None)
-        self.routing_block_size: int | None = kwargs.pop("routing_block_size", None)
-        self.routing_top_k: int | None = kwargs.pop("routing_top_k", None)
-        self.core_threshold: float | None = kwargs.pop("core_threshold", None)
-        self.min_experts: int | None = kwargs.pop("min_experts", None)
-        self.output_trajectory: bool | None = kwargs.pop("output_trajectory", None)
-        self.output_expert_indices: bool | None = kwargs.pop("output_expert_indices", None)
-        self.output_routing: bool | None = kwargs.pop("output_routing", None)
-        known = {*vars(GenerationConfig()), "_commit_hash", "_original_object_hash"}
-        if unknown := sorted(set(kwargs) - known):
+        inherited = vars(GenerationConfig())
+        for name in OPTIONS:
+            if name not in inherited:
+                setattr(self, name, kwargs.pop(name, None))
+        if unknown := sorted(kwargs.keys() - inherited.keys() - {"_commit_hash", "_original_object_hash"}):
             raise ValueError(
                 f"`{unknown[0]}` is not a generation parameter of YAN; see the docstring for those it has."
             )
@@ -221,7 +295,7 @@ class YanGenerationConfig(GenerationConfig):
             pad_token_id=model_config.pad_token_id,
             bos_token_id=model_config.bos_token_id,
             eos_token_id=model_config.eos_token_id,
-            max_new_tokens=min(DEFAULT_MAX_LENGTH, model_config.max_position_embeddings),
+            max_new_tokens=_default_length(model_config),
             num_inference_steps=model_config.solver_steps,
         )
 
@@ -239,31 +313,12 @@ class YanGenerationConfig(GenerationConfig):
         """
         if isinstance(self.time_schedule, (list, tuple)):
             self.num_inference_steps = len(self.time_schedule) - 1
-        for name, value in {
-            "num_inference_steps": model_config.solver_steps,
-            "solver": "euler",
-            "time_schedule": "uniform",
-            "num_length_candidates": 1,
-            "length_slack": 0,
-            "num_candidates": 1,
-            "rerank": "score",
-            "compile": False,
-            "do_sample": False,
-            "expert_selection": "sample",
-            "expert_temperature": 1.0,
-            "init_noise": model_config.init_noise,
-            "routing": model_config.routing,
-            "routing_block_size": model_config.routing_block_size,
-            "routing_top_k": model_config.routing_top_k,
-            "core_threshold": model_config.core_threshold,
-            "min_experts": model_config.min_experts,
-            "num_return_sequences": 1,
-            "min_new_tokens": 1,
-            "pad_token_id": model_config.pad_token_id,
-            "eos_token_id": model_config.eos_token_id,
-        }.items():
+        # 128 is what Seq2SeqTrainer writes into `max_length`; see `_get_default_generation_params`.
+        if self.max_new_tokens is None and self.max_length != DEFAULT_MAX_LENGTH:
+            self.max_new_tokens = self.max_length
+        for name, option in OPTIONS.items():
             if getattr(self, name) is None:
-                setattr(self, name, value)
+                setattr(self, name, option.default(model_config) if callable(option.default) else option.default)
         if self.do_sample and self.top_k is None:
             self.top_k = GenerationConfig._get_default_generation_params().get("top_k")
         for name in ("routing_top_k", "min_experts"):
@@ -273,11 +328,6 @@ class YanGenerationConfig(GenerationConfig):
                     f"{model_config.num_experts}`. Ask for at most that many."
                 )
         table_size = model_config.max_position_embeddings
-        if self.max_new_tokens is None:
-            # The default is the one length that shrinks to fit; see `_get_default_generation_params`.
-            if self.max_length in (None, DEFAULT_MAX_LENGTH):
-                self.max_length = min(DEFAULT_MAX_LENGTH, table_size)
-            self.max_new_tokens = self.max_length
         if self.max_new_tokens > table_size:
             raise ValueError(
                 f"`max_new_tokens={self.max_new_tokens}` is more than the position table's "
@@ -308,109 +358,81 @@ class YanGenerationConfig(GenerationConfig):
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         """Raises `ValueError` for a value that is out of range or that only autoregressive decoding knows."""
         neutral = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1.0, "penalty_alpha": 0.0}
-        read = _READ | _READ_IF_SAMPLED if self.do_sample else _READ
         for name, value in vars(self).items():
-            if name in read or name.startswith("_") or value in (None, False, [], {}, neutral.get(name)):
+            option = OPTIONS.get(name)
+            if name.startswith("_") or name == "transformers_version" or value is None:
                 continue
-            if name in _READ_IF_SAMPLED | _LEFT_ASIDE:
-                missing = "`do_sample=True`" if name in _READ_IF_SAMPLED else "beams, which YAN does not have"
+            if option is not None and (self.do_sample or not option.only_sampling):
+                if option.check is not None and not option.check.holds(value):
+                    raise ValueError(f"`{name}` must be {option.check.accepts}, but is {value!r}.")
+            elif value in (False, [], {}, neutral.get(name)):
+                continue
+            elif option is not None or name in _LEFT_ASIDE:
+                missing = "`do_sample=True`" if option is not None else "beams, which YAN does not have"
                 logger.warning_once(f"`{name}={value!r}` changes nothing without {missing}.")
-                continue
-            raise ValueError(f"`{name}={value!r}` is not possible: {_REASONS.get(name, 'YAN has no use for it')}.")
-        for name in (
-            "return_dict_in_generate",
-            "output_scores",
-            "output_trajectory",
-            "output_expert_indices",
-            "output_routing",
-            "compile",
-            "do_sample",
-        ):
-            if getattr(self, name) not in (None, True, False):
-                raise ValueError(f"`{name}` must be true or false, but is {getattr(self, name)!r}.")
-        self._validate_numbers()
-        self._validate_choices()
+            else:
+                raise ValueError(f"`{name}={value!r}` is not possible: {_REASONS.get(name, 'YAN has no use for it')}.")
+        self._validate_together()
         try:
             make_processors(self)
         except (TypeError, ValueError) as error:
             # Transformers' message tells the value, but not always the field.
-            fields = {name: getattr(self, name) for name in (*sorted(_READ_IF_SAMPLED), "suppress_tokens")}
-            given = ", ".join(f"`{name}={value!r}`" for name, value in fields.items() if value is not None)
+            names = [name for name, option in OPTIONS.items() if option.only_sampling or name == "suppress_tokens"]
+            given = ", ".join(f"`{name}={value!r}`" for name in names if (value := getattr(self, name)) is not None)
             raise ValueError(f"One of {given} is not possible: {error}") from error
 
-    def _validate_numbers(self):
-        at_least_one = ("max_new_tokens", "max_length", "min_new_tokens", "num_inference_steps")
-        at_least_one += ("num_return_sequences", "num_length_candidates", "num_candidates")
-        at_least_one += ("routing_block_size", "routing_top_k", "min_experts")
-        for name in (*at_least_one, "length_slack", *(["top_k"] if self.do_sample else [])):
-            value, lowest = getattr(self, name), int(name in at_least_one)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-                raise ValueError(f"`{name}` must be an integer of at least {lowest}, but is {value!r}.")
-        for name in ("eos_token_id", "suppress_tokens", "pad_token_id", "bos_token_id"):
-            value = getattr(self, name)
-            is_list = name in ("eos_token_id", "suppress_tokens") and isinstance(value, (list, tuple))
-            if not all(token is None or type(token) is int for token in (value if is_list else [value])) or (
-                is_list and None in value
-            ):
-                raise ValueError(f"`{name}` must name tokens by their numbers, but is {value!r}.")
+    def _validate_together(self):
+        """The checks across fields."""
         longest = self.max_new_tokens or self.max_length
         if self.min_new_tokens is not None and longest is not None and self.min_new_tokens > longest:
             raise ValueError(f"`min_new_tokens={self.min_new_tokens}` is more than the longest target, {longest}.")
-        for name, positive in (
-            ("expert_temperature", True),
-            ("temperature", True),
-            ("time_shift", True),
-            ("init_noise", False),
-        ):
-            value = getattr(self, name) if name != "temperature" or self.do_sample else None
-            if value is not None and not (
-                isinstance(value, (int, float))
-                and not isinstance(value, bool)
-                and math.isfinite(value)
-                and (value > 0 or (value == 0 and not positive))
-            ):
-                raise ValueError(f"`{name}` must be {'positive' if positive else 'at least 0'}, but is {value!r}.")
-        share = self.core_threshold
-        if share is not None and not (
-            isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
-        ):
-            raise ValueError(f"`core_threshold` must be in [0, 1], but is {share!r}.")
-
-    def _validate_choices(self):
-        for name, choices in (
-            ("expert_selection", ("sample", "greedy")),
-            ("solver", tuple(SOLVERS)),
-            ("rerank", RERANKERS),
-            ("routing", ROUTINGS),
-        ):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, but is {value!r}.")
         schedule = self.time_schedule
-        if isinstance(schedule, (list, tuple)):
-            if not (
-                len(schedule) > 1
-                and all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in schedule)
-                and schedule[0] == 0
-                and schedule[-1] == 1
-                and all(start < end for start, end in pairwise(schedule))
-            ):
-                raise ValueError(f"`time_schedule` must increase from 0 to 1, but is {schedule!r}.")
-            if self.num_inference_steps not in (None, len(schedule) - 1):
-                raise ValueError(
-                    f"`num_inference_steps={self.num_inference_steps}` contradicts `time_schedule`, whose "
-                    f"{len(schedule)} times are {len(schedule) - 1} steps. Leave it out."
-                )
-        elif schedule is not None and schedule not in TIME_SCHEDULES:
+        if isinstance(schedule, (list, tuple)) and self.num_inference_steps not in (None, len(schedule) - 1):
             raise ValueError(
-                f"`time_schedule` must be one of {', '.join(TIME_SCHEDULES)} or a list of times, but is {schedule!r}."
+                f"`num_inference_steps={self.num_inference_steps}` contradicts `time_schedule`, whose "
+                f"{len(schedule)} times are {len(schedule) - 1} steps. Leave it out."
             )
         if self.time_shift is not None and schedule != "shifted":
             raise ValueError(
                 f'`time_shift={self.time_shift}` belongs to `time_schedule="shifted"`, but that is {schedule!r}.'
             )
-        if self.compile_config is not None and not isinstance(self.compile_config, (CompileConfig, dict)):
-            raise ValueError(f"`compile_config` must be a `CompileConfig`, but is {self.compile_config!r}.")
 
 
-__all__ = ["REFUSED_ARGUMENTS", "YanGenerationConfig", "plain_value"]
+YanGenerationConfig.__doc__ = f"{YanGenerationConfig.__doc__}\n    Args:\n" + "".join(
+    f"        {name}: {option.help} (default: {option.default_text})\n" for name, option in OPTIONS.items()
+)
+
+
+def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu") -> LogitsProcessorList:
+    """
+    Transformers' processors that the generation configuration asks for, in Transformers' order.
+
+    Raises:
+        ValueError: from the processors themselves, for values out of range.
+    """
+    processors = LogitsProcessorList()
+    if config.suppress_tokens is not None:
+        processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
+    if config.do_sample:
+        if config.temperature is not None and config.temperature != 1.0:
+            processors.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k:
+            processors.append(TopKLogitsWarper(top_k=config.top_k))
+        if config.top_p is not None and config.top_p < 1.0:
+            processors.append(TopPLogitsWarper(top_p=config.top_p))
+        if config.min_p is not None:
+            processors.append(MinPLogitsWarper(min_p=config.min_p))
+        if config.typical_p is not None and config.typical_p < 1.0:
+            processors.append(TypicalLogitsWarper(mass=config.typical_p))
+    return processors
+
+
+__all__ = [
+    "BOOLEAN",
+    "OPTIONS",
+    "REFUSED_ARGUMENTS",
+    "Option",
+    "YanGenerationConfig",
+    "make_processors",
+    "plain_value",
+]

@@ -2,7 +2,7 @@
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,27 +14,40 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .compiled import CompiledSampler
-from .cpu_linear import OneDnnLinear
-from .decoding import ReadTokens, cut_after_end, cut_by_criteria, make_processors, read_tokens
 from .distributed import run_whole
-from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, plain_value
-from .lengths import given_lengths, predicted_lengths
-from .noise import NoiseSource
-from .reranking import best_candidates, consensus, cycle_distance
-from .routing import RoutingOptions, experts_of_blocks
-from .sampling import SamplingOptions, Written, encode, eval_view, write
+from .experts import RoutingOptions, experts_of_blocks
+from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors, plain_value
+from .layers import KERNELS
+from .sampling import (
+    CandidateLayout,
+    EagerSampler,
+    NoiseSource,
+    SampleOutput,
+    Sampler,
+    SamplingOptions,
+    SourceInputs,
+    consensus,
+    cut_by_criteria,
+    cycle_distance,
+    decode_tokens,
+    eval_view,
+    given_lengths,
+    predicted_lengths,
+    truncate_at_eos,
+)
 from .solver import evaluation_times
 from .validation import (
     check_choice,
+    check_expert_indices,
     check_finite,
     check_functions,
-    check_no_choice_of_experts,
     check_no_prefix_tuning,
     check_no_text_generation_pipeline,
     check_source,
     check_stopping_criteria,
     check_types,
+    fitting_values,
+    inference_module,
 )
 
 
@@ -57,7 +70,8 @@ class YanGenerateOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B, L, V)`, *optional*): With `output_scores`; before any processor.
         trajectory (`torch.FloatTensor` of shape `(S + 1, B, L, d)`, *optional*): With `output_trajectory`: the initial
             state and the state after every solver step.
-        expert_indices (`torch.LongTensor` of shape `(B, L)`, *optional*): With `output_expert_indices`.
+        expert_indices (`torch.LongTensor` of shape `(B, L)`, *optional*): With `output_expert_indices`; of shape
+            `(S, B, L)` where experts are chosen anew at every one of `S` solver steps.
         distinct_experts (`torch.LongTensor` of shape `(B, N)`, *optional*): With `output_routing`: how many experts
             the tokens of each of a canvas's `N` blocks of `routing_block_size` tokens chose; 0 behind a shorter
             canvas. With token routing too.
@@ -86,7 +100,7 @@ class YanGenerateOutput(ModelOutput):
 
 
 @dataclass
-class _Given:
+class GenerationInputs:
     """What the caller fixes beyond the configuration."""
 
     target_lengths: int | list[int] | torch.Tensor | None
@@ -95,6 +109,7 @@ class _Given:
     initial_latents: torch.Tensor | None
     expert_indices: torch.Tensor | None
     stopping_criteria: StoppingCriteriaList
+    has_processors: bool
 
     def width(self) -> int | None:
         """Positions that fixed latents and experts hold."""
@@ -104,8 +119,33 @@ class _Given:
             if values is not None:
                 if values.dim() < 2 or values.numel() == 0:
                     raise ValueError(f"`{name}` must hold a position for each token, but have {tuple(values.shape)}.")
-                widths.append(values.shape[1])
+                widths.append(values.shape[1 if name == "initial_latents" else -1])
         return min(widths, default=None)
+
+
+@dataclass
+class Texts:
+    """
+    The tokens of every row.
+
+    Args:
+        tokens: `(R, L)`, padding behind each text.
+        lengths: Tokens of each text, the end token included, `(R,)`.
+        kept: Which positions are the text's, `(R, L)`.
+        scores: Mean log-probability of each text's tokens, `(R,)`, if asked for.
+        logits: `(R, L, V)`, if asked for.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    kept: torch.Tensor
+    scores: torch.Tensor | None
+    logits: torch.Tensor | None
+
+    def rows(self, index: torch.Tensor) -> "Texts":
+        """Some of the rows."""
+        values = (self.tokens, self.lengths, self.kept, self.scores, self.logits)
+        return Texts(*(None if value is None else value[index] for value in values))
 
 
 class YanGenerationMixin:
@@ -159,7 +199,8 @@ class YanGenerationMixin:
             initial_latents: The initial state `z0`, `(B, Ly, d)` for `B` returned sequences, which no noise scale
                 multiplies; candidates share it. Its first positions are used where a target is shorter; predicted
                 lengths stay within it.
-            expert_indices: The experts, `(B, Ly)`, instead of a choice by the gate; candidates share them.
+            expert_indices: The experts, `(B, Ly)`, or `(S, B, Ly)` with `reselect_experts`, instead of a choice by the
+                gate; candidates share them.
             stopping_criteria: Transformers' criteria. Each is asked about every beginning of the finished text, as if
                 it had been written token by token, and the text is cut where one says so.
             tokenizer: Needed for `stop_strings`.
@@ -203,23 +244,21 @@ class YanGenerationMixin:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
         check_no_prefix_tuning(self)
-        if self.config.velocity_field == "mixture":
-            check_no_choice_of_experts(config, expert_indices)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.stop_strings is not None:
             if tokenizer is None:
                 raise ValueError("`stop_strings` are found in the text: pass the `tokenizer` too.")
             criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
         check_stopping_criteria(criteria)
-        given = _Given(target_lengths, generator, seeds, initial_latents, expert_indices, criteria)
+        given = GenerationInputs(
+            target_lengths, generator, seeds, initial_latents, expert_indices, criteria, bool(logits_processor)
+        )
         # Also a part alone may be in training mode, as an adapter that has just been added is.
         model = eval_view(self) if any(module.training for module in self.modules()) else self
-        fast = not config.compile and self.device.type == "cpu" and OneDnnLinear.is_available()
         run_whole(self, "_generate_with")
-        with OneDnnLinear() if fast else nullcontext():
-            output = self._generate_with(
-                model, config, input_ids, attention_mask, inputs_embeds, streamer, logits_processor, given
-            )
+        with self._fast_kernels(config):
+            source = SourceInputs(input_ids, attention_mask, inputs_embeds)
+            output = self._generate_with(model, config, source, streamer, logits_processor, given)
         return output if config.return_dict_in_generate else output.sequences
 
     def _generate_with(self, model: "YanGenerationMixin", *arguments: Any) -> YanGenerateOutput:
@@ -229,177 +268,250 @@ class YanGenerationMixin:
     def _generate(
         self,
         config: YanGenerationConfig,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
+        source: SourceInputs,
         streamer: BaseStreamer | None,
         logits_processor: LogitsProcessorList | None,
-        given: _Given,
+        given: GenerationInputs,
     ) -> YanGenerateOutput:
-        # 1. Encode the source, once.
-        inputs = (input_ids, attention_mask, inputs_embeds)
-        shown = input_ids if input_ids is not None else inputs_embeds
-        batch_size, device = shown.shape[0], shown.device
-        takes_drafts = streamer is not None and hasattr(streamer, "put_draft")
-        compiled = None
-        if config.compile and takes_drafts:
+        sampler = self._sampler(config, streamer)
+        layout, length_mode, encoded = self._prepare_lengths(config, sampler, source, given)
+        noise = NoiseSource(layout, given.generator, given.seeds)
+        start = self._prepare_latents(config, layout, noise, given)
+        decoding = self._decoding_options(config, layout, source, logits_processor)
+        sampled = self._sample(config, sampler, layout, source, encoded, start, decoding, streamer, given)
+        texts = self._decode_tokens(config, layout, sampled, noise, decoding, given)
+        layout, sampled, texts = self._select_candidates(config, layout, sampled, texts)
+        if streamer is not None:
+            streamer.put(texts.tokens.cpu())
+            streamer.end()
+        return self._output(config, length_mode, layout, sampled, texts, given)
+
+    def _sampler(self, config: YanGenerationConfig, streamer: BaseStreamer | None) -> Sampler:
+        if not config.compile:
+            return EagerSampler(self)
+        if hasattr(streamer, "put_draft"):
             logger.warning_once("`compile=True` is left aside for a streamer that shows drafts after every step.")
-        elif config.compile and self.expert_offload is not None:
+            return EagerSampler(self)
+        if self.expert_offload is not None:
             raise ValueError(
                 "`compile=True` is not possible with offloaded experts, whose copies no static program can hold. "
                 "Leave it out, or call `disable_expert_offload()` first."
             )
-        elif config.compile:
-            compiled = CompiledSampler(self, config.compile_config)
-        source = None
-        if given.target_lengths is None and not self.length_head.is_trained(self.config):
-            raise ValueError(
-                "The length head of this model has never been trained (`config.length_head_trained` is False; "
-                "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or fine-tune "
-                "the model; where adapters alone were trained, set `config.length_head_trained` to True."
-            )
-        if given.target_lengths is None:
-            source, length_logits = encode(self, *inputs) if compiled is None else compiled.encode(*inputs)
+        return inference_module("compiled").CompiledSampler(self, config.compile_config)
 
-        # 2. Choose each target's length, or several.
+    def _prepare_lengths(
+        self, config: YanGenerationConfig, sampler: Sampler, source: SourceInputs, given: GenerationInputs
+    ) -> tuple[CandidateLayout, str, torch.Tensor | None]:
+        """The rows with their lengths, where these come from, and the source's latents if they were needed."""
+        num_sources, device = source.given.shape[0], source.given.device
         num_sequences = config.num_return_sequences * config.num_candidates
+        encoded = None
         if given.target_lengths is None:
-            candidate_lengths, length_log_probs = predicted_lengths(
-                length_logits, config, num_sequences, given.width()
-            )
+            if not self.length_head.is_trained(self.config):
+                raise ValueError(
+                    "The length head of this model has never been trained (`config.length_head_trained` is False; "
+                    "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or "
+                    "fine-tune the model; where adapters alone were trained, set `config.length_head_trained` to True."
+                )
+            encoded, length_logits = sampler.encode(source)
+            lengths, log_probs = predicted_lengths(length_logits, config, num_sequences, given.width())
             length_mode = "slack" if config.length_slack else "predicted"
         else:
-            candidate_lengths = given_lengths(
-                given.target_lengths,
-                config,
-                self.config.max_position_embeddings,
-                batch_size,
-                device,
-                num_sequences,
-                given.width(),
+            table_size = self.config.max_position_embeddings
+            lengths = given_lengths(
+                given.target_lengths, config, table_size, num_sources, device, num_sequences, given.width()
             )
-            length_log_probs = torch.zeros(candidate_lengths.shape, device=device)
-            length_mode = "given"
-        lengths, num_lengths = candidate_lengths.flatten(), candidate_lengths.shape[1]
-        num_choices = config.num_candidates * num_lengths  # rows for each returned sequence
-        repeats = num_sequences * num_lengths  # rows for each source
-        width = int(lengths.max())
+            log_probs, length_mode = torch.zeros(lengths.shape, device=device), "given"
+        num_samples, num_lengths = config.num_candidates, lengths.shape[1]
+        layout = CandidateLayout(lengths.flatten(), log_probs.flatten(), num_sources, num_samples, num_lengths)
+        return layout, length_mode, encoded
 
-        # 3. Draw the initial state, for every candidate.
-        noise = NoiseSource(
-            lengths, width, given.generator, given.seeds, num_candidates=config.num_candidates, num_lengths=num_lengths
-        )
+    def _prepare_latents(
+        self, config: YanGenerationConfig, layout: CandidateLayout, noise: NoiseSource, given: GenerationInputs
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        The initial state, `(R, L, d)`; and, for each choice of experts, noise to draw them by, `(R, L, C, K)`, or the
+        experts themselves, `(R, L, C)`. The mode of the gate needs neither.
+        """
         hidden_size, num_experts = self.config.hidden_size, self.config.num_experts
-        num_returned = len(lengths) // num_choices
+        num_choices = len(config.times()) - 1 if config.reselect_experts else 1
         if given.initial_latents is None:
-            initial_state = config.init_noise * noise.draw(torch.randn, hidden_size)
+            state = config.init_noise * noise.draw(torch.randn, hidden_size)
         else:
-            shape = (num_returned, width, hidden_size)
-            initial_state = self._check_given("initial_latents", given.initial_latents, shape, device)
-            initial_state = initial_state.repeat_interleave(num_choices, dim=0)
-        experts = uniform = None
+            shape = (layout.num_sequences, layout.width, hidden_size)
+            state = layout.repeat(fitting_values("initial_latents", given.initial_latents, shape, noise.device))
+        uniform = experts = None
         if given.expert_indices is not None:
-            experts = self._check_given("expert_indices", given.expert_indices, (num_returned, width), device)
-            experts = self._check_experts(experts).repeat_interleave(num_choices, dim=0)
-        elif config.expert_selection == "sample" and self.config.velocity_field == "expert":
-            uniform = noise.draw(torch.rand, num_experts)
+            leading = (num_choices,) if config.reselect_experts else ()
+            shape = (*leading, layout.num_sequences, layout.width)
+            experts = fitting_values("expert_indices", given.expert_indices, shape, noise.device, position_dim=-1)
+            experts = check_expert_indices(experts, num_experts)
+            experts = layout.repeat(experts.movedim(0, -1) if config.reselect_experts else experts[..., None])
+        elif config.expert_selection == "sample":
+            uniform = noise.draw(torch.rand, num_choices, num_experts)
+        return state, uniform, experts
 
-        # 4. Solve the ODE: the first pass of the trunk chooses one expert per token and gives the first velocity.
-        processors = LogitsProcessorList([*(logits_processor or ()), *make_processors(config, device)])
-        end_token_ids = config.end_token_ids()
-        with_scores = config.return_dict_in_generate or num_choices > 1
-        reading = {
-            "processors": processors,
-            "context_ids": None if input_ids is None else input_ids.repeat_interleave(repeats, dim=0),
-            "end_token_ids": end_token_ids,
+    @staticmethod
+    def _decoding_options(
+        config: YanGenerationConfig,
+        layout: CandidateLayout,
+        source: SourceInputs,
+        logits_processor: LogitsProcessorList | None,
+    ) -> dict[str, Any]:
+        """What [`decode_tokens`] is told for drafts and texts alike."""
+        ids, device = source.input_ids, layout.lengths.device
+        return {
+            "processors": LogitsProcessorList([*(logits_processor or ()), *make_processors(config, device)]),
+            "context_ids": None if ids is None else ids.repeat_interleave(layout.rows_per_source, dim=0),
+            "end_token_ids": config.end_token_ids(),
             "min_length": config.min_new_tokens,
         }
-        is_plain = not (processors or config.do_sample or config.output_scores)
+
+    def _sample(
+        self,
+        config: YanGenerationConfig,
+        sampler: Sampler,
+        layout: CandidateLayout,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        start: tuple[torch.Tensor | None, ...],
+        decoding: dict[str, Any],
+        streamer: BaseStreamer | None,
+        given: GenerationInputs,
+    ) -> SampleOutput:
+        """Solves the ODE; a streamer gets the drafts."""
+        end_matters = bool(decoding["end_token_ids"]) and config.min_new_tokens > 1
         options = SamplingOptions(
             times=tuple(config.times()),
             solver=config.solver,
             expert_temperature=float(config.expert_temperature),
-            repeats=repeats,
+            repeats=layout.rows_per_source,
             keep_states=bool(config.output_trajectory),
-            read_argmax=is_plain and not (end_token_ids and config.min_new_tokens > 1),
-            with_scores=with_scores,
+            decode_argmax=not (decoding["processors"] or config.do_sample or config.output_scores or end_matters),
+            with_scores=self._needs_scores(config, layout),
             routing=RoutingOptions.from_config(config),
+            reselect=bool(config.reselect_experts),
+            is_start_given=given.initial_latents is not None,
             keep_core=bool(config.output_routing),
         )
-        if getattr(streamer, "skip_prompt", False) and input_ids is not None:
-            streamer.put(input_ids.cpu())  # it skips what is put first
+        if getattr(streamer, "skip_prompt", False) and source.input_ids is not None:
+            streamer.put(source.input_ids.cpu())  # it skips what is put first
+        first = {
+            name: layout.first(value) if name == "context_ids" and value is not None else value
+            for name, value in decoding.items()
+        }
 
         def show_draft(state: torch.Tensor):
-            rows = slice(None, None, num_choices)
-            draft = self.model.decoder(state[rows])
-            context_ids = reading["context_ids"]
-            draft = read_tokens(
-                self.lm_head, draft, **{**reading, "context_ids": None if context_ids is None else context_ids[rows]}
+            draft = decode_tokens(self.lm_head, self.model.decoder(layout.first(state)), **first)
+            tokens, *_ = truncate_at_eos(
+                draft.tokens, layout.first(layout.lengths), decoding["end_token_ids"], config.pad_token_id or 0
             )
-            pad_token_id = config.pad_token_id or 0
-            streamer.put_draft(cut_after_end(draft.tokens, lengths[rows], end_token_ids, pad_token_id)[0].cpu())
+            streamer.put_draft(tokens.cpu())
 
-        arguments = (lengths, initial_state, uniform, experts)
-        written: Written
-        if compiled is not None and source is None:
-            written = compiled.encode_and_write(options, *inputs, *arguments)
-        elif compiled is not None:
-            written = compiled.write(options, source, attention_mask, *arguments)
-        else:
-            if source is None:
-                source = self.model.encode(*inputs).last_hidden_state
-            on_step = show_draft if takes_drafts else None
-            written = write(self, options, source, attention_mask, *arguments, on_step=on_step)
+        callback = show_draft if hasattr(streamer, "put_draft") else None
+        sampled = sampler.sample(options, source, encoded, layout.lengths, *start, callback_on_step_end=callback)
+        check_finite("gate_logits", sampled.is_finite)
+        return sampled
 
-        # 5. Decode, read off the tokens, cut after the end token.
-        read = written.tokens
-        if read is None:
-            read = read_tokens(
+    @staticmethod
+    def _needs_scores(config: YanGenerationConfig, layout: CandidateLayout) -> bool:
+        return bool(config.return_dict_in_generate) or layout.rows_per_sequence > 1
+
+    def _decode_tokens(
+        self,
+        config: YanGenerationConfig,
+        layout: CandidateLayout,
+        sampled: SampleOutput,
+        noise: NoiseSource,
+        decoding: dict[str, Any],
+        given: GenerationInputs,
+    ) -> Texts:
+        """Every row's tokens, cut behind its end token and where a criterion stops, and their scores."""
+        decoded = sampled.tokens
+        if decoded is None:
+            decoded = decode_tokens(
                 self.lm_head,
-                written.decoded,
+                sampled.decoded,
                 uniform=noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None,
-                with_scores=with_scores,
+                with_scores=self._needs_scores(config, layout),
                 with_logits=bool(config.output_scores),
-                **reading,
+                **decoding,
             )
-        check_finite("gate_logits", written.is_finite)
-        check_finite("logits", read.is_finite)
-        check_choice(config, read.has_choice, bool(logits_processor))
-        canvas_lengths, pad_token_id = lengths, config.pad_token_id or 0
-        tokens, lengths, kept = cut_after_end(read.tokens, lengths, end_token_ids, pad_token_id)
+        check_finite("logits", decoded.is_finite)
+        check_choice(config, decoded.has_choice, given.has_processors)
+        pad_token_id = config.pad_token_id or 0
+        texts = truncate_at_eos(decoded.tokens, layout.lengths, decoding["end_token_ids"], pad_token_id)
         if given.stopping_criteria:
-            tokens, lengths, kept = cut_by_criteria(tokens, lengths, given.stopping_criteria, pad_token_id)
+            texts = cut_by_criteria(*texts[:2], given.stopping_criteria, pad_token_id)
+        tokens, lengths, kept = texts
         scores = None
-        if with_scores:
-            scores = read.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / lengths
+        if decoded.log_probs is not None:
+            scores = decoded.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / lengths
+        return Texts(tokens, lengths, kept, scores, decoded.logits)
 
-        # 6. Keep the best candidate of each returned sequence.
-        if num_choices > 1:
-            joint = scores + length_log_probs.flatten() / lengths
-            chosen = self._choose(config, tokens, lengths, kept, scores, joint, written.latents, num_choices)
-            written = self._rows(written, chosen)
-            read = ReadTokens(tokens, None, None if read.logits is None else read.logits[chosen], read.is_finite)
-            tokens, lengths, scores = tokens[chosen], lengths[chosen], scores[chosen]
-            canvas_lengths = canvas_lengths[chosen]
-        if streamer is not None:
-            streamer.put(tokens.cpu())
-            streamer.end()
-        distinct, core = None, None
+    def _select_candidates(
+        self, config: YanGenerationConfig, layout: CandidateLayout, sampled: SampleOutput, texts: Texts
+    ) -> tuple[CandidateLayout, SampleOutput, Texts]:
+        """The best candidate of each returned sequence, and no others."""
+        if layout.rows_per_sequence == 1:
+            return layout, sampled, texts
+        utility = texts.scores
+        if config.rerank == "joint":
+            # Of length, choices of experts and tokens together, per token.
+            utility = texts.scores + (layout.length_log_probs + sampled.path_log_probs) / texts.lengths
+        elif config.rerank == "cycle":
+            encoded = self.model.encode(texts.tokens, texts.kept.long()).last_hidden_state
+            utility = -cycle_distance(sampled.latents, encoded, texts.kept)
+        elif config.rerank == "mbr":
+            special = {config.pad_token_id, config.bos_token_id, *config.end_token_ids()}
+            rows = [
+                [token for token in row[:length] if token not in special]
+                for row, length in zip(texts.tokens.tolist(), texts.lengths.tolist())
+            ]
+            size = layout.rows_per_sequence
+            groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+            utility = torch.tensor([consensus(group) for group in groups], device=texts.scores.device).flatten()
+        chosen = layout.best(utility, texts.scores)
+        kept = CandidateLayout(layout.lengths[chosen], layout.length_log_probs[chosen], layout.num_sources, 1, 1)
+        return kept, sampled.rows(chosen), texts.rows(chosen)
+
+    def _output(
+        self,
+        config: YanGenerationConfig,
+        length_mode: str,
+        layout: CandidateLayout,
+        sampled: SampleOutput,
+        texts: Texts,
+        given: GenerationInputs,
+    ) -> YanGenerateOutput:
+        distinct = core = experts = None
         if config.output_routing:
-            distinct, core = self._routing(config, written, canvas_lengths, given.expert_indices is None)
+            distinct, core = self._routing(config, sampled, layout.lengths, given.expert_indices is None)
+        if config.output_expert_indices:
+            experts = sampled.experts.movedim(-1, 0) if config.reselect_experts else sampled.experts[..., 0]
         return YanGenerateOutput(
-            sequences=tokens,
-            sequence_scores=scores,
-            lengths=lengths,
+            sequences=texts.tokens,
+            sequence_scores=texts.scores,
+            lengths=texts.lengths,
             length_mode=length_mode,
-            latents=written.latents,
-            logits=read.logits,
-            trajectory=written.states,
-            expert_indices=written.experts if config.output_expert_indices else None,
+            latents=sampled.latents,
+            logits=texts.logits,
+            trajectory=sampled.states,
+            expert_indices=experts,
             distinct_experts=distinct,
             core_experts=core,
-            num_field_evaluations=len(evaluation_times(list(options.times), options.solver)),
+            num_field_evaluations=len(evaluation_times(config.times(), config.solver)),
         )
+
+    def _fast_kernels(self, config: YanGenerationConfig) -> AbstractContextManager:
+        """Faster products on the CPU, where the package that brings them is there."""
+        if config.compile or self.device.type != "cpu":
+            return nullcontext()
+        try:
+            kernels = inference_module("cpu_kernels")
+        except ImportError:
+            return nullcontext()  # slower, and the same tokens
+        return kernels.use_onednn(KERNELS) if kernels.is_available() else nullcontext()
 
     def _prepare_generation(
         self, generation_config: YanGenerationConfig | None, kwargs: dict[str, Any]
@@ -440,80 +552,21 @@ class YanGenerationMixin:
         config.validate()
         return config.resolve(self.config), inputs_embeds
 
-    @staticmethod
-    def _check_given(name: str, values: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """`values` cut to the canvas; its shape must be `shape`, or longer in the second dimension."""
-        if values.dim() != len(shape) or values.shape[0] != shape[0] or values.shape[2:] != shape[2:]:
-            raise ValueError(
-                f"`{name}` must have shape {shape} (rows, target length, ...), but have {tuple(values.shape)}."
-            )
-        values = values[:, : shape[1]].to(device)
-        if not torch.isfinite(values).all():
-            raise ValueError(f"`{name}` holds values that are not finite.")
-        return values
-
-    def _check_experts(self, experts: torch.Tensor) -> torch.Tensor:
-        if experts.is_floating_point() or experts.dtype == torch.bool:
-            raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
-        lowest, highest = torch.stack([experts.min(), experts.max()]).tolist()
-        if lowest < 0 or highest >= self.config.num_experts:
-            raise ValueError(
-                f"`expert_indices` must be in 0 to {self.config.num_experts - 1} with "
-                f"`num_experts={self.config.num_experts}`, but reach from {lowest} to {highest}."
-            )
-        return experts.long()
-
-    def _choose(
-        self,
-        config: YanGenerationConfig,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        kept: torch.Tensor,
-        scores: torch.Tensor,
-        joint: torch.Tensor,
-        latents: torch.Tensor,
-        num_choices: int,
-    ) -> torch.Tensor:
-        """The rows of the best candidates, `(B,)`."""
-        utility = joint if config.rerank == "joint" else scores
-        if config.rerank == "cycle":
-            encoded = self.model.encode(tokens, kept.long()).last_hidden_state
-            utility = -cycle_distance(latents, encoded, kept)
-        elif config.rerank == "mbr":
-            special = {config.pad_token_id, config.bos_token_id, *config.end_token_ids()}
-            rows = [
-                [token for token in row[:length] if token not in special]
-                for row, length in zip(tokens.tolist(), lengths.tolist())
-            ]
-            groups = [rows[start : start + num_choices] for start in range(0, len(rows), num_choices)]
-            utility = torch.tensor([consensus(group) for group in groups], device=scores.device)
-        return best_candidates(utility.view(-1, num_choices), scores.view(-1, num_choices))
-
     def _routing(
-        self, config: YanGenerationConfig, written: Written, lengths: torch.Tensor, is_routed: bool
+        self, config: YanGenerationConfig, sampled: SampleOutput, lengths: torch.Tensor, is_routed: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """How many experts each block chose, `(B, N)`, and its core set, `(B, N, K)`, if the gate was asked."""
-        canvas = torch.arange(written.experts.shape[1], device=lengths.device) < lengths[:, None]
+        canvas = torch.arange(sampled.experts.shape[1], device=lengths.device) < lengths[:, None]
         num_experts, block_size = self.config.num_experts, config.routing_block_size
-        used = experts_of_blocks(written.experts, canvas, num_experts, block_size)
-        core = written.core
+        used = torch.stack(
+            [experts_of_blocks(experts, canvas, num_experts, block_size) for experts in sampled.experts.unbind(-1)]
+        ).any(dim=0)
+        core = sampled.core
         if core is not None:
             core = core[:, : used.shape[1]]  # a compiled canvas may have more blocks
         elif is_routed:
             core = used.any(dim=-1, keepdim=True).expand_as(used)
         return used.sum(dim=-1), core
-
-    @staticmethod
-    def _rows(written: Written, rows: torch.Tensor) -> Written:
-        return Written(
-            latents=written.latents[rows],
-            decoded=written.decoded[rows],
-            experts=None if written.experts is None else written.experts[rows],
-            states=None if written.states is None else written.states[:, rows],
-            tokens=None,
-            is_finite=written.is_finite,
-            core=None if written.core is None else written.core[rows],
-        )
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """PEFT wraps and calls it; `generate` has no steps to prepare inputs for."""

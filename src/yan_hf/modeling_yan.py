@@ -6,39 +6,691 @@ Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabu
 """
 
 import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
+from transformers import initialization as init
+from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .blocks import YanLengthHead, YanPositionEmbedding, masked_mean, positions_from_mask
-from .configuration_yan import YanConfig
+from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
 from .distributed import loss_group
-from .generation_yan import YanGenerationConfig, YanGenerationMixin
-from .objective import (
-    flow_matching_nll,
-    gate_entropy_loss,
-    l2_loss,
-    latent_loss,
-    length_loss,
-    load_balance_loss,
-    mmd_loss,
-    sample_times,
-    token_loss,
-    token_mean,
+from .experts import (
+    RoutingOptions,
+    YanExpertRoutes,
+    YanExperts,
+    YanGate,
+    YanRoutedExperts,
+    choose_experts,
+    expert_fields,
+    gate_log_probs,
+    restrict_to_core,
+    share_choice,
+    sum_over_blocks,
 )
-from .outputs import YanAutoEncodingOutput, YanFlowContext, YanFlowOutput, YanModelOutput, YanOutput
-from .routing import RoutingOptions, choose_experts, gate_log_probs, restrict_to_core
-from .solver import solve_flow, time_grid
-from .stacks import YanDecoder, YanEncoder, YanFlow, YanPreTrainedModel
-from .validation import check_labels, check_mask, check_no_cache, check_source, check_state
+from .generation_config_yan import YanGenerationConfig
+from .generation_yan import YanGenerationMixin
+from .layers import (
+    AdaLNModulation,
+    YanAttention,
+    YanCrossAttention,
+    YanDecoderLayer,
+    YanEncoderLayer,
+    YanFlowLayer,
+    YanLengthHead,
+    YanPositionEmbedding,
+    YanStartProjection,
+    YanTimeEmbedding,
+    masked_mean,
+    positions_from_mask,
+)
+from .losses import LossInputs, l2_loss, loss_terms, mmd_loss, sample_times, token_log_probs, token_loss
+from .mixers import MIXERS, YanMambaMixer
+from .sampling import solve_flow, stretch
+from .saving import staged_save, unreadable_weights, write_code
+from .solver import time_grid
+from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
+
+
+@dataclass
+class TimeModulation:
+    """What one time contributes to an evaluation of the flow, for any state.
+
+    Args:
+        time_embedding: `(1, d)`.
+        layers: For each flow block the scales and shifts of its norms, `(1, 2·n·d)`.
+    """
+
+    time_embedding: torch.Tensor
+    layers: list[torch.Tensor]
+
+
+@dataclass
+class YanFlowContext:
+    """What every solver step of one target shares, so that it is computed once.
+
+    Args:
+        source_latents: `h`, `(B, Lx, d)`.
+        source_mask, self_attention_mask: Masks as the attention implementation wants them; no `self_attention_mask`
+            with a backbone of `MIXERS`, which take the canvas itself.
+        pooled_source: Masked mean of the source's latents, `(B, d)`.
+        canvas_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
+        positions: Position embeddings of the canvas, `(B, Ly, d)`.
+        source_key_values: For each flow block the source's keys and values, `None` where it has no cross-attention;
+            without [`YanFlow.cache_cross_attention`] the blocks compute them at every evaluation.
+        modulations: For each time that is known in advance, from [`YanFlow.embed_times`].
+    """
+
+    source_latents: torch.Tensor
+    source_mask: torch.Tensor | None
+    self_attention_mask: torch.Tensor | None
+    pooled_source: torch.Tensor
+    canvas_mask: torch.Tensor
+    positions: torch.Tensor
+    source_key_values: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+    modulations: dict[float, TimeModulation] = field(default_factory=dict)
+
+
+@dataclass
+class YanFlowOutput(ModelOutput):
+    """
+    Output of [`YanFlow`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, Ly, d)`): The trunk's result `r`.
+        velocity (`torch.FloatTensor` of shape `(B, Ly, d)`): The chosen experts' field, or the mixture's mean
+            `Σ_k π_k u_k` where every expert was computed.
+        expert_fields (`torch.FloatTensor` of shape `(B, Ly, K, d)`, *optional*): All fields `u_k`.
+        gate_logits (`torch.FloatTensor` of shape `(B, Ly, K)`, *optional*): Logits of the gate; absent where the
+            choice of experts was given.
+        expert_indices (`torch.LongTensor` of shape `(B, Ly)`, *optional*): The chosen experts.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    velocity: torch.FloatTensor | None = None
+    expert_fields: torch.FloatTensor | None = None
+    gate_logits: torch.FloatTensor | None = None
+    expert_indices: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class YanModelOutput(ModelOutput):
+    """
+    Output of [`YanModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, Ly, d)`): The decoder body's result for the estimated end
+            point `z_t + (1 - t) Σ_k π_k u_k`.
+        encoder_last_hidden_state (`torch.FloatTensor` of shape `(B, Lx, d)`): The source's latents `h`.
+        velocity (`torch.FloatTensor` of shape `(B, Ly, d)`): The mixture's mean field.
+        expert_fields (`torch.FloatTensor` of shape `(B, Ly, K, d)`): The experts' fields `u_k(z_t, t)`.
+        gate_logits (`torch.FloatTensor` of shape `(B, Ly, K)`): The gate's logits.
+        hidden_states, attentions, cross_attentions: Of the flow trunk, when asked for.
+        encoder_hidden_states, encoder_attentions: Of the encoder, when asked for.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    velocity: torch.FloatTensor | None = None
+    expert_fields: torch.FloatTensor | None = None
+    gate_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class YanOutput(ModelOutput):
+    """
+    Output of [`YanForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
+        loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The terms before weighting, detached, by the names of
+            `DEFAULT_LOSS_WEIGHTS`. Without a weight `mmd` is left out, and without one on either, `latent` and
+            `token` are.
+        logits (`torch.FloatTensor` of shape `(B, Ly, V)`): Decoded from the end of the solved ODE with `labels`, and
+            from the estimated end point without. (With `labels` and no weight on the latent and token terms nothing
+            is solved, and the logits come from the estimate too.)
+        expert_indices (`torch.LongTensor` of shape `(C, B, Ly)`, *optional*): With `labels` and an `expert_scope`
+            beyond the token, the winner of every choice: one, or one for each solver step with `reselect_experts`.
+        expert_scores (`torch.FloatTensor` of shape `(C, B, Ly, K)`, *optional*): With these, what the winner was found
+            by: the log-likelihood of the block's tokens under each expert, and the gate's opinion with
+            `winner_prior`.
+        latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the latents that were decoded.
+        target_latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the targets' latents.
+        length_logits (`torch.FloatTensor` of shape `(B, max_position_embeddings)`): Of the target's length; entry `i`
+            stands for `i + 1` tokens.
+        velocity, expert_fields, gate_logits, encoder_last_hidden_state, hidden_states, attentions, cross_attentions,
+            encoder_hidden_states, encoder_attentions: As in [`YanModelOutput`]; with `labels`, at the training time.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_terms: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+    target_latents: torch.FloatTensor | None = None
+    length_logits: torch.FloatTensor | None = None
+    expert_indices: torch.LongTensor | None = None
+    expert_scores: torch.FloatTensor | None = None
+    velocity: torch.FloatTensor | None = None
+    expert_fields: torch.FloatTensor | None = None
+    gate_logits: torch.FloatTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class YanAutoEncodingOutput(ModelOutput):
+    """
+    Output of [`YanForAutoEncoding`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
+        loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The `token`, `mmd` and `l2` terms, detached.
+        logits (`torch.FloatTensor` of shape `(B, L, V)`): Token for token; `(N, V)`, those of the `N` labels that
+            count, with `sparse_prediction`.
+        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`): The latents.
+        hidden_states, attentions: Of the encoder, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_terms: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Tensor parallelism: attention by heads, feed-forward networks and experts by inner units; the rest is replicated.
+_ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+_FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
+_EXPERTS_PLAN = {
+    "experts.up_proj": "colwise",
+    "experts.up_proj_bias": "rowwise",  # (K, units): as of any weight but a layer's bias, the last dimension is split
+    "experts.down_proj": "rowwise",
+    "experts": "moe_tp_experts",
+}
+# Expert parallelism: whole experts, some on each rank.
+_EXPERT_WEIGHTS = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
+_EP_PLAN = {
+    **{f"experts.{name}": "grouped_gemm" for name in _EXPERT_WEIGHTS},
+    **(
+        {"experts": "ep_dispatch_experts"}
+        if "ep_dispatch_experts" in ALL_PARALLEL_STYLES
+        else {"routes": "ep_router", "experts": "moe_tp_experts"}  # Transformers before 5.21
+    ),
+}
+
+
+class YanPreTrainedModel(PreTrainedModel):
+    """Initialisation, freezing by name and the features that Transformers asks a model for."""
+
+    config: YanConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Its loss is a mean, also under gradient accumulation: the batch's MMD and load balance are no sums over tokens.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["YanEncoderLayer", "YanFlowLayer", "YanDecoderLayer", "YanExperts"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: YanConfig, *args, **kwargs):
+        # A field may have been assigned, or overridden on loading, since the configuration was made.
+        config.loss_weights = {**DEFAULT_LOSS_WEIGHTS, **config.loss_weights}
+        config.validate_architecture()
+        super().__init__(config, *args, **kwargs)
+
+    def post_init(self):
+        if any(isinstance(module, YanMambaMixer) for module in self.modules()):
+            # Half precision would round the logarithms of the decay rates to a few bits.
+            self._keep_in_fp32_modules_strict = {"A_log", "D"}
+        super().post_init()
+        self._apply_frozen()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ):
+        """
+        Saves as in the base class, into a folder of its own inside `save_directory`, whose files are renamed to their
+        places when all are complete. Other files stay. Where the configuration has an `auto_map`, the code is saved
+        too.
+
+        Raises:
+            OSError: where nothing can be written, as on a full disk; what was there before is untouched.
+        """
+        if self._auto_class is not None:
+            # The base class names the saved class alone; its code brings the others along.
+            self.config.auto_map = {**AUTO_MAP, **(getattr(self.config, "auto_map", None) or {})}
+        arguments = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
+        if not is_main_process or kwargs.get("distributed_checkpoint"):
+            # Nothing is written here, or by all processes together.
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **arguments)
+            if not kwargs.get("distributed_checkpoint"):
+                self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
+            return
+        hub = {
+            name: arguments.pop(name)
+            for name in ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
+            if name in arguments
+        }
+        with staged_save(save_directory) as folder:
+            if auto_map := getattr(self.config, "auto_map", None):
+                write_code(auto_map, Path(__file__).parent, folder)
+            super().save_pretrained(folder, **arguments)
+        # Only now are the files in their places for the other processes of a sharded model.
+        self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
+        if push_to_hub:
+            repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
+        """
+        As in the base class; parts that the configuration freezes are frozen.
+
+        Raises:
+            OSError: for weights that are damaged or cut short, with the files of a local folder.
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            # The library's message names no file.
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            files = ", ".join(map(str, unreadable_weights(folder))) or f"A file of weights of {folder}"
+            raise OSError(
+                f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
+            ) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loading makes new parameters.
+        model._apply_frozen()
+        for module in model.modules():
+            if isinstance(module, YanMambaMixer):
+                module.mark_undecayed()
+        return loaded
+
+    def init_parallel_plans(self):
+        super().init_parallel_plans()
+        # Mamba mixers are replicated: a plan names no self-attention that a stack does not have.
+        names = {name for name, _ in self.named_modules()}
+        self._tp_plan = {
+            pattern: style
+            for pattern, style in self._tp_plan.items()
+            if ".self_attn." not in pattern or pattern.replace("*", "0") in names
+        }
+        if self.dtype in (torch.float16, torch.bfloat16):
+            # FSDP shards weights of one dtype together: beside a mixer's float32 parameters, its layers stand alone.
+            for name, module in self.named_modules():
+                if isinstance(module, YanMambaMixer):
+                    pattern = re.sub(r"\.\d+\.", ".*.", name)
+                    layers = [f"{pattern}.{layer}" for layer, _ in module.named_children()]
+                    self._fsdp_plan |= dict.fromkeys([pattern, *layers], "free_full_weight")
+
+    def _apply_frozen(self):
+        for part in self.config.frozen_parts:
+            for module in self._part(part):
+                module.requires_grad_(False)
+        self._frozen_to_eval()
+
+    def _frozen_to_eval(self):
+        for part in self.config.frozen_parts:
+            for module in self._part(part):
+                module.eval()
+                for layer in module.modules():
+                    if hasattr(layer, "base_layer"):
+                        # An adapter on a frozen layer trains, as does its dropout.
+                        layer.train()
+                        layer.base_layer.eval()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # Transformers looks for the experts decorator in the source file of each model class; ours has its own file.
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, YanRoutedExperts):
+            init.normal_(module.up_proj, mean=0.0, std=std)
+            init.zeros_(module.up_proj_bias)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+            init.zeros_(module.down_proj_bias)
+        elif isinstance(module, YanStartProjection):
+            init.copy_(module.weight, torch.eye(module.out_features, dtype=module.weight.dtype))
+        elif isinstance(module, AdaLNModulation):
+            # Scale one and shift zero: every norm starts as a plain normalisation at every time.
+            bias = torch.zeros_like(module.bias).view(module.num_norms, 2, -1)
+            bias[:, 0] = 1.0
+            init.copy_(module.bias, bias.flatten())
+        elif hasattr(module, "reset"):  # parts of mixers that know their own start
+            module.reset()
+        elif isinstance(module, YanLengthHead):
+            init.zeros_(module.query)
+        elif isinstance(module, nn.Conv1d):
+            # mamba-ssm leaves it to PyTorch: uniform, within one over the root of the kernel's width.
+            bound = module.kernel_size[0] ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, YanPositionEmbedding):
+            init.copy_(module.weight, module.initial_weight(self.config.embedding_scale))
+        elif isinstance(module, nn.Embedding):
+            # Tokens as strong as positions: both have this root mean square.
+            init.normal_(module.weight, mean=0.0, std=self.config.embedding_scale / 2**0.5)
+
+    def _part(self, name: str) -> list[nn.Module]:
+        """The modules of a part named in `config.frozen_parts`, as far as this model has them."""
+        base = getattr(self, self.base_model_prefix, self)
+        modules = {
+            "encoder": [getattr(base, "encoder", None)],
+            "flow": [getattr(base, "flow", None)],
+            "decoder": [getattr(base, "decoder", None), getattr(self, "lm_head", None)],
+            "token_embeddings": [getattr(base, "embed_tokens", None)],
+            "position_embeddings": [getattr(base, "embed_positions", None)],
+        }
+        if name not in modules:
+            raise ValueError(f"There is no part {name!r} to freeze; the parts are {', '.join(modules)}.")
+        return [module for module in modules[name] if module is not None]
+
+    def freeze(self, *parts: str):
+        """
+        Freezes parts of the model by name: they are not trained, and stay in eval mode while the rest trains.
+
+        Args:
+            parts: Of `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"` and `"position_embeddings"`. The choice
+                is saved with the configuration.
+
+        Raises:
+            ValueError: for another name.
+        """
+        for part in parts:
+            for module in self._part(part):
+                module.requires_grad_(False)
+        self.config.frozen_parts = list(dict.fromkeys([*self.config.frozen_parts, *parts]))
+        return self.train(self.training)
+
+    def unfreeze(self, *parts: str):
+        """Undoes [`~YanPreTrainedModel.freeze`] for the named parts, or for all of them."""
+        parts = parts or tuple(self.config.frozen_parts)
+        for part in parts:
+            for module in self._part(part):
+                module.requires_grad_(True)
+        self.config.frozen_parts = [part for part in self.config.frozen_parts if part not in parts]
+        self._apply_frozen()  # a tied table may belong to a part that is still frozen
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        if mode and self.expert_offload is not None:
+            raise RuntimeError(
+                "The model cannot enter training mode while its experts are offloaded: their copies on the device "
+                "have no gradient. Call `model.disable_expert_offload()` first."
+            )
+        super().train(mode)
+        if mode:
+            self._frozen_to_eval()
+        return self
+
+    @property
+    def expert_offload(self) -> Any:
+        """The expert offloading that is on, with its `stats`; `None` while all experts are resident."""
+        base = getattr(self, self.base_model_prefix, self)
+        experts = getattr(getattr(base, "flow", base), "experts", None)
+        return getattr(experts, "offload", None)
+
+    def enable_expert_offload(self, *arguments: Any, **keywords: Any) -> Any:
+        """
+        Keeps the experts' weights in CPU memory and a bounded number of them on the device; arguments and result are
+        those of `yan_hf.inference.offload.enable_expert_offload`.
+
+        Raises:
+            ImportError: where the package is not installed.
+        """
+        return inference_module("offload").enable_expert_offload(self, *arguments, **keywords)
+
+    def disable_expert_offload(self) -> Any:
+        """Brings all experts to the device, and gives the statistics; does nothing where offloading is not on."""
+        if self.expert_offload is None:
+            return None
+        return inference_module("offload").disable_expert_offload(self)
+
+    def _apply(self, fn: Any, recurse: bool = True):
+        if self.expert_offload is None:
+            return super()._apply(fn, recurse)
+        self.expert_offload.check_placement(fn)
+        return self  # it is there already; the experts stay in CPU memory
+
+
+class YanEncoder(YanPreTrainedModel):
+    """Bidirectional network from embedded tokens to latents, for sources and targets alike."""
+
+    _can_record_outputs = {"hidden_states": YanEncoderLayer, "attentions": YanAttention}
+    _tp_plan = {
+        **{f"layers.*.self_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
+        **{f"layers.*.feed_forward.{name}": style for name, style in _FEED_FORWARD_PLAN.items()},
+    }
+    _fsdp_plan = {"layers.*": "free_full_weight"}
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(YanEncoderLayer(config, index) for index in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """
+        Args:
+            inputs_embeds: Token plus position embeddings, `(B, L, d)`.
+            attention_mask: `(B, L)`, 1 on real tokens.
+            generator: Source of the latent noise in training.
+        """
+        mask = attention_mask
+        if self.config.encoder_backbone not in MIXERS:
+            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        latents = self.norm(hidden_states)
+        if self.training and self.config.latent_noise > 0:
+            rand = {"generator": generator, "device": latents.device, "dtype": latents.dtype}
+            scale = self.config.latent_noise * torch.rand(latents.shape[0], 1, 1, **rand)
+            latents = latents + scale * torch.randn(latents.shape, **rand)
+        return BaseModelOutput(last_hidden_state=latents)
+
+
+class YanFlow(YanPreTrainedModel):
+    """The flow: trunk, gate and expert vector fields."""
+
+    _can_record_outputs = {
+        "hidden_states": YanFlowLayer,
+        "attentions": OutputRecorder(YanAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(YanCrossAttention, index=1),
+    }
+    _tp_plan = {
+        **YanEncoder._tp_plan,
+        **{f"layers.*.cross_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
+        **_EXPERTS_PLAN,
+    }
+    _ep_plan = _EP_PLAN
+    _fsdp_plan = {"layers.*": "free_full_weight"}
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config)
+        self.time_embedding = YanTimeEmbedding(config)
+        self.layers = nn.ModuleList(YanFlowLayer(config, index) for index in range(config.flow_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gate = YanGate(config)
+        self.routes = YanExpertRoutes(config)
+        self.experts = YanExperts(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def embed_times(self, times: list[float], device: torch.device) -> dict[float, TimeModulation]:
+        """Time embedding and modulation of every time, each matrix read once for all of them."""
+        dtype = self.norm.weight.dtype
+        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        embedding = self.time_embedding(timesteps, dtype)  # (S, d)
+        activated = nn.functional.gelu(embedding)
+        layers = [layer.adaptive_norm(activated) for layer in self.layers]
+        return {
+            time: TimeModulation(embedding[index : index + 1], [scales[index : index + 1] for scales in layers])
+            for index, time in enumerate(times)
+        }
+
+    def cache_cross_attention(
+        self, source_latents: torch.Tensor, repeats: int = 1
+    ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Keys and values of `source_latents` `(B, Lx, d)` for each block, for `repeats` targets of each source."""
+        return [
+            tuple(_repeat(states, repeats) for states in layer.cross_attn.project_key_value(source_latents))
+            if layer.has_cross_attention
+            else None
+            for layer in self.layers
+        ]
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: YanFlowContext,
+        modulation: TimeModulation | None = None,
+        expert_indices: torch.Tensor | None = None,
+        expert_selector: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> YanFlowOutput:
+        """
+        One evaluation of the vector field: of the experts that are given or that the gate's selector chooses, or else
+        of all of them, with the mixture's mean.
+
+        Args:
+            latents: The state `z_t`, `(B, Ly, d)`.
+            timesteps: `t`, `(B,)`, or `(1,)` where the batch shares it.
+            context: From [`YanModel.prepare_context`].
+            modulation: What depends on `timesteps`, where [`~YanFlow.embed_times`] has computed it.
+            expert_indices: The experts to compute, `(B, Ly)`.
+            expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute. Of these alone:
+                offloaded experts are predicted by calling it for an earlier state first.
+        """
+        if modulation is None:
+            # The scales are left to the layers, whose weights may be gathered layer by layer.
+            modulation = TimeModulation(
+                self.time_embedding(timesteps, self.norm.weight.dtype), [None] * len(self.layers)
+            )
+        hidden_states = self.encode_state(latents, context, modulation, **kwargs)
+        if expert_indices is not None:
+            velocity = self.expert_velocity(hidden_states, expert_indices)
+            return YanFlowOutput(hidden_states, velocity, expert_indices=expert_indices)
+        gate_logits = self.gate(hidden_states, context.pooled_source, modulation.time_embedding)
+        if expert_selector is not None:
+            expert_indices = expert_selector(gate_log_probs(gate_logits, context.canvas_mask))
+            velocity = self.expert_velocity(hidden_states, expert_indices)
+            return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=expert_indices)
+        fields, velocity = self.mixture_velocity(hidden_states, gate_logits, context.canvas_mask)
+        return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
+
+    def encode_state(
+        self, latents: torch.Tensor, context: YanFlowContext, modulation: TimeModulation, **kwargs: Any
+    ) -> torch.Tensor:
+        """The trunk: state `(B, Ly, d)` → `r`, `(B, Ly, d)`."""
+        hidden_states = latents + context.positions
+        # Mixers take the canvas itself: the mask of self-attention is quadratic in the length.
+        mask = context.canvas_mask if self.config.flow_backbone in MIXERS else context.self_attention_mask
+        key_values = context.source_key_values or [None] * len(self.layers)
+        for layer, scales, key_value in zip(self.layers, modulation.layers, key_values):
+            hidden_states = layer(
+                hidden_states,
+                modulation.time_embedding,
+                context.source_latents,
+                mask,
+                context.source_mask,
+                scales,
+                key_value,
+                **kwargs,
+            )
+        return self.norm(hidden_states)
+
+    def expert_velocity(self, hidden_states: torch.Tensor, expert_indices: torch.Tensor) -> torch.Tensor:
+        """The field of one expert for each token: `r` `(B, Ly, d)` and experts `(B, Ly)` → `(B, Ly, d)`."""
+        index = expert_indices.reshape(-1, 1)
+        weights = torch.ones_like(index, dtype=hidden_states.dtype)
+        return self._routed_fields(hidden_states.flatten(0, 1), index, weights).view(hidden_states.shape)
+
+    def mixture_velocity(
+        self, hidden_states: torch.Tensor, gate_logits: torch.Tensor, canvas_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every expert's field `u_k`, `(B, Ly, K, d)`, and their mean under the gate, `(B, Ly, d)`."""
+        states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
+        fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
+        fields = fields.unflatten(0, hidden_states.shape[:2])
+        log_probs, _ = restrict_to_core(
+            gate_log_probs(gate_logits, canvas_mask), canvas_mask, RoutingOptions.from_config(self.config)
+        )
+        return fields, (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
+
+    def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        _, weights, index = self.routes(index, weights)
+        return self.experts(states, index, weights)
+
+
+class YanDecoder(nn.Module):
+    """Position-wise network from latents to what the vocabulary head reads."""
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(YanDecoderLayer(config) for _ in range(config.decoder_layers))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            latents = layer(latents)
+        return latents
 
 
 logger = logging.get_logger(__name__)
+
+
+def _repeat(states: torch.Tensor, repeats: int) -> torch.Tensor:
+    return states.repeat_interleave(repeats, dim=0) if repeats > 1 else states
 
 
 class YanModel(YanPreTrainedModel):
@@ -53,6 +705,10 @@ class YanModel(YanPreTrainedModel):
         self.embed_positions = YanPositionEmbedding(num_positions, config.hidden_size)
         self.encoder = YanEncoder(config)
         self.flow = YanFlow(config) if add_flow else None
+        # From the source's latents to the flow's start.
+        self.start_proj = None
+        if add_flow and config.start_state != "noise":
+            self.start_proj = YanStartProjection(config.hidden_size, config.hidden_size, bias=False)
         self.decoder = YanDecoder(config)
         self.post_init()
 
@@ -90,12 +746,27 @@ class YanModel(YanPreTrainedModel):
             return latents.mean(dim=1)
         return masked_mean(latents, mask)
 
+    def start(
+        self,
+        source_latents: torch.Tensor,
+        source_mask: torch.Tensor | None,
+        canvas: torch.Tensor,
+        repeats: int = 1,
+    ) -> torch.Tensor | float:
+        """
+        What the flow's start takes from the source, to which noise is added: `W · A(h)`, `(B · repeats, Ly, d)`, where
+        `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`; 0 with `start_state="noise"`.
+        """
+        if self.start_proj is None:
+            return 0.0
+        source_mask = None if source_mask is None else _repeat(source_mask, repeats)
+        return stretch(_repeat(self.start_proj(source_latents), repeats), source_mask, canvas)
+
     def prepare_context(
         self,
         source_latents: torch.Tensor,
         source_mask: torch.Tensor | None,
-        target_mask: torch.Tensor,
-        times: list[float] | None = None,
+        canvas_mask: torch.Tensor,
         repeats: int = 1,
     ) -> YanFlowContext:
         """
@@ -104,44 +775,24 @@ class YanModel(YanPreTrainedModel):
         Args:
             source_latents: `h`, `(B, Lx, d)`.
             source_mask: `(B, Lx)`, or `None` without padding.
-            target_mask: The canvas, `(B, Ly)`.
-            times: The times of all evaluations, where they are known: what depends on the source or the time alone
-                (the cross-attention's keys and values, time embeddings, adaptive scales) is then computed now, once.
-            repeats: Targets for each source, next to each other, which share what depends on the source.
+            canvas_mask: The target's canvas, `(B · repeats, Ly)`.
+            repeats: Targets for each source, next to each other.
         """
-
-        def repeat(states: torch.Tensor) -> torch.Tensor:
-            return states.repeat_interleave(repeats, dim=0) if repeats > 1 else states
-
-        positions = self._positions(target_mask.shape, target_mask, source_latents.device)
-        pooled_source = repeat(self.pool(source_latents, source_mask))
-        conditioning = {}
-        if times is not None:
-            conditioning = self.flow.condition(list(dict.fromkeys(times)), source_latents.device)
-            source: list = [
-                tuple(map(repeat, layer.cross_attn.project_key_value(source_latents)))
-                if layer.has_cross_attention
-                else None
-                for layer in self.flow.layers
-            ]
-            source_latents = repeat(source_latents)
-        else:
-            source_latents = repeat(source_latents)
-            source = [source_latents] * len(self.flow.layers)
-        if source_mask is not None:
-            source_mask = repeat(source_mask)
+        positions = self._positions(canvas_mask.shape, canvas_mask, source_latents.device)
+        pooled_source = _repeat(self.pool(source_latents, source_mask), repeats)
+        source_latents = _repeat(source_latents, repeats)
+        source_mask = None if source_mask is None else _repeat(source_mask, repeats)
         return YanFlowContext(
-            source=source,
+            source_latents=source_latents,
             source_mask=create_bidirectional_mask(
                 self.config, positions, source_mask, encoder_hidden_states=source_latents
             ),
-            target_mask=create_bidirectional_mask(self.config, positions, target_mask)
-            if self.config.flow_backbone == "transformer"
+            self_attention_mask=create_bidirectional_mask(self.config, positions, canvas_mask)
+            if self.config.flow_backbone not in MIXERS
             else None,
             pooled_source=pooled_source,
-            attention_mask=target_mask,
+            canvas_mask=canvas_mask,
             positions=positions,
-            conditioning=conditioning,
         )
 
     @can_return_tuple
@@ -355,54 +1006,123 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         counted = labels != -100
         canvas = counted if canvas is None else canvas.bool()
         mask = (counted & canvas).to(torch.float32)
-        token_mask = mask if token_weights is None else mask * token_weights
         target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
         target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
-        group = loss_group(self)
-        regression_target = target_latents.detach() if config.detach_target_latents else target_latents
 
         # 2. Flow matching at a random time of the linear path.
         rand = {"generator": generator, "device": target_latents.device}
         times = sample_times(labels.shape[0], config.time_beta, target_latents.device, generator)
         initial_state = (config.init_noise * torch.randn(target_latents.shape, **rand)).to(target_latents.dtype)
-        weight = times.to(target_latents.dtype)[:, None, None]
-        state = (1 - weight) * initial_state + weight * regression_target
+        initial_state = initial_state + self.model.start(source_latents, attention_mask, canvas)
         context = self.model.prepare_context(source_latents, attention_mask, canvas)
-        flow = self.model.flow(state, times, context, **kwargs)
-        log_probs, routing = gate_log_probs(flow.gate_logits, canvas), RoutingOptions.from_config(config)
-        mixture, _ = restrict_to_core(log_probs, canvas, routing)
-        velocity = regression_target - initial_state
-        nll = flow_matching_nll(flow.expert_fields, mixture, velocity, config.expert_sigma)
-        terms = {"flow": token_mean(nll, token_mask, group)}
+        routing = RoutingOptions.from_config(config)
+        solved = weights["latent"] > 0 or weights["token"] > 0
+        inputs = LossInputs(
+            config=config,
+            group=loss_group(self),
+            generator=generator,
+            labels=target_ids,
+            mask=mask,
+            token_weights=mask if token_weights is None else mask * token_weights,
+            target_latents=target_latents,
+            length_logits=self.predict_lengths(source_latents, attention_mask),
+            lengths=self._target_lengths(labels, canvas),
+        )
+        # Where winners are followed, the solver's first step evaluates every expert and trains the gate.
+        flow = None
+        if weights["flow"] > 0 or routing.scope == "token" or not solved:
+            weight = times.to(target_latents.dtype)[:, None, None]
+            state = (1 - weight) * initial_state + weight * target_latents
+            flow = self.model.flow(state, times, context, **kwargs)
+            inputs.gate_log_probs = gate_log_probs(flow.gate_logits, canvas)
+            shared, _ = share_choice(inputs.gate_log_probs, None, canvas, routing)
+            inputs.routed_log_probs, _ = restrict_to_core(shared, canvas, routing)
+            inputs.expert_fields, inputs.velocity = flow.expert_fields, target_latents - initial_state
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
-        solved = weights["latent"] > 0 or weights["token"] > 0
         if solved:
-            uniform = torch.rand(log_probs.shape, **rand)
-
-            def select(first_log_probs: torch.Tensor) -> torch.Tensor:
-                return choose_experts(restrict_to_core(first_log_probs, canvas, routing)[0], uniform)
-
-            chosen = select if config.velocity_field == "expert" else None
-            latents, _ = solve_flow(self.model.flow, initial_state, context, time_grid(config.solver_steps), chosen)
+            if routing.scope == "token":
+                latents = self._solve_by_gate(initial_state, context, generator, routing)
+                inputs.logits = [self.decode(latents)]
+            else:
+                latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
+                flow = first if flow is None else flow
+            inputs.latents, logits = latents, inputs.logits[-1]
         else:
             latents = state + (1 - weight) * flow.velocity
-        logits = self.decode(latents)
-        if solved:
-            terms["latent"] = latent_loss(latents, regression_target, token_mask, group)
-            terms["token"] = token_loss(logits, target_ids, token_mask, config.label_smoothing, group)
+            logits = self.decode(latents)
+        if weights["reconstruction"] > 0:
+            inputs.target_logits = self.decode(target_latents)
+        extra = {"latents": latents, "target_latents": target_latents, "length_logits": inputs.length_logits}
+        if inputs.choices:
+            extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
+            extra["expert_scores"] = torch.stack(inputs.expert_scores)
+        return flow, logits, loss_terms(inputs), extra
 
-        # 4. The gate (the whole one: an expert outside every core set must be able to come back), the latents'
-        # distribution and the length.
-        terms["gate_entropy"] = gate_entropy_loss(log_probs, mask, group)
-        terms["load_balance"] = load_balance_loss(log_probs, mask, group)
-        if weights["mmd"] > 0:
-            terms["mmd"] = mmd_loss(target_latents, mask, generator, group=group)
-        terms["l2"] = l2_loss(target_latents, mask, group)
-        length_logits = self.predict_lengths(source_latents, attention_mask)
-        terms["length"] = length_loss(length_logits, self._target_lengths(labels, canvas), group)
-        extra = {"latents": latents, "target_latents": target_latents, "length_logits": length_logits}
-        return flow, logits, terms, extra
+    def _solve_by_gate(
+        self,
+        initial_state: torch.Tensor,
+        context: YanFlowContext,
+        generator: torch.Generator | None,
+        routing: RoutingOptions,
+    ) -> torch.Tensor:
+        """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
+        canvas = context.canvas_mask
+        shape = torch.Size([*canvas.shape, self.config.num_experts])
+        noise: dict[int, torch.Tensor] = {}
+
+        def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
+            if step not in noise:  # it is where offloaded experts were predicted
+                noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
+            return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
+
+        times = time_grid(self.config.solver_steps)
+        return solve_flow(
+            self.model.flow, initial_state, context, times, select, reselect=self.config.reselect_experts
+        )[0]
+
+    def _solve_by_winners(
+        self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
+    ) -> tuple[torch.Tensor, YanFlowOutput]:
+        """
+        The ODE's end, `(B, Ly, d)`, along the experts that explain the target best: the winner of a block is the one
+        whose estimated end point `z_t + (1 - t) u_k` gives the block's true tokens the highest likelihood. The logits
+        of the winner's end point at every step and the choices are left in `inputs`. Also gives the first evaluation.
+        """
+        times, canvas = time_grid(self.config.solver_steps), context.canvas_mask
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        winners = first = None
+        for start, end in pairwise(times):
+            flow = self.model.flow(state, torch.full((1,), start, device=state.device, dtype=dtype), context)
+            first = flow if first is None else first
+            if winners is None or self.config.reselect_experts:
+                gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
+                end_points = state[:, :, None] + (1 - start) * flow.expert_fields
+                winners, scores = self._winners(end_points, gate, inputs, routing)
+                inputs.choices.append((gate, winners))
+                inputs.expert_scores.append(scores)
+            index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
+            velocity = flow.expert_fields.gather(2, index)[:, :, 0]
+            inputs.logits.append(self.decode(state + (1 - start) * velocity))
+            state = state + (end - start) * velocity
+        if inputs.gate_log_probs is None:
+            inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
+        return state, first
+
+    @torch.no_grad()
+    def _winners(
+        self, end_points: torch.Tensor, gate: torch.Tensor, inputs: LossInputs, routing: RoutingOptions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
+        gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
+        """
+        labels = inputs.labels[..., None].expand(end_points.shape[:3])
+        log_probs = token_log_probs(
+            self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
+        ).view(labels.shape)
+        scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
+        return scores.argmax(dim=-1), scores
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""
@@ -500,4 +1220,18 @@ class YanForAutoEncoding(YanPreTrainedModel):
         )
 
 
-__all__ = ["YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanPreTrainedModel"]
+__all__ = [
+    "TimeModulation",
+    "YanAutoEncodingOutput",
+    "YanDecoder",
+    "YanEncoder",
+    "YanFlow",
+    "YanFlowContext",
+    "YanFlowOutput",
+    "YanForAutoEncoding",
+    "YanForConditionalGeneration",
+    "YanModel",
+    "YanModelOutput",
+    "YanOutput",
+    "YanPreTrainedModel",
+]

@@ -1,21 +1,572 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""
-The two halves of `generate` that touch the network, as functions of tensors and static options: encode the source,
-then solve and decode. Nothing in them waits for a value on the host, so that each can be one graph.
-"""
+"""The tensor half of `generate`: lengths, noise, encoding, solving, decoding, and the choice among candidates."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import MethodType
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+)
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
-from .decoding import ReadTokens, read_tokens
-from .routing import RoutingOptions, choose_experts, restrict_to_core
-from .solver import evaluation_times, solve_flow
+from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
+from .layers import is_plain_linear, linear
+from .solver import SOLVERS, evaluation_times, integrate
+from .validation import check_finite
+
+
+def predicted_lengths(
+    logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The likeliest lengths within the limits.
+
+    Args:
+        logits: Of the length head, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens.
+        config: A resolved [`YanGenerationConfig`].
+        num_sequences: Rows that each source gets before its length candidates: samples times candidates.
+        given_width: Positions that fixed latents or experts hold.
+
+    Returns:
+        Lengths `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the allowed ones; `m`
+        is `num_length_candidates`, or as many as the limits allow.
+
+    Raises:
+        ValueError: for limits that leave no length, and logits that are not finite.
+    """
+    longest = config.max_new_tokens if given_width is None else min(config.max_new_tokens, given_width)
+    if config.min_new_tokens > longest:
+        raise ValueError(
+            f"`min_new_tokens={config.min_new_tokens}` is more than the {longest} positions that `initial_latents` or "
+            "`expert_indices` hold."
+        )
+    logits = logits.float()
+    check_finite("length_logits", logits)
+    allowed = logits[:, config.min_new_tokens - 1 : longest]
+    order = allowed.argsort(dim=-1, descending=True, stable=True)
+    order = order[:, : config.num_length_candidates]
+    log_probs = allowed.log_softmax(dim=-1).gather(1, order)
+    lengths = (order + config.min_new_tokens + config.length_slack).clamp(max=longest)
+    return lengths.repeat_interleave(num_sequences, dim=0), log_probs.repeat_interleave(num_sequences, dim=0)
+
+
+def given_lengths(
+    target_lengths: int | list[int] | torch.Tensor,
+    config: PreTrainedConfig,
+    table_size: int,
+    batch_size: int,
+    device: torch.device,
+    num_sequences: int,
+    given_width: int | None = None,
+) -> torch.Tensor:
+    """
+    Checks the lengths that the caller knows: an integer, or one for each source.
+
+    Returns:
+        Lengths `(B · num_sequences, 1)`.
+
+    Raises:
+        ValueError: for lengths that are no integers, not one for each row, outside the position table or the fixed
+            latents, or together with options that choose among predicted lengths.
+    """
+    for name, neutral in (("num_length_candidates", 1), ("length_slack", 0)):
+        if getattr(config, name) != neutral:
+            raise ValueError(
+                f"`{name}={getattr(config, name)}` chooses among predicted lengths, but `target_lengths` gives them."
+            )
+    try:
+        lengths = torch.as_tensor(target_lengths, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
+        raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
+    if lengths.dim() == 1 and len(lengths) != batch_size:
+        raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {batch_size} rows.")
+    lengths = lengths.long().expand(batch_size)
+    shortest, width = torch.stack([lengths.min(), lengths.max()]).tolist()
+    if shortest < 1 or width > table_size:
+        raise ValueError(
+            f"`target_lengths` must be in 1 to `max_position_embeddings={table_size}`, but reach from {shortest} to "
+            f"{width}."
+        )
+    if given_width is not None and width > given_width:
+        raise ValueError(
+            f"`target_lengths` reach {width}, but `initial_latents` or `expert_indices` hold {given_width} positions."
+        )
+    return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
+
+
+class SourceInputs(NamedTuple):
+    """A batch of sources: ids `(B, Lx)` or embeddings `(B, Lx, d)`, and their mask `(B, Lx)`."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    inputs_embeds: torch.Tensor | None
+
+    @property
+    def given(self) -> torch.Tensor:
+        """The ids, or the embeddings in their place."""
+        return self.inputs_embeds if self.input_ids is None else self.input_ids
+
+
+@dataclass
+class CandidateLayout:
+    """
+    The rows of one call: for each source its returned sequences, for each of these its samples, and for each sample
+    the lengths that are tried for it, in this order.
+
+    Args:
+        lengths: Lengths of the canvases, `(R,)`.
+        length_log_probs: Their log-probabilities, `(R,)`.
+        num_sources: `B`.
+        num_samples: Samples drawn for each returned sequence.
+        num_lengths: Lengths tried for each sample.
+    """
+
+    lengths: torch.Tensor
+    length_log_probs: torch.Tensor
+    num_sources: int
+    num_samples: int
+    num_lengths: int
+
+    @property
+    def rows_per_source(self) -> int:
+        return len(self.lengths) // self.num_sources
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Candidates of which one is returned."""
+        return self.num_samples * self.num_lengths
+
+    @property
+    def num_sequences(self) -> int:
+        """Returned sequences of all sources."""
+        return len(self.lengths) // self.rows_per_sequence
+
+    @cached_property
+    def width(self) -> int:
+        """Positions of the widest canvas."""
+        return int(self.lengths.max())
+
+    def repeat(self, values: torch.Tensor) -> torch.Tensor:
+        """What each returned sequence has, `(B · n, ...)`, for each of its candidates, `(R, ...)`."""
+        return values.repeat_interleave(self.rows_per_sequence, dim=0)
+
+    def first(self, values: torch.Tensor) -> torch.Tensor:
+        """The first candidate of each returned sequence."""
+        return values[:: self.rows_per_sequence]
+
+    def best(self, utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Rows of the best candidates, `(B · n,)`, by utility and then by score, `(R,)` each."""
+        return best_candidates(*(values.view(-1, self.rows_per_sequence) for values in (utility, scores)))
+
+
+class NoiseSource:
+    """
+    Draws noise for the positions of a batch of canvases.
+
+    With `seeds`, what a row gets depends on its own seed and length and on nothing else: each row is drawn by itself,
+    as long as itself, on the CPU, so that a seed means the same on every device and in every batch.
+
+    Args:
+        layout: The rows; lengths tried for one sample share its seed.
+        generator: Source of the randomness; the global one by default.
+        seeds: One seed for each returned sequence. Its first sample uses the seed itself.
+
+    Raises:
+        ValueError: for seeds that are no integers from 0 to 2⁶³ - 1, or not one for each returned sequence.
+    """
+
+    def __init__(
+        self,
+        layout: CandidateLayout,
+        generator: torch.Generator | None = None,
+        seeds: torch.Tensor | list[int] | None = None,
+    ):
+        self.shape = (len(layout.lengths), layout.width)
+        self.device = layout.lengths.device
+        self.generator = generator
+        self.row_generators: list[torch.Generator] | None = None
+        if seeds is None:
+            return
+        if isinstance(seeds, (torch.Tensor, np.ndarray)):
+            seeds = seeds.flatten().tolist()
+        seeds = list(seeds) if isinstance(seeds, Sequence) else [seeds]
+        if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds):
+            raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
+        if len(seeds) != layout.num_sequences:
+            raise ValueError(f"`seeds` holds {len(seeds)} seeds for {layout.num_sequences} returned sequences.")
+        self.row_lengths = layout.lengths.tolist()
+        self.row_generators = [
+            torch.Generator().manual_seed(self._candidate_seed(seed, candidate))
+            for seed in seeds
+            for candidate in range(layout.num_samples)
+            for _ in range(layout.num_lengths)
+        ]
+
+    @staticmethod
+    def _candidate_seed(seed: int, candidate: int) -> int:
+        if candidate == 0:
+            return seed
+        # Far apart, also for neighbouring seeds.
+        return int(np.random.SeedSequence([seed, candidate]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def draw(
+        self, sample: Callable[..., torch.Tensor], *size: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """`sample`, `torch.randn` or `torch.rand`, for every position: `(R, L, *size)`, 0 behind a row's canvas."""
+        if self.row_generators is None:
+            device = self.device if self.generator is None else self.generator.device
+            return sample(*self.shape, *size, generator=self.generator, device=device, dtype=dtype).to(self.device)
+        noise = torch.zeros(*self.shape, *size, dtype=dtype)
+        for row, (length, row_generator) in enumerate(zip(self.row_lengths, self.row_generators)):
+            noise[row, :length] = sample(length, *size, generator=row_generator, dtype=dtype)
+        return noise.to(self.device)
+
+
+# Logits of one block: 2^25 float32 values are 128 MiB. A whole batch of long targets over a large vocabulary has many
+# gigabytes of logits, and none of them is needed once its token is read.
+_BLOCK_ELEMENTS = 2**25
+# On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
+_CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
+
+
+@dataclass
+class DecodedTokens:
+    """
+    Tokens read off latents.
+
+    Args:
+        tokens: `(B, L)`, int64.
+        log_probs: Log-probability of each token by the vocabulary head, before any processor, `(B, L)`, float32;
+            `None` unless asked for.
+        logits: `(B, L, V)`; `None` unless asked for.
+        is_finite: Whether the logits are finite numbers, where a token was chosen by them, a tensor `()`.
+        has_choice: Whether every position had a token left to choose, a tensor `()`; `None` for a plain argmax.
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor | None
+    logits: torch.Tensor | None
+    is_finite: torch.Tensor
+    has_choice: torch.Tensor | None = None
+
+
+def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
+    return (
+        states.device.type == "cpu"
+        and not torch.compiler.is_compiling()  # a compiler would unroll the loop
+        and is_plain_linear(head)
+        and head.weight.device == states.device
+    )
+
+
+def _argmax_by_vocabulary(
+    head: nn.Linear, states: torch.Tensor, with_scores: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Argmax, its logit and, `with_scores`, the logarithm of the partition sum; `(T, d)` → `(T,)` each."""
+    tokens = best = partition = None
+    part_size = min(_CPU_VOCABULARY, max(1024, _CPU_BLOCK_ELEMENTS // len(states)))
+    for start in range(0, head.out_features, part_size):
+        part = slice(start, start + part_size)
+        bias = None if head.bias is None else head.bias[part]
+        logits = linear(states, head.weight[part], bias)
+        part_best, part_tokens = logits.max(dim=-1)
+        if with_scores:
+            part_sum = logits.float().logsumexp(dim=-1)
+            partition = part_sum if partition is None else torch.logaddexp(partition, part_sum)
+        if best is None:
+            tokens, best = part_tokens, part_best
+        else:
+            # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there.
+            better = (part_best > best) | part_best.isnan()
+            tokens = torch.where(better, part_tokens + start, tokens)
+            best = torch.where(better, part_best, best)
+    return tokens, best, partition
+
+
+def decode_tokens(
+    head: nn.Module,
+    states: torch.Tensor,
+    *,
+    processors: LogitsProcessorList | None = None,
+    uniform: torch.Tensor | None = None,
+    context_ids: torch.Tensor | None = None,
+    end_token_ids: list[int] | None = None,
+    min_length: int = 1,
+    with_scores: bool = False,
+    with_logits: bool = False,
+) -> DecodedTokens:
+    """
+    Reads a token off every position, a block of positions at a time.
+
+    Args:
+        head: The vocabulary head, from `(T, d)` to logits `(T, V)`.
+        states: What it reads, `(B, L, d)`.
+        processors: Applied to the logits, float32, of each position by itself, `(T, V)`.
+        uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.
+        context_ids: Given to the processors as the ids so far, `(B, Lx)`: the source, since there is no prefix.
+        end_token_ids: Tokens that are not taken at the first `min_length - 1` positions.
+        with_scores: Whether to give the tokens' log-probabilities.
+        with_logits: Whether to give the logits.
+    """
+    batch_size, length, _ = states.shape
+    flat_states = states.flatten(0, 1)
+    num_tokens = len(flat_states)
+    processors = processors or None
+    forbids_end = bool(end_token_ids) and min_length > 1
+    is_argmax = processors is None and uniform is None and not with_logits and not forbids_end
+    by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
+    vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
+    block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
+    blocks = []
+    for start in range(0, num_tokens, block_size):
+        block = slice(start, min(start + block_size, num_tokens))
+        if by_vocabulary:
+            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
+            blocks.append((tokens, chosen, chosen, partition, None, None))
+            continue
+        logits = head(flat_states[block])
+        scores = logits
+        indices = torch.arange(block.start, block.stop, device=states.device)
+        if forbids_end:
+            early = indices % length < min_length - 1
+            scores = scores.clone()
+            scores[:, end_token_ids] = scores[:, end_token_ids].masked_fill(early[:, None], -torch.inf)
+        if processors is not None:
+            rows = indices // length
+            prefix = (
+                context_ids[rows]
+                if context_ids is not None
+                else torch.empty(len(rows), 0, dtype=torch.long, device=states.device)
+            )
+            scores = processors(prefix, scores.float().clone())
+        if uniform is None:
+            best, tokens = scores.max(dim=-1)
+            is_choice = best > -torch.inf  # false for NaN too
+        else:
+            tokens, is_choice = _draw(scores, uniform.flatten()[block])
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
+        largest = chosen if is_argmax else logits.amax(dim=-1)
+        partition = logits.float().logsumexp(dim=-1) if with_scores else None
+        is_choice = None if is_argmax else is_choice
+        blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
+
+    def join(parts: tuple) -> torch.Tensor | None:
+        if parts[0] is None:
+            return None
+        return torch.cat(parts).view(batch_size, length, *parts[0].shape[1:])
+
+    tokens, chosen, largest, partition, is_choice, logits = map(join, zip(*blocks))
+    return DecodedTokens(
+        tokens=tokens,
+        log_probs=chosen.float() - partition if with_scores else None,
+        logits=logits,
+        is_finite=torch.isfinite(largest).all(),
+        has_choice=None if is_choice is None else is_choice.all(),
+    )
+
+
+def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    One token for each row of `scores` `(T, V)` by inverting the cumulative distribution at `uniform` `(T,)`, and
+    whether there is a distribution: where every score is minus infinity, or one is NaN, some token is given.
+    """
+    # In double precision: over a large vocabulary the rounding of a float32 sum is larger than many probabilities. One
+    # number for each token, rather than one for each entry of the vocabulary, keeps draws cheap and repeatable.
+    cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    # The last token with any probability, where rounding puts the threshold on the end of the sum.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
+    # Nothing is found among NaN: within the vocabulary, so that what is read at the token is in bounds.
+    return torch.minimum(drawn, last).clamp(max=scores.shape[-1] - 1), torch.isfinite(cumulative[:, -1])
+
+
+def truncate_at_eos(
+    tokens: torch.Tensor, lengths: torch.Tensor, end_token_ids: list[int] | None, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Pads behind the first end token of each canvas.
+
+    Args:
+        tokens: `(B, L)`.
+        lengths: Lengths of the canvases, `(B,)`.
+
+    Returns:
+        The tokens, `(B, L)`; their number with the end token, `(B,)`; and which positions are kept, `(B, L)`.
+    """
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    for token in end_token_ids or ():
+        is_end = (tokens == token) & (positions < lengths[:, None])
+        first_end = torch.where(is_end, positions, tokens.shape[1]).amin(dim=-1)
+        lengths = torch.minimum(lengths, first_end + 1)
+    return _cut(tokens, lengths, pad_token_id)
+
+
+def cut_by_criteria(
+    tokens: torch.Tensor, lengths: torch.Tensor, criteria: StoppingCriteriaList, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Cuts each text behind its shortest beginning at which a criterion stops; arguments and result as of
+    [`truncate_at_eos`]. The criteria are asked about all rows together, and get no scores, as without `output_scores`.
+    """
+    for length in range(1, tokens.shape[1] + 1):
+        is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        lengths = torch.where(is_done, lengths.clamp(max=length), lengths)
+    return _cut(tokens, lengths, pad_token_id)
+
+
+def _cut(tokens: torch.Tensor, lengths: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, ...]:
+    kept = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    return tokens.masked_fill(~kept, pad_token_id), lengths, kept
+
+
+def cycle_distance(latents: torch.Tensor, encoded: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """
+    How far the latents that were written are from those of the text that was read off them.
+
+    Args:
+        latents: The ODE's end, `(R, L, d)`.
+        encoded: The encoder's latents of the tokens, `(R, L, d)`.
+        kept: Positions of the text, `(R, L)`.
+
+    Returns:
+        Mean over the text's positions of the mean squared difference, `(R,)`, float32.
+    """
+    difference = (latents.float() - encoded.float()).square().mean(dim=-1) * kept
+    return difference.sum(dim=-1) / kept.sum(dim=-1).clamp(min=1)
+
+
+def token_f1(first: list[int], second: list[int]) -> float:
+    """F1 of two texts as bags of tokens; 1 for two empty texts."""
+    if not first or not second:
+        return float(first == second)
+    common = sum((Counter(first) & Counter(second)).values())
+    return 2 * common / (len(first) + len(second))
+
+
+def consensus(texts: list[list[int]]) -> list[float]:
+    """Mean token F1 of each candidate with the others: the utility of minimum Bayes risk decoding."""
+    if len(texts) == 1:
+        return [1.0]
+    similarity = [[0.0] * len(texts) for _ in texts]
+    for row, first in enumerate(texts):
+        for column in range(row):
+            similarity[row][column] = similarity[column][row] = token_f1(first, texts[column])
+    return [sum(row) / (len(texts) - 1) for row in similarity]
+
+
+def best_candidates(utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """
+    The row of the best candidate of each returned sequence.
+
+    Args:
+        utility: Higher is better, `(B, c)`. Among equal ones the higher score wins, then the first.
+        scores: Mean log-probabilities, `(B, c)`.
+
+    Returns:
+        Indices into the `B · c` rows, `(B,)`.
+    """
+    is_best = utility == utility.amax(dim=-1, keepdim=True)
+    choice = scores.masked_fill(~is_best, -torch.inf).argmax(dim=-1)
+    return choice + utility.shape[1] * torch.arange(len(choice), device=choice.device)
+
+
+def solve_flow(
+    flow: Callable[..., Any],
+    initial_state: torch.Tensor,
+    context: Any,
+    times: list[float],
+    expert_selector: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    expert_indices: torch.Tensor | None = None,
+    reselect: bool = False,
+    solver: str = "euler",
+    callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Solves the ODE along one expert for each target token (section 5 of the model's paper).
+
+    The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
+    Euler steps cost `S` passes of the trunk.
+
+    Args:
+        flow: The vector field, [`YanFlow`].
+        initial_state: `z0`, `(B, Ly, d)`.
+        context: What all evaluations share; may hold the times' part of all of them.
+        times: Increasing grid from 0 to 1.
+        expert_selector: From the gate's log-probabilities, `(B, Ly, K)`, and the number of the solver step to the
+            experts, `(B, Ly)`.
+        expert_indices: The experts, `(B, Ly, C)`, instead; `C` as in the result.
+        reselect: Whether experts are chosen at the beginning of every solver step, or once and held.
+        solver: A name in `SOLVERS`.
+        callback_on_step_end: Called with every new state.
+
+    Returns:
+        The state at the last time, `(B, Ly, d)`, and the experts of every choice, `(B, Ly, C)`: `C` is 1, or the
+        number of solver steps with `reselect`.
+    """
+    num_stages = len(SOLVERS[solver].nodes)
+    choices = [] if expert_indices is None else list(expert_indices.unbind(dim=-1))
+    evaluation = 0
+
+    def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
+        nonlocal evaluation
+        step = evaluation // num_stages if reselect else 0
+        evaluation += 1
+        known = choices[step] if step < len(choices) else None
+        # One time for the whole batch, so that embedding and modulation are computed for a single row.
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        output = flow(
+            state,
+            torch.full((1,), time, device=state.device, dtype=dtype),
+            context,
+            modulation=context.modulations.get(time),
+            expert_indices=known,
+            expert_selector=None if known is not None else lambda log_probs: expert_selector(log_probs, step),
+        )
+        if known is None:
+            choices.append(output.expert_indices)
+        return output.velocity
+
+    state = integrate(velocity, initial_state, times, solver, callback_on_step_end)
+    return state, torch.stack(choices, dim=-1)
+
+
+def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor) -> torch.Tensor:
+    """
+    The source's latents on the target's canvas: of `n` source tokens and `m` target tokens, position `j` gets that of
+    the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either changes nothing.
+
+    Args:
+        source: `h`, `(B, Lx, d)`.
+        source_mask: `(B, Lx)`, 1 on real tokens, or `None` without padding.
+        canvas: `(B, Ly)`, 1 on real positions.
+
+    Returns:
+        `(B, Ly, d)`; zeros at padding.
+    """
+    if source_mask is None:
+        source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
+    # Real tokens first, in their order.
+    order = source_mask.long().argsort(dim=-1, descending=True, stable=True)
+    last_source = (source_mask.long().sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    last_target = (canvas.long().sum(dim=-1, keepdim=True) - 1).clamp(min=1)
+    places = (canvas.long().cumsum(dim=-1) - 1).clamp(min=0)
+    # Rounded in integers, halves upwards.
+    nearest = ((2 * places * last_source + last_target) // (2 * last_target)).clamp(max=last_source)
+    index = order.gather(1, nearest)
+    latents = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
+    return latents * canvas.to(latents.dtype)[..., None]
 
 
 @dataclass(frozen=True)
@@ -29,9 +580,11 @@ class SamplingOptions:
         expert_temperature: Divides the gate's log-probabilities.
         repeats: Targets for each source.
         keep_states: Whether to keep the state after every step.
-        read_argmax: Whether to read the tokens too, as the argmax.
+        decode_argmax: Whether to read the tokens too, as the argmax.
         with_scores: Whether to give their log-probabilities.
         routing: How experts are routed.
+        reselect: Whether they are chosen anew at every solver step.
+        is_start_given: Whether the initial state is `z0` itself, to which nothing of the source is added.
         keep_core: Whether to keep the core sets.
     """
 
@@ -40,34 +593,45 @@ class SamplingOptions:
     expert_temperature: float = 1.0
     repeats: int = 1
     keep_states: bool = False
-    read_argmax: bool = True
+    decode_argmax: bool = True
     with_scores: bool = False
     routing: RoutingOptions = field(default_factory=RoutingOptions)
+    reselect: bool = False
+    is_start_given: bool = False
     keep_core: bool = False
 
 
 @dataclass
-class Written:
+class SampleOutput:
     """
     What solving and decoding gives.
 
     Args:
         latents: The ODE's end, `(R, L, d)`.
         decoded: What the vocabulary head reads, `(R, L, d)`.
-        experts: `(R, L)`.
+        experts: `(R, L, C)`: of every choice, one or as many as solver steps.
         states: The initial state and that after every step, `(S + 1, R, L, d)`, if asked for.
-        tokens: With `read_argmax`.
+        tokens: With `decode_argmax`.
         is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
         core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
+        path_log_probs: Log-probability of all choices of experts that were shared, `(R,)`; 0 with token scope.
     """
 
     latents: torch.Tensor
     decoded: torch.Tensor
     experts: torch.Tensor | None
     states: torch.Tensor | None
-    tokens: ReadTokens | None
+    tokens: DecodedTokens | None
     is_finite: torch.Tensor
     core: torch.Tensor | None = None
+    path_log_probs: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> "SampleOutput":
+        """Some of the rows, without their tokens."""
+        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core", "path_log_probs")}
+        chosen = {name: None if value is None else value[index] for name, value in chosen.items()}
+        states = None if self.states is None else self.states[:, index]
+        return SampleOutput(**chosen, states=states, tokens=None, is_finite=self.is_finite)
 
 
 def eval_view(module: nn.Module) -> nn.Module:
@@ -100,7 +664,7 @@ def encode(
     return source, model.predict_lengths(source, attention_mask)
 
 
-def write(
+def sample(
     model: PreTrainedModel,
     options: SamplingOptions,
     source: torch.Tensor,
@@ -108,9 +672,9 @@ def write(
     lengths: torch.Tensor,
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
-    experts: torch.Tensor | None,
-    on_step: Callable[[torch.Tensor], None] | None = None,
-) -> Written:
+    expert_indices: torch.Tensor | None,
+    callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+) -> SampleOutput:
     """
     Solves the ODE and decodes its end.
 
@@ -119,61 +683,77 @@ def write(
         options: Static options.
         source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
         lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
-        initial_state: `z0`, `(R, L, d)`.
-        uniform: Noise for the draw of experts, `(R, L, K)`; `None` takes the gate's mode.
-        experts: Experts `(R, L)` instead of a choice by the gate.
-        on_step: Called with the state after every step.
+        initial_state: The noise of `z0`, or `z0` itself with `options.is_start_given`, `(R, L, d)`.
+        uniform: Noise for the draw of experts, `(R, L, C, K)`; `None` takes the gate's mode.
+        expert_indices: Experts `(R, L, C)` instead of a choice by the gate.
+        callback_on_step_end: Called with the state after every step.
     """
-    state = initial_state.to(source.dtype)
+    # A model that is spread over devices may have its encoder elsewhere than the ids.
+    device = source.device
+    lengths, state = lengths.to(device), initial_state.to(device, source.dtype)
+    uniform, expert_indices, source_mask = (
+        None if value is None else value.to(device) for value in (uniform, expert_indices, source_mask)
+    )
     canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
-    is_finite = torch.ones((), dtype=torch.bool, device=source.device)
-    states, core = [state], None
+    if not options.is_start_given:
+        state = state + model.model.start(source, source_mask, canvas, options.repeats)
+    states = [state]
+    # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate is
+    # finite, the core sets, and the log-probability of what was chosen.
+    records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
-        return torch.where(canvas.bool(), experts, experts[:, :1])
+        is_real = canvas.bool().view(*canvas.shape, *[1] * (experts.dim() - 2))
+        return torch.where(is_real, experts, experts[:, :1])
 
-    def select(log_probs: torch.Tensor) -> torch.Tensor:
-        nonlocal is_finite, core
+    def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
         is_finite = torch.isfinite(log_probs).all()
+        noise = None if uniform is None else uniform[:, :, step]
+        log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
         log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
-        return held(choose_experts(log_probs, uniform, options.expert_temperature))
+        experts = held(choose_experts(log_probs, noise, options.expert_temperature))
+        records[step] = (is_finite, core, choice_log_probs(log_probs, experts, canvas, options.routing))
+        return experts
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
             states.append(state)
-        if on_step is not None:
-            on_step(state)
+        if callback_on_step_end is not None:
+            callback_on_step_end(state)
 
-    chosen = None
-    if model.config.velocity_field == "expert":
-        chosen = select if experts is None else held(experts)
     times = list(options.times)
-    context = model.model.prepare_context(
-        source, source_mask, canvas, times=evaluation_times(times, options.solver), repeats=options.repeats
-    )
+    context = model.model.prepare_context(source, source_mask, canvas, options.repeats)
+    context.source_key_values = model.model.flow.cache_cross_attention(source, options.repeats)
+    unique_times = list(dict.fromkeys(evaluation_times(times, options.solver)))
+    context.modulations = model.model.flow.embed_times(unique_times, source.device)
     latents, experts = solve_flow(
         model.model.flow,
         state,
         context,
         times,
-        chosen,
+        select,
+        None if expert_indices is None else held(expert_indices),
+        options.reselect,
         options.solver,
-        after_step if options.keep_states or on_step is not None else None,
+        after_step if options.keep_states or callback_on_step_end is not None else None,
     )
     decoded = model.model.decoder(latents)
-    return Written(
+    tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
+    finite, core, paths = zip(*records.values()) if records else ((), (), ())
+    return SampleOutput(
         latents=latents,
         decoded=decoded,
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
-        tokens=read_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.read_argmax else None,
-        is_finite=is_finite,
-        core=core if options.keep_core else None,
+        tokens=tokens,
+        is_finite=torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
+        core=torch.stack(core).any(dim=0) if options.keep_core and core and core[0] is not None else None,
+        path_log_probs=sum(paths, torch.zeros(lengths.shape, device=source.device)),
     )
 
 
-def encode_and_write(
+def encode_and_sample(
     model: PreTrainedModel,
     options: SamplingOptions,
     input_ids: torch.Tensor | None,
@@ -182,11 +762,74 @@ def encode_and_write(
     lengths: torch.Tensor,
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
-    experts: torch.Tensor | None,
-) -> Written:
+    expert_indices: torch.Tensor | None,
+) -> SampleOutput:
     """Both halves at once, where the lengths do not wait for the encoder."""
     source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-    return write(model, options, source, attention_mask, lengths, initial_state, uniform, experts)
+    return sample(model, options, source, attention_mask, lengths, initial_state, uniform, expert_indices)
 
 
-__all__ = ["SamplingOptions", "Written", "encode", "encode_and_write", "eval_view", "write"]
+class Sampler(Protocol):
+    """The two halves of `generate` that touch the network, over one model."""
+
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`encode`]."""
+
+    def sample(
+        self,
+        options: SamplingOptions,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        """As [`sample`], after encoding the source where that has not been done; `start` is `lengths` and the rest."""
+
+
+@dataclass
+class EagerSampler:
+    """Runs both halves as they are."""
+
+    model: PreTrainedModel
+
+    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        return encode(self.model, *source)
+
+    def sample(
+        self,
+        options: SamplingOptions,
+        source: SourceInputs,
+        encoded: torch.Tensor | None,
+        *start: torch.Tensor | None,
+        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+    ) -> SampleOutput:
+        if encoded is None:
+            encoded = self.model.model.encode(*source).last_hidden_state
+        return sample(self.model, options, encoded, source.attention_mask, *start, callback_on_step_end)
+
+
+__all__ = [
+    "CandidateLayout",
+    "EagerSampler",
+    "NoiseSource",
+    "DecodedTokens",
+    "Sampler",
+    "SamplingOptions",
+    "SourceInputs",
+    "SampleOutput",
+    "best_candidates",
+    "consensus",
+    "cut_by_criteria",
+    "cycle_distance",
+    "encode",
+    "encode_and_sample",
+    "eval_view",
+    "truncate_at_eos",
+    "given_lengths",
+    "predicted_lengths",
+    "sample",
+    "solve_flow",
+    "stretch",
+    "decode_tokens",
+    "token_f1",
+]

@@ -21,11 +21,12 @@ import importlib
 import math
 import threading
 from functools import lru_cache
+from typing import get_args
 
 import torch
 from torch import nn
 
-from .configuration_yan import MAMBA_IMPLEMENTATIONS
+from .configuration_yan import MambaImplementation
 
 
 _INSTALL = "install them with `pip install yan-hf[mamba]` (this needs a CUDA toolkit), or set it to 'auto' or 'torch'"
@@ -65,8 +66,8 @@ def resolve_implementation(implementation: str, field: str = "implementation") -
         ValueError: for another name.
         ImportError: for `"cuda"` without the packages, with the command that installs them.
     """
-    if implementation not in MAMBA_IMPLEMENTATIONS:
-        raise ValueError(f"`{field}` must be one of {', '.join(MAMBA_IMPLEMENTATIONS)}, but is {implementation!r}.")
+    if implementation not in (choices := get_args(MambaImplementation)):
+        raise ValueError(f"`{field}` must be one of {', '.join(choices)}, but is {implementation!r}.")
     if implementation == "torch" or _cuda_kernels() is not None:
         return implementation
     if implementation == "cuda":

@@ -8,8 +8,6 @@ from itertools import pairwise
 
 import torch
 
-from .outputs import YanFlowContext, YanFlowOutput
-
 
 @dataclass(frozen=True)
 class Tableau:
@@ -107,51 +105,6 @@ def integrate(
     return state
 
 
-def solve_flow(
-    flow: Callable[..., YanFlowOutput],
-    initial_state: torch.Tensor,
-    context: YanFlowContext,
-    times: list[float],
-    select: Callable[[torch.Tensor], torch.Tensor] | torch.Tensor | None,
-    solver: str = "euler",
-    on_step: Callable[[torch.Tensor], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    Solves the ODE with one expert held for each target token (section 5 of the model's paper), or along the mixture's
-    mean.
-
-    The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
-    Euler steps cost `S` passes of the trunk.
-
-    Args:
-        flow: The vector field, [`YanFlow`].
-        initial_state: `z0`, `(B, Ly, d)`.
-        context: What all evaluations share; may hold the time's part of all of them.
-        times: Increasing grid from 0 to 1.
-        select: Expert indices `(B, Ly)`, or a function from the gate's log-probabilities `(B, Ly, K)` to them; `None`
-            follows the mean of all experts under the gate.
-        solver: A name in `SOLVERS`.
-        on_step: Called with every new state.
-
-    Returns:
-        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly)`, where they were chosen.
-    """
-    experts = select
-
-    def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
-        nonlocal experts
-        timesteps = None
-        if time not in context.conditioning:
-            # One time for the whole batch, so that embedding and adaptive scales are computed for a single row.
-            dtype = torch.promote_types(state.dtype, torch.float32)
-            timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
-        output = flow(state, timesteps, context, experts=experts, conditioning=context.conditioning.get(time))
-        experts = output.expert_indices
-        return output.velocity
-
-    return integrate(velocity, initial_state, times, solver, on_step), experts
-
-
 __all__ = [
     "DEFAULT_TIME_SHIFT",
     "SOLVERS",
@@ -159,6 +112,5 @@ __all__ = [
     "Tableau",
     "evaluation_times",
     "integrate",
-    "solve_flow",
     "time_grid",
 ]

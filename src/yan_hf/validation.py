@@ -1,8 +1,10 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Checks of what users pass to the model: each failure names the argument, the value and the remedy."""
 
+import importlib
 import reprlib
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def check_no_cache(arguments: dict) -> None:
     """Raises `ValueError` for a key-value cache, which would be ignored: as of PEFT's prefix tuning."""
     if arguments.get("past_key_values") is not None:
         raise ValueError(
-            "`past_key_values` was given, but YAN has no key-value cache: all positions are written at once. Prefix "
+            "`past_key_values` was given, but YAN has no key-value cache: all positions are generated at once. Prefix "
             "tuning needs one; use LoRA or prompt tuning instead."
         )
 
@@ -41,26 +43,8 @@ def check_no_prefix_tuning(model: PreTrainedModel) -> None:
     if getattr(adapter, "peft_type", None) in ("PREFIX_TUNING", "CARTRIDGE"):
         raise ValueError(
             f"`{type(adapter).__name__}` hands `past_key_values` to the model, but YAN has no key-value cache: all "
-            "positions are written at once, and the adapter would have no effect. Use LoRA or prompt tuning instead."
+            "positions are generated at once, and the adapter would have no effect. Use LoRA or prompt tuning instead."
         )
-
-
-def check_no_choice_of_experts(config: PreTrainedConfig, expert_indices: torch.Tensor | None) -> None:
-    """Raises `ValueError` for options of `generate` that choose or show experts: the mixture's mean has no choice."""
-    asked = {
-        "expert_indices": expert_indices is not None,
-        "expert_selection": config.expert_selection != "sample",
-        "expert_temperature": config.expert_temperature != 1,
-        "routing": config.routing != "token",
-        "output_expert_indices": config.output_expert_indices,
-        "output_routing": config.output_routing,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise ValueError(
-                f"`{name}` is about the choice of one expert for each token, but this model has "
-                '`velocity_field="mixture"`, which follows the mean of all experts. Leave it out.'
-            )
 
 
 def check_source(
@@ -195,6 +179,56 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         )
 
 
+def inference_module(name: str) -> ModuleType:
+    """
+    A module of `yan_hf.inference`: what works on a model from outside does not travel with a checkpoint's code.
+
+    Raises:
+        ImportError: where the package is not installed.
+    """
+    try:
+        return importlib.import_module(f"yan_hf.inference.{name}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("yan_hf"):
+            raise
+        raise ImportError(
+            f"This needs `yan_hf.inference.{name}`, which is not among the code saved with a checkpoint. Install the "
+            "package: `pip install yan-hf`."
+        ) from error
+
+
+def fitting_values(
+    name: str, values: torch.Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
+) -> torch.Tensor:
+    """
+    What the caller fixes for every position, cut to the canvas and moved to the device.
+
+    Raises:
+        ValueError: unless `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
+    """
+    others = list(shape)
+    others[position_dim] = values.shape[position_dim] if values.dim() == len(shape) else -1
+    if list(values.shape) != others or values.shape[position_dim] < shape[position_dim]:
+        raise ValueError(f"`{name}` must have shape {shape}, or more positions, but have {tuple(values.shape)}.")
+    values = values.narrow(position_dim, 0, shape[position_dim]).to(device)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"`{name}` holds values that are not finite.")
+    return values
+
+
+def check_expert_indices(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """The indices as int64; raises `ValueError` unless they are integers in 0 to `num_experts - 1`."""
+    if experts.is_floating_point() or experts.dtype == torch.bool:
+        raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
+    lowest, highest = torch.stack([experts.min(), experts.max()]).tolist()
+    if lowest < 0 or highest >= num_experts:
+        raise ValueError(
+            f"`expert_indices` must be in 0 to {num_experts - 1} with `num_experts={num_experts}`, but reach from "
+            f"{lowest} to {highest}."
+        )
+    return experts.long()
+
+
 def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_processors: bool) -> None:
     """
     Raises `ValueError` where the options of `generate` left no token to choose at some position.
@@ -209,11 +243,11 @@ def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_
     names = ["suppress_tokens", "min_new_tokens"]
     names += ["temperature", "top_k", "top_p", "min_p", "typical_p"] if config.do_sample else []
     values = {name: getattr(config, name) for name in names if getattr(config, name) not in (None, 1)}
-    asked = [f"`{name}={reprlib.repr(value)}`" for name, value in values.items()]
-    asked += ["`logits_processor`"] if has_processors else []
+    given = [f"`{name}={reprlib.repr(value)}`" for name, value in values.items()]
+    given += ["`logits_processor`"] if has_processors else []
     raise ValueError(
         "No token is left to choose at some position: every logit is minus infinity there, or one is NaN, under "
-        f"{', '.join(asked)}. Leave one of them out, or allow more tokens."
+        f"{', '.join(given)}. Leave one of them out, or allow more tokens."
     )
 
 
@@ -233,7 +267,7 @@ def check_functions(name: str, values: Any) -> None:
 def check_stopping_criteria(criteria: StoppingCriteriaList) -> None:
     """Raises `ValueError` for a criterion that cannot be applied to a finished text."""
     reasons = {
-        MaxTimeCriteria: "it looks at the clock, but all tokens are written at once; lower `num_inference_steps`",
+        MaxTimeCriteria: "it looks at the clock, but all tokens are generated at once; lower `num_inference_steps`",
         ConfidenceCriteria: "it looks at the scores of an assistant's drafts, and there is no assistant",
     }
     for criterion in criteria:
@@ -253,7 +287,7 @@ def check_no_text_generation_pipeline() -> None:
         if frame.f_code is module.TextGenerationPipeline._forward.__code__:
             raise ValueError(
                 'The pipeline "text-generation" continues a prompt, and cuts as many tokens as it has off the output. '
-                "YAN writes a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
+                "YAN generates a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
                 'return_tensors="pt"))` and `tokenizer.batch_decode(ids, skip_special_tokens=True)`.'
             )
         frame = frame.f_back
@@ -262,6 +296,7 @@ def check_no_text_generation_pipeline() -> None:
 __all__ = [
     "check_choice",
     "check_finite",
+    "check_expert_indices",
     "check_functions",
     "check_ids",
     "check_labels",
@@ -271,6 +306,8 @@ __all__ = [
     "check_no_text_generation_pipeline",
     "check_source",
     "check_state",
+    "fitting_values",
+    "inference_module",
     "check_stopping_criteria",
     "check_types",
 ]

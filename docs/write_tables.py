@@ -1,0 +1,302 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Writes the tables of README.md and of the documentation from the committed results.
+
+    python docs/write_tables.py
+
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Run this after any benchmark whose result file is
+committed; a test compares the pages with what it writes.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "modeling_tests" / "conformance")]
+
+import coherence  # noqa: E402
+import multimodal  # noqa: E402
+import quality_report  # noqa: E402
+import reliability  # noqa: E402
+from report import write_between_markers  # noqa: E402
+from table import summary_table  # noqa: E402
+
+from yan_hf.generation_config_yan import OPTIONS  # noqa: E402
+
+
+# Task → what it asks for, as the tables say it, and its metric at three steps.
+TASKS = {
+    "babi": ("bAbI task 1, official test split", "exact_match"),
+    "sst2": ("SST-2, sentences of the original test set", "exact_match"),
+    "ag_news": ("AG News, description only, a third of the training rows", "exact_match"),
+    "last_word": ("last word of a story's sentence", "exact_match"),
+    "infilling": ("infilling a story's sentence, token F1", "f1"),
+    "squad": ("SQuAD, the answer's sentence given", "exact_match"),
+}
+CARDS = {"babi": "babi_qa1", "sst2": "sst2", "ag_news": "ag_news", "last_word": "last_word", "infilling": "infilling"}
+YAN, GPT2, BART = "yan, K = 4", "ar-gpt2", "ar-bart"
+
+
+def grid(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    lines = [list(heading), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def result(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _runs(folder: str = "quality") -> dict[tuple[str, str], dict]:
+    runs = quality_report.load(RESULTS / folder)
+    return {(run["options"]["task"], quality_report.label(run)): run for run in runs}
+
+
+def quality() -> str:
+    """Every task and system at three steps: the metric, its deviation over training seeds, minutes of training."""
+    runs, rows = _runs(), []
+    for task, (name, metric) in TASKS.items():
+        cells = [f"{name} ([card](../model_cards/{CARDS[task]}.md))" if task in CARDS else name]
+        for system in (YAN, "yan, K = 1", GPT2, BART):
+            run = runs.get((task, system))
+            if run is None:
+                cells.append("")
+                continue
+            value, deviation = quality_report.at(run, 3, metric=metric), quality_report.spread(run)
+            text = percent(value) if metric == "exact_match" else f"{value:.2f}"
+            if deviation is not None and metric == "exact_match":
+                text = f"{100 * value:.1f} ± {100 * deviation:.1f} %"
+            cells.append(f"{text} ({run['training_minutes']:.0f})")
+        rows.append(cells)
+    return grid(["task", "YAN, K = 4", "YAN, K = 1", f"`{GPT2}`", f"`{BART}`"], rows)
+
+
+def _verdict(points: float) -> str:
+    """Of YAN's lead over the better of the others, in percentage points; below half a point is level."""
+    if abs(points) < 0.5:
+        return "level"
+    return f"ahead by {points:.1f} points" if points > 0 else f"**behind by {-points:.1f} points**"
+
+
+def results() -> str:
+    """The README's table: YAN against the autoregressive models, with what it loses."""
+    runs, rows = _runs(), []
+    asked = [(task, *TASKS[task]) for task in TASKS if task != "infilling"]
+    asked.insert(4, ("infilling", "infilling a story's sentence, the whole sentence right", "exact_match"))
+    for task, name, metric in asked:
+        values = [quality_report.at(runs[task, system], 3, metric=metric) for system in (YAN, GPT2, BART)]
+        yan, *others = points = [round(100 * value, 1) for value in values]
+        rows.append([name, *(f"{value} %" for value in points), _verdict(yan - max(others))])
+    for length in (64, 256):
+        found = {
+            row["system"]: row["latency_seconds"]
+            for row in result("speed_cpu_base")["rows"]
+            if row["target_length"] == length
+        }
+        factors = sorted(found[system] / found["yan"] for system in (GPT2, BART))
+        cells = [_seconds(found[system]) for system in ("yan", GPT2, BART)]
+        rows.append([f"latency, {length} tokens", *cells, f"{factors[0]:.0f} to {factors[1]:.0f} times faster"])
+    return grid(["", "YAN", "GPT-2", "BART", "against the better of the two, YAN is"], rows)
+
+
+def ablations() -> str:
+    """Each change with its exact match and the share of the tokens that the most used expert gets."""
+    return grid(
+        ["change", "exact match", "tokens of the most used expert"],
+        (
+            [run["variant"], percent(run["exact_match"]), f"{100 * run['largest_load']:.0f} %"]
+            for run in result("ablations_last_word")["runs"]
+        ),
+    )
+
+
+def lengths() -> str:
+    modes: dict[str, list[str]] = {}
+    for row in result("lengths_ag_news")["rows"]:
+        modes.setdefault(row["mode"], []).extend([f"{row['exact_match']:.3f}", f"{row['right_length']:.3f}"])
+    heading = ["asked with", "trained on canvases of the true length: exact match", "right length"]
+    heading += ["trained with slack: exact match", "right length"]
+    return grid(heading, ([mode, *cells] for mode, cells in modes.items()))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.1f}×" if value < 100 else f"{value:.0f}×"
+
+
+def speed() -> str:
+    rows = result("speed_cpu_base")["rows"]
+    counts = sorted({row["target_length"] for row in rows})
+    systems: dict[str, dict[int, str]] = {}
+    for row in rows:
+        slower = "" if row["system"] == "yan" else f" ({_factor(row['times_slower_than_yan'])})"
+        systems.setdefault(row["system"], {})[row["target_length"]] = _seconds(row["latency_seconds"]) + slower
+    return grid(
+        ["system", *(f"{count} tokens" for count in counts)],
+        ([f"`{name}`", *(cells.get(count, "") for count in counts)] for name, cells in systems.items()),
+    )
+
+
+def speed_cuda() -> str:
+    """Lowest and highest beside the median: rounds on a GPU spread far."""
+    lines = []
+    for row in [*result("speed_cuda_base")["rows"], *result("speed_cuda_base_batches")["rows"]]:
+        low, median, high = (
+            f"{1000 * value:.1f}" for value in sorted((*row["latency_range"], row["latency_seconds"]))
+        )
+        spread = f"{median} ms ({low} to {high}, {row['rounds']} rounds)"
+        slower = _factor(row["times_slower_than_yan"])
+        lines.append([str(row["batch_size"]), str(row["target_length"]), f"`{row['system']}`", spread, slower])
+    return grid(["batch", "tokens", "system", "latency", "times slower than `yan`"], lines)
+
+
+def speed_batches() -> str:
+    rows = [row for row in result("speed_cpu_tiny")["rows"] if row["target_length"] == 64]
+    batches = sorted({row["batch_size"] for row in rows})
+    systems: dict[str, list[str]] = {}
+    for row in rows:
+        systems.setdefault(row["system"], []).append(_factor(row["times_slower_than_yan"]))
+    systems.pop("yan")
+    return grid(
+        ["times slower than `yan`", *(f"batch {batch}" for batch in batches)],
+        ([f"`{name}`", *cells] for name, cells in systems.items()),
+    )
+
+
+def routing_quality() -> str:
+    """Distinct experts of a block, and the share of the quality kept, of the model that was fine-tuned for blocks."""
+    rows = result("routing_quality")["rows"]
+    reference, tuned = rows[0]["model"], rows[-1]["model"]
+    thresholds, lines = (0.4, 0.6, 0.8, 1.0), []
+    for size in dict.fromkeys(row["block_size"] for row in rows):
+        (token,) = (row for row in rows if (row["model"], row["routing"]) == (reference, "token")
+                    and row["block_size"] == size)  # fmt: skip
+        found = {
+            row["core_threshold"]: f"{row['distinct_experts']:.1f} ({percent(row['quality_kept'])})"
+            for row in rows
+            if (row["model"], row["routing"], row["block_size"]) == (tuned, "block", size)
+        }
+        name = "whole target" if size == "whole" else size
+        lines.append([name, f"{token['distinct_experts']:.1f}", *(found[threshold] for threshold in thresholds)])
+    return grid(["blocks of", "token routing", *(f"threshold {threshold}" for threshold in thresholds)], lines)
+
+
+def routing() -> str:
+    lines = []
+    for name in ("routing_trained_cpu", "routing_cpu"):
+        rows = result(name)["rows"]
+        for token, block in zip(rows[::2], rows[1::2], strict=True):
+            model = f"trained, width {token['hidden_size']}, threshold {block['core_threshold']}"
+            if not token["trained"]:
+                model = f"random weights, width {token['hidden_size']}"
+            before, after = (1000 * row["latency_seconds"] for row in (token, block))
+            digits = 1 if before < 100 else 0
+            lines.append([
+                model,
+                str(token["num_experts"]),
+                f"{token['distinct_experts_per_call']:.1f} → {block['distinct_experts_per_call']:.1f}",
+                f"-{100 * block['fewer_bytes_than_token']:.0f} %",
+                f"{before:.{digits}f} → {after:.{digits}f} ms ({block['times_faster_than_token']:.2f}×)",
+            ])  # fmt: skip
+    return grid(["model", "K", "experts touched, token → block", "expert bytes read", "latency"], lines)
+
+
+def offload() -> str:
+    systems: dict[str, list[str]] = {}
+    for row in result("offload_cpu")["rows"]:
+        if row["system"] == "resident":
+            continue
+        cells = systems.setdefault(row["system"], [f"{row['device_expert_bytes'] / 2**20:.0f} MiB"])
+        copied, waited = (f"{row[name] / 2**20:.0f} MiB" for name in ("bytes_copied", "bytes_waited_for"))
+        cells += [copied, f"{waited} ({1000 * row['bus_seconds']:.1f} ms)" if row["bytes_waited_for"] else "0"]
+    heading = ["system", "slots on the device", "token routing: copied", "waited for"]
+    heading += ["block routing: copied", "waited for"]
+    return grid(heading, ([name, *cells] for name, cells in systems.items()))
+
+
+def mamba() -> str:
+    """Seconds of `generate` by target length."""
+    rows = [row for row in result("mamba_cpu")["rows"] if row["table"] == "generate"]
+    counts = sorted({row["length"] for row in rows})
+    systems: dict[str, list[str]] = {}
+    for row in rows:
+        systems.setdefault(row["system"], []).append(_seconds(row["seconds"]))
+    heading = ["backbone", *(f"{count} tokens" for count in counts)]
+    return grid(heading, ([f"`{name}`", *cells] for name, cells in systems.items()))
+
+
+def examples() -> str:
+    """What the examples' commands reach on the test rows, with predicted lengths in three steps."""
+    rows = []
+    for name in ("demo", "demo_mamba"):
+        found = result(name)
+        rows.append([name, percent(found["exact_match"]), "", f"{found['questions']:,}"])
+    rows.append(["babi_qa1", percent(result("babi_qa1")["test_predicted_length"]["exact_match_mean"]), "", "1,000"])
+    for name in ("sst2", "sst2_lora", "ag_news", "last_word", "squad", "stories_infilling"):
+        found = result(f"example_{name}")
+        (row,) = (row for row in found["results"] if (row["lengths"], row["steps"]) == ("predicted", 3))
+        rows.append([f"example_{name}", percent(row["exact_match"]), f"{row['f1']:.2f}", f"{found['rows']:,}"])
+    links = [[f"[{name}.json](../benchmarks/results/{name}.json)", *cells] for name, *cells in rows]
+    return grid(["result", "exact match", "token F1", "test rows"], links)
+
+
+def conformance() -> str:
+    return summary_table(json.loads((ROOT / "modeling_tests/conformance/results.json").read_text()))
+
+
+# Page → name of the table → what writes it.
+def generation_options() -> str:
+    """The options of `generate`, from their declarations."""
+    lines = ["| option | meaning | values | default |", "| --- | --- | --- | --- |"]
+    for name, option in OPTIONS.items():
+        values = option.check.accepts if option.check else "as in Transformers"
+        lines.append(f"| `{name}` | {option.help} | {values} | {option.default_text} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": results},
+    "examples/README.md": {"examples": examples},
+    "docs/quality.md": {
+        "quality": quality,
+        "runs": lambda: quality_report.table(list(_runs().values())),
+        "runs-width-128": lambda: quality_report.table(list(_runs("quality/hidden_size_128").values())),
+        "lengths": lengths,
+        "ablations": ablations,
+    },
+    "docs/generation.md": {"generation-options": generation_options},
+    "docs/speed.md": {"speed": speed, "speed-cuda": speed_cuda, "batches": speed_batches},
+    "docs/experts.md": {
+        "multimodal": multimodal.table,
+        "coherence": coherence.table,
+        "routing-quality": routing_quality,
+        "routing": routing,
+        "offload": offload,
+    },
+    "docs/mamba.md": {"mamba": mamba},
+    "docs/reliability.md": {"reliability": lambda: reliability.table(result("reliability"))},
+    "docs/compatibility.md": {"conformance": conformance},
+}
+
+
+def write_tables(root: Path = ROOT):
+    """Writes every table into the pages below `root`."""
+    for page, tables in TABLES.items():
+        for name, make in tables.items():
+            write_between_markers(root / page, name, make().strip())
+
+
+if __name__ == "__main__":
+    write_tables()

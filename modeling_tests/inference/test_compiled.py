@@ -1,0 +1,206 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The compiled fast path: the same results, a bounded number of programs, nothing that breaks a graph."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from testing_utils import batch_of_rows, small_model
+from torch._dynamo.utils import counters
+from transformers.generation import CompileConfig
+
+from yan_hf.experts import choose_experts
+from yan_hf.inference import compiled
+from yan_hf.inference.compiled import length_buckets
+from yan_hf.sampling import solve_flow
+from yan_hf.solver import time_grid
+
+
+# Traced by dynamo into whole graphs and run without code generation: all that can go wrong but the code itself.
+TRACED = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def generate(model, ids, mask, **options):
+    return model.generate(
+        ids, mask, return_dict_in_generate=True, output_expert_indices=True, output_trajectory=True, **options
+    )
+
+
+def assert_same(result, expected):
+    assert torch.equal(result.sequences, expected.sequences) and torch.equal(result.lengths, expected.lengths)
+    assert result.num_field_evaluations == expected.num_field_evaluations
+    for row, length in enumerate(expected.lengths.tolist()):
+        assert torch.equal(result.expert_indices[row, :length], expected.expert_indices[row, :length])
+    for name in ("latents", "trajectory"):
+        torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.sequence_scores, expected.sequence_scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_lengths": [3, 24, 9]},
+        {"solver": "heun", "num_candidates": 2, "num_length_candidates": 2, "num_inference_steps": 2},
+        {"do_sample": True, "temperature": 0.8, "expert_selection": "greedy"},
+    ],
+)
+def test_results_are_those_of_the_plain_path(side, options):
+    model = small_model()
+    _, ids, mask = batch_of_rows([4, 17, 6], side)
+    expected = generate(model, ids, mask, seeds=[1, 2, 3], **options)
+    assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED, **options), expected)
+    assert counters["graph_break"] == {}
+
+
+def test_mamba_is_compiled_too():
+    model = small_model(encoder_backbone="mamba", flow_backbone="mamba", flow_layers=1, cross_attention_layers=[0])
+    _, ids, mask = batch_of_rows([4, 17, 6], "left")
+    expected = generate(model, ids, mask, seeds=[1, 2, 3])
+    assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED), expected)
+
+
+def test_programs_are_bounded_by_buckets():
+    """Many lengths and batch sizes, few programs: a recompilation would show as another graph."""
+    model = small_model()
+    for batch_size in (3, 4):
+        for source_length, target_length in ((2, 3), (9, 16), (16, 7), (5, 13)):
+            _, ids, mask = batch_of_rows([source_length] * batch_size)
+            model.generate(ids, mask, target_lengths=target_length, compile=True, compile_config=TRACED)
+    assert len(model.compiled_programs) == 1
+    assert counters["stats"]["unique_graphs"] == 1
+    _, ids, mask = batch_of_rows([17])
+    model.generate(ids, mask, target_lengths=3, compile=True, compile_config=TRACED)
+    assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
+
+
+def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
+    monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
+    logging.getLogger("yan_hf").propagate = logging.getLogger("transformers").propagate = True
+    compiled.logger.warning_once.cache_clear() if hasattr(compiled.logger.warning_once, "cache_clear") else None
+    model = small_model()
+    results = []
+    for length in (5, 20):
+        _, ids, mask = batch_of_rows([4, 6])
+        expected = model.generate(ids, mask, target_lengths=length, seeds=[0, 1])
+        results.append(
+            torch.equal(
+                model.generate(ids, mask, target_lengths=length, seeds=[0, 1], compile=True, compile_config=TRACED),
+                expected,
+            )
+        )
+    assert results == [True, True] and len(model.compiled_programs) == 1
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_compiled_model_can_be_copied_trained_and_compiled_again():
+    model = small_model()
+    _, ids, mask = batch_of_rows([4, 6])
+    arguments = {"target_lengths": 6, "seeds": [0, 1]}
+    fast = {**arguments, "compile": True, "compile_config": TRACED}
+    before = model.generate(ids, mask, **fast)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.7)
+    changed = model.generate(ids, mask, **fast)
+    assert torch.equal(changed, model.generate(ids, mask, **arguments)) and not torch.equal(changed, before)
+    assert torch.equal(twin.generate(ids, mask, **fast), before)
+
+
+def test_buckets_waste_less_than_a_third():
+    buckets = length_buckets(1024)
+    assert buckets[:6] == [16, 24, 32, 48, 64, 96] and buckets[-1] == 1024 and buckets == sorted(set(buckets))
+    for length in range(17, 1025):
+        bucket = next(bucket for bucket in buckets if bucket >= length)
+        assert (bucket - length) / bucket < 1 / 3
+    assert length_buckets(24) == [16, 24] and length_buckets(10) == [10] and length_buckets(100)[-1] == 100
+
+
+def test_a_model_spread_over_devices_is_refused():
+    model = small_model()
+    model.hf_device_map = {"model": 0, "lm_head": "cpu"}
+    with pytest.raises(ValueError, match="one device"):
+        model.generate(torch.tensor([[5, 6]]), compile=True)
+
+
+def test_drafts_are_shown_all_the_same():
+    class Recorder:
+        drafts = 0
+
+        def put_draft(self, value):
+            self.drafts += 1
+
+        def put(self, value):
+            pass
+
+        def end(self):
+            pass
+
+    recorder = Recorder()
+    small_model().generate(torch.tensor([[5, 6]]), compile=True, compile_config=TRACED, streamer=recorder)
+    assert recorder.drafts == 3
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_results():
+    model = small_model(encoder_layers=1, flow_layers=1, cross_attention_layers=[0])
+    _, ids, mask = batch_of_rows([4, 17], "left")
+    options = {"target_lengths": [3, 8], "seeds": [1, 2]}
+    assert_same(generate(model, ids, mask, compile=True, **options), generate(model, ids, mask, **options))
+
+
+@pytest.mark.gpu
+def test_the_loop_does_not_wait_for_the_device():
+    model = small_model().cuda()
+    times = time_grid(3)
+    with torch.no_grad():
+        source = model.model.encode(torch.randint(5, 60, (2, 7), device="cuda")).last_hidden_state
+        context = model.model.prepare_context(source, None, torch.ones(2, 9, device="cuda"))
+        context.modulations = model.model.flow.embed_times(times, source.device)
+        state = torch.randn(2, 9, 32, device="cuda")
+        uniform = torch.rand(2, 9, 4, device="cuda")
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            solve_flow(
+                model.model.flow, state, context, times, lambda log_probs, _: choose_experts(log_probs, uniform)
+            )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mask_given", [True, False])
+def test_embeddings_and_missing_masks_are_compiled_too(mask_given):
+    model = small_model()
+    ids = torch.randint(5, 60, (2, 7))
+    mask = torch.ones_like(ids) if mask_given else None
+    embeddings = model.get_input_embeddings()(ids).detach()
+    expected = model.generate(ids, mask, seeds=[0, 1])
+    fast = {"seeds": [0, 1], "compile": True, "compile_config": TRACED}
+    assert torch.equal(model.generate(ids, mask, **fast), expected)
+    assert torch.equal(model.generate(None, mask, inputs_embeds=embeddings, **fast), expected)
+    model.generation_config.compile = True
+    model.generation_config.compile_config = TRACED
+    assert torch.equal(model.generate(ids, mask, seeds=[0, 1]), expected)
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_give_the_same_results_without_waiting_in_the_loop():
+    model = small_model().cuda()
+    _, ids, mask = batch_of_rows([4, 17, 6])
+    ids, mask = ids.cuda(), mask.cuda()
+    for options in ({}, {"target_lengths": [3, 24, 9]}):
+        expected = generate(model, ids, mask, seeds=[1, 2, 3], **options)
+        for _ in range(3):  # the third call replays
+            assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, **options), expected)

@@ -1,0 +1,165 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""`yan-hf generate`: a text for each source of a file, and files that a killed run can go on with."""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..data.files import check_not_input, iterate_column
+from ..evaluation.evaluate import generate_texts
+from .arguments import add_generation_arguments, generation_options
+from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, progress
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Adds the command to the command line's."""
+    parser = commands.add_parser(
+        "generate",
+        help="generate a text for each source",
+        description="Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: "
+        "source, text, length, length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are "
+        "gathered in FILE.partial, which replaces FILE when all are written; until then FILE is untouched. If "
+        "something fails, --resume goes on behind the last whole row of FILE.partial, or of FILE where there is none.",
+    )
+    add_checkpoint(parser)
+    parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
+    parser.add_argument("--column", help="the column that holds the sources (JSON Lines)")
+    parser.add_argument("--output", default="-", help="file to write; - is standard output (default)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run, and add the others")
+    parser.add_argument(
+        "--mask-marker", help="what stands for a mask in the sources, such as '<mask>'; default: nothing"
+    )
+    parser.add_argument(
+        "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
+    )
+    parser.add_argument("--batch-size", type=positive, default=32, help="rows at once (default: %(default)s)")
+    add_generation_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
+    add_loading(parser)
+    add_json(parser, "no progress bar; the output is JSON Lines in any case")
+    return parser
+
+
+def run(options: argparse.Namespace):
+    """Runs the command."""
+    partial, sources = _check_output(options), _sources(options)
+    model, tokenizer = load_with_tokenizer(options)
+    copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
+    done = _resume(partial, sources, copies) if options.resume else 0
+    rows = generate_texts(
+        model,
+        tokenizer,
+        sources,
+        options.batch_size,
+        options.seed,
+        options.mask_marker,
+        not options.special_tokens,
+        done + 1,
+        "Standard input, source" if options.input == "-" else f"{options.input}, source",
+        **generation_options(options),
+    )
+    with _output(options.output, partial) as file:
+        # What is written stays if a later source is refused.
+        for row in progress(rows, options, "generating", " texts"):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def _sources(options: argparse.Namespace) -> Iterator[str]:
+    """Sources, lazily; an empty line of a text is an error later, which names its number."""
+    path = None if options.input == "-" else Path(options.input)
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return (text.rstrip("\r\n") for text in iterate_column(path, options.column))
+
+
+def _check_output(options: argparse.Namespace) -> Path | None:
+    """The file that rows are gathered in; `None` where they are written as they come."""
+    path = Path(options.output)
+    if options.output == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        if options.resume:
+            options.error("--resume needs --output with the file of the earlier run")
+        return None  # standard output, a pipe or a device
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; --output names a file.")
+    path = path.resolve()  # the file that a link names
+    partial = path.with_name(f"{path.name}.partial")
+    inputs = [*Path(options.checkpoint).glob("*"), None if options.input == "-" else options.input]
+    if options.input == "-":
+        with contextlib.suppress(OSError, ValueError):  # what stands in for standard input may be no file
+            inputs[-1] = sys.stdin.fileno()
+    for output in (path, partial):
+        check_not_input(output, *inputs)
+    if partial.exists() and not options.resume:
+        raise FileExistsError(
+            f"{partial} holds the rows of a run that was not finished: go on with --resume, or delete it."
+        )
+    return partial
+
+
+def _resume(partial: Path, sources: Iterator[str], copies: int) -> int:
+    """
+    Cuts a file of rows behind the last source whose rows are whole, and takes their sources off the others.
+
+    Returns:
+        Their number.
+
+    Raises:
+        ValueError: for rows that were not written for these sources.
+    """
+    written, ends = [], [0]
+    if not partial.exists() and partial.with_suffix("").exists():
+        shutil.copyfile(partial.with_suffix(""), partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("a+b") as file:
+        file.seek(0)
+        for line in file:
+            try:
+                source = json.loads(line)["source"]
+            except (ValueError, KeyError, TypeError) as error:
+                if line.endswith(b"\n"):
+                    raise ValueError(
+                        f"{partial}, row {len(ends)}, is no row of this command: --resume stops."
+                    ) from error
+                break  # the last one, cut short
+            if not line.endswith(b"\n"):
+                break
+            written.append(source)
+            ends.append(ends[-1] + len(line))
+        done = len(written) // copies
+        for number in range(done):
+            source = next(sources, None)
+            if written[number * copies : (number + 1) * copies] != [source] * copies:
+                raise ValueError(
+                    f"{partial} was not written for these sources: at source {number + 1} it has "
+                    f"{written[number * copies][:80]!r}, the input {source!r:.80}. --resume needs the input, and the "
+                    "number of texts for each source, of the first run."
+                )
+        file.truncate(ends[done * copies])
+    return done
+
+
+@contextlib.contextmanager
+def _output(name: str, partial: Path | None) -> Iterator[TextIO]:
+    """Standard output, a device, or the partial file, which becomes the output if the block ends without an error."""
+    if partial is None:
+        with contextlib.nullcontext(sys.stdout) if name == "-" else open(name, "w", encoding="utf-8") as file:
+            yield file
+        return
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("a", encoding="utf-8") as file:
+            yield file
+    except BaseException as error:
+        if partial.stat().st_size == 0:
+            partial.unlink()
+        elif isinstance(error, Exception):
+            raise ValueError(f"{error} The rows before it are in {partial}; --resume goes on behind them.") from error
+        raise
+    os.replace(partial, partial.with_suffix(""))

@@ -1,0 +1,137 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Whether a tokenizer and tokenized examples suit a model: checked before training starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# Embedding tables are often rounded up to one of these, for the sake of the hardware.
+_ROUNDED = (8, 16, 32, 64, 128)
+_BATCH = 10_000
+
+
+def check_arguments(arguments: TrainingArguments, model: nn.Module) -> None:
+    """
+    Raises `ValueError` for training arguments that would fail or mislead later.
+
+    That is: `label_smoothing_factor`, and what `generate` would refuse at the first evaluation
+    (`generation_num_beams`, `generation_max_length`, `generation_config`).
+    """
+    if arguments.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor={arguments.label_smoothing_factor}` takes the labels away from the model, and "
+            "with them YAN's loss. Set `model.config.label_smoothing` instead."
+        )
+    given = {name: getattr(arguments, f"generation_{name}", None) for name in ("max_length", "num_beams")}
+    wanted = getattr(arguments, "predict_with_generate", False) or any(value is not None for value in given.values())
+    if wanted and hasattr(model, "_prepare_generation"):
+        try:
+            model._prepare_generation(model.generation_config, given)
+        except ValueError as error:
+            names = ", ".join(f"`generation_{name}={value}`" for name, value in given.items() if value is not None)
+            raise ValueError(
+                f"Evaluations with `generate` would fail, by {names or 'its configuration'}: {error}"
+            ) from error
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """
+    Raises `ValueError` where a tokenizer does not belong to a model.
+
+    That is: another number of tokens (the model's may be rounded up to a multiple of 8 to 128), special tokens other
+    than those of the configuration, or, for a model from a local folder with a tokenizer, other ids than that one's.
+    [`prepare_tokenizer`] makes a tokenizer the model's own.
+    """
+    size = model.config.vocab_size
+    remedy = (
+        "Use the checkpoint's own tokenizer, or call `yan_hf.prepare_tokenizer(tokenizer, model)`, which resizes the "
+        "model where it has to, before training on the new vocabulary."
+    )
+    sizes = f"The tokenizer has {len(tokenizer)} tokens, but the model's `vocab_size` is {size}. {remedy}"
+    if len(tokenizer) > size:
+        raise ValueError(sizes)
+    for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
+        ours, theirs = getattr(tokenizer, name), getattr(model.config, name)
+        if ours is None or ours != theirs:
+            raise ValueError(
+                f"`{name}` is {ours} in the tokenizer but {theirs} in the model's configuration. {remedy}"
+            )
+    if getattr(model, "_tokenizer_prepared", False):
+        return
+    file = Path(model.config.name_or_path or ".", "tokenizer.json")
+    if model.config.name_or_path and file.is_file():
+        given = tokenizer.get_vocab()
+        for token, index in Tokenizer.from_file(str(file)).get_vocab().items():
+            if given.get(token) != index:
+                raise ValueError(
+                    f"The tokenizer is not the model's: {token!r} has the id {given.get(token)}, but {index} in the "
+                    f"tokenizer of {model.config.name_or_path}. {remedy}"
+                )
+    elif len(tokenizer) < size and all(-(-len(tokenizer) // unit) * unit != size for unit in _ROUNDED):
+        raise ValueError(sizes)
+
+
+def check_examples(
+    examples: Any, config: PreTrainedConfig, where: str = "The data set", cut_inputs: bool = False
+) -> None:
+    """
+    Raises `ValueError` for the first tokenized example that a model cannot take, with its number.
+
+    Args:
+        examples: A `datasets.Dataset` or a list of dictionaries, with `input_ids` and, as far as they are there,
+            `labels`. Anything else is left to the model, which sees it batch by batch.
+        config: The model's configuration: its position table and vocabulary are what must hold the examples.
+        where: What the examples are, for the message.
+        cut_inputs: Whether the collator cuts `input_ids`, so that they may be of any length.
+    """
+    longest = config.max_position_embeddings
+    for start, name, lengths, ids in _columns(examples):
+        limit = None if cut_inputs and name == "input_ids" else longest
+        for row in np.flatnonzero((lengths < 1) | (lengths > limit if limit else False))[:1]:
+            found = f"has {lengths[row]} tokens in `{name}`"
+            if lengths[row] < 1:
+                raise ValueError(f"{where}, row {start + row}, {found}. Leave such rows out.")
+            raise ValueError(
+                f"{where}, row {start + row}, {found}, but the model's `max_position_embeddings` is {limit}. Cut such "
+                "rows or leave them out, as `TaskEncoder` does with `max_source_length` and `max_target_length`."
+            )
+        wrong = (ids >= config.vocab_size) | (ids < 0) & ((ids != -100) | (name != "labels"))
+        for place in np.flatnonzero(wrong)[:1]:
+            row = start + int(np.searchsorted(np.cumsum(lengths), place, side="right"))
+            raise ValueError(
+                f"{where}, row {row}, has the token id {ids[place]} in `{name}`, but the model's `vocab_size` is "
+                f"{config.vocab_size}. Tokenize the data with the model's own tokenizer."
+            )
+
+
+def _columns(examples: Any) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    """The first row's number, the column's name, the rows' lengths and all their ids, batch by batch."""
+    if isinstance(examples, (list, tuple)):
+        for start in range(0, len(examples), _BATCH):
+            rows = examples[start : start + _BATCH]
+            for name in ("input_ids", "labels"):
+                if all(isinstance(row, dict) and row.get(name) is not None for row in rows):
+                    values = [np.asarray(row[name]).reshape(-1) for row in rows]
+                    yield start, name, np.array([len(value) for value in values]), np.concatenate(values)
+    elif hasattr(examples, "with_format") and hasattr(examples, "__len__") and len(examples) > 0:
+        for number, table in enumerate(examples.with_format("arrow").iter(_BATCH)):
+            for name in ("input_ids", "labels"):
+                if name in table.column_names:
+                    yield number * _BATCH, name, *_lists(table[name])
+
+
+def _lists(column: Any) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow.compute as compute  # comes with datasets, which made the column
+
+    lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy()
+    return lengths, compute.list_flatten(column).to_numpy()
+
+
+__all__ = ["check_examples", "check_vocabulary"]

@@ -1,0 +1,54 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Checkpoints with the code that they need, to be loaded without this package."""
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
+
+from ..configuration_yan import AUTO_MAP, YanConfig
+from ..data.files import check_output_folder
+from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
+from ..saving import staged_save
+
+
+def load_model(model_dir: str | Path) -> PreTrainedModel:
+    """A checkpoint as the class and in the dtype that it was saved in."""
+    config = YanConfig.from_pretrained(model_dir)
+    auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
+    return (YanForAutoEncoding if auto_encoder else YanForConditionalGeneration).from_pretrained(
+        model_dir, dtype="auto"
+    )
+
+
+def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: bool = False):
+    """
+    Writes a checkpoint with the modules that it needs, so that it loads without this package by
+    `AutoModelForSeq2SeqLM.from_pretrained(..., trust_remote_code=True)`, and likewise for the other Auto classes.
+
+    Args:
+        model_dir: Folder of the checkpoint, or its name on the Hub; its tokenizer and its card come along.
+        output_dir: Folder to write, new or empty.
+        overwrite: Whether a checkpoint in `output_dir` is replaced, file by file when the new one is complete. Its
+            other files stay.
+
+    Raises:
+        FileExistsError: for an `output_dir` that holds anything, but for a checkpoint with `overwrite`.
+    """
+    check_output_folder(output_dir, overwrite)
+    model = load_model(model_dir)
+    model.config.auto_map = dict(AUTO_MAP)
+    with staged_save(output_dir) as folder:
+        model.save_pretrained(folder)
+        custom_object_save(model, folder)  # the module of its class, and all that it imports
+        for name in ("tokenizer_config.json", "README.md"):
+            path = cached_file(model_dir, name, _raise_exceptions_for_missing_entries=False)
+            if path is not None and name == "README.md":
+                shutil.copyfile(path, folder / name)
+            elif path is not None:
+                AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+
+
+__all__ = ["export_with_code", "load_model"]

@@ -1,0 +1,137 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a checkpoint folder holds, read from its configuration and the headers of its weights."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+
+from ..configuration_yan import YanConfig
+from ..generation_config_yan import YanGenerationConfig
+
+
+_TABLES = ("embed_tokens", "embed_positions", "lm_head")
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter belongs to the token or position table or the vocabulary head, by its name."""
+    return any(part in _TABLES for part in name.split("."))
+
+
+def checkpoint_info(folder: str | Path) -> dict[str, Any]:
+    """
+    Sizes, configuration, solver steps, routing, dtype and licence of a local checkpoint. No weight is read.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        A flat dictionary of plain values. `parameters` counts the numbers in the weight files; `embedding_parameters`
+        those of the token and position tables and the vocabulary head, `core_parameters` the others. A value that the
+        checkpoint does not tell is `None`.
+
+    Raises:
+        FileNotFoundError: without the folder, a configuration or weights.
+        ValueError: for a configuration of another model type.
+        OSError: for damaged weights, with the file's name.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no checkpoint: there is no config.json. Name a local folder.")
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != YanConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a model of the type {kind!r}, but this command reads {YanConfig.model_type!r}."
+        )
+    config = YanConfig.from_pretrained(folder)
+    weights = _weights(folder)
+    core = sum(size for name, size in weights["sizes"].items() if not is_table(name))
+    total = sum(weights["sizes"].values())
+    generation = _generation_config(folder, config)
+    return {
+        "folder": str(folder),
+        "architecture": (config.architectures or [None])[0],
+        "parameters": total,
+        "embedding_parameters": total - core,
+        "core_parameters": core,
+        "weight_bytes": weights["bytes"],
+        "weight_files": weights["files"],
+        "dtype": ", ".join(sorted(weights["dtypes"])),
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "max_position_embeddings": config.max_position_embeddings,
+        "encoder": f"{config.encoder_backbone}, {config.encoder_layers} blocks",
+        "flow": f"{config.flow_backbone}, {config.flow_layers} blocks, cross-attention in "
+        f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
+        "decoder": f"{config.decoder_layers} blocks",
+        "num_experts": config.num_experts,
+        "expert_scope": config.expert_scope,
+        "reselect_experts": config.reselect_experts,
+        "start_state": config.start_state,
+        "routing": config.routing,
+        "solver": generation.solver or "euler",
+        "num_inference_steps": generation.num_inference_steps or config.solver_steps,
+        "length_mode": "predicted" if config.length_head_trained else "given by target_lengths",
+        "max_new_tokens": generation.max_new_tokens,
+        "frozen_parts": ", ".join(config.frozen_parts) or None,
+        "tokenizer": (folder / "tokenizer_config.json").is_file(),
+        "saved_with_code": bool(getattr(config, "auto_map", None)),
+        "training_steps": _training_steps(folder),
+        "license": _license(folder),
+    }
+
+
+def _generation_config(folder: Path, config: YanConfig) -> YanGenerationConfig:
+    """The saved generation configuration, or what follows from the model's."""
+    if (folder / "generation_config.json").is_file():
+        return YanGenerationConfig.from_pretrained(folder)
+    return YanGenerationConfig.from_model_config(config)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights: there is no model*.safetensors.")
+    sizes: dict[str, int] = {}
+    dtypes: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                    tensor = file.get_slice(name)
+                    sizes[name] = math.prod(tensor.get_shape())
+                    dtypes.add(tensor.get_dtype())
+        except SafetensorError as error:
+            raise OSError(
+                f"{path} is damaged or cut short ({error}). Copy or download the checkpoint again."
+            ) from error
+    return {
+        "sizes": sizes,
+        "dtypes": dtypes,
+        "bytes": sum(path.stat().st_size for path in files),
+        "files": len(files),
+    }
+
+
+def _training_steps(folder: Path) -> int | None:
+    """Optimiser steps, where a trainer or the research code has left their number."""
+    for name in ("trainer_state.json", "research_metadata.json"):
+        path = folder / name
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return found.get("global_step", found.get("entries", {}).get("step"))
+    return None
+
+
+def _license(folder: Path) -> str | None:
+    path = folder / "README.md"
+    if not path.is_file():
+        return None
+    return ModelCard.load(path, ignore_metadata_errors=True).data.license
+
+
+__all__ = ["checkpoint_info", "is_table"]

@@ -1,0 +1,424 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The training objective: mixture-of-experts flow matching and the terms beside it (arXiv 2604.15009, sections 3 and 4).
+
+[`LOSS_FUNCTIONS`] names the terms; their default weights are in the configuration.
+
+Everything here is a function of tensors. Masks are 1 on the target tokens that count. Sums run in float32 at least,
+whatever the model's precision or autocast.
+
+`group` is there for a batch that is spread over processes: the value on one process is then its share, times the
+number of processes, so that the average over the processes, and of their gradients, is the joined batch's.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+
+from .distributed import LossGroup
+from .experts import RoutingOptions, sum_over_blocks
+
+
+# Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
+MMD_BANDWIDTHS = (0.2, 0.5, 1.0, 2.0, 5.0)
+MMD_MAX_POINTS = 2_000
+
+
+def upcast(values: torch.Tensor) -> torch.Tensor:
+    """To float32, or float64 where it is that already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def token_mean(values: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
+    """Mean of `values` `(B, Ly)` over the tokens of `mask` `(B, Ly)`, which may hold weights; 0 if there are none."""
+    values = upcast(values)
+    mask = mask.to(values.dtype)
+    # `where` and not a product alone: a non-finite value at a masked position must not reach the sum.
+    values = torch.where(mask > 0, values, 0.0)
+    count = mask.sum() if group is None else group.total(mask.sum()) / group.size
+    return (values * mask).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def sample_times(
+    batch_size: int, beta: tuple[float, float] | list[float], device: torch.device, generator: torch.Generator | None
+) -> torch.Tensor:
+    """One time in [0, 1] per sequence, from Beta(a, b): `(B,)` float32."""
+    a, b = beta
+    if a == b == 1:
+        return torch.rand(batch_size, generator=generator, device=device)
+    if generator is None:
+        concentrations = torch.tensor([float(a), float(b)], device=device)
+        return torch.distributions.Beta(*concentrations).sample((batch_size,))
+    # torch's Beta takes no generator, and reseeding the global ones would disturb others: NumPy's, seeded from ours.
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
+    times = np.random.default_rng(seed).beta(a, b, size=batch_size)
+    return torch.from_numpy(times).to(device, torch.float32)
+
+
+def expert_log_densities(expert_fields: torch.Tensor, velocity: torch.Tensor, sigma: float) -> torch.Tensor:
+    """
+    `log N(u*; u_k, σ²I)`, the full normal density, for each expert.
+
+    Args:
+        expert_fields: `u_k`, `(..., K, d)`.
+        velocity: `u*`, `(..., d)`.
+        sigma: `σ`.
+
+    Returns:
+        `(..., K)`, float32 at least.
+    """
+    size = velocity.shape[-1]
+    squared_distances = (upcast(expert_fields) - upcast(velocity)[..., None, :]).square().sum(dim=-1)
+    return -0.5 * squared_distances / sigma**2 - 0.5 * size * math.log(2 * math.pi * sigma**2)
+
+
+def flow_matching_nll(
+    expert_fields: torch.Tensor, gate_log_probs: torch.Tensor, velocity: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """
+    Per-token `-log Σ_k π_k N(u*; u_k, σ²I)` (section 3): the summand of `L_flow`.
+
+    Args:
+        expert_fields: `u_k(z_t, t)`, `(..., K, d)`.
+        gate_log_probs: `log π_k(z_t, t)`, `(..., K)`.
+        velocity: The conditional velocity `u* = z1 - z0`, `(..., d)`.
+        sigma: `σ`.
+
+    Returns:
+        `(...,)`, float32 at least.
+    """
+    with torch.autocast(expert_fields.device.type, enabled=False):
+        log_densities = expert_log_densities(expert_fields, velocity, sigma)
+        return -torch.logsumexp(upcast(gate_log_probs) + log_densities, dim=-1)
+
+
+def responsibilities(
+    expert_fields: torch.Tensor, gate_log_probs: torch.Tensor, velocity: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """`γ_k ∝ π_k N(u*; u_k, σ²I)`: the posterior probability of each expert, `(..., K)`. Arguments as above."""
+    log_densities = expert_log_densities(expert_fields, velocity, sigma)
+    return torch.softmax(upcast(gate_log_probs) + log_densities, dim=-1)
+
+
+def latent_loss(
+    latents: torch.Tensor, target_latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """Squared distance of the sampled latent to the target's, summed over the width, mean over the tokens."""
+    return token_mean((upcast(latents) - upcast(target_latents)).square().sum(dim=-1), mask, group)
+
+
+def token_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    label_smoothing: float = 0.0,
+    group: LossGroup | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of the decoded tokens, mean over the tokens of `mask`. No shift: position i predicts label i."""
+    losses = nn.functional.cross_entropy(
+        upcast(logits).flatten(0, 1),
+        labels.masked_fill(mask == 0, -100).flatten(),
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return token_mean(losses.view(labels.shape), mask, group)
+
+
+# Logits of one chunk: 2^25 values are 128 MiB in float32, however many tokens and experts there are.
+_CHUNK_ELEMENTS = 2**25
+
+
+@torch.no_grad()
+def token_log_probs(
+    decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, labels: torch.Tensor, vocab_size: int
+) -> torch.Tensor:
+    """
+    Log-probability of each label, in chunks, so that the logits of all of them are never there at once.
+
+    Args:
+        decode: From latents `(1, T, d)` to logits `(1, T, V)`.
+        latents: `(N, d)`.
+        labels: `(N,)`.
+        vocab_size: `V`.
+
+    Returns:
+        `(N,)`, float32 at least, without a gradient.
+    """
+    size = max(1, _CHUNK_ELEMENTS // vocab_size)
+    chunks = []
+    for states, ids in zip(latents.split(size), labels.split(size)):
+        chunks.append(-nn.functional.cross_entropy(upcast(decode(states[None])[0]), ids, reduction="none"))
+    return torch.cat(chunks)
+
+
+def gate_entropy_loss(
+    gate_log_probs: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """Minus the mean entropy of the gate."""
+    log_probs = upcast(gate_log_probs)
+    return token_mean((log_probs.exp() * log_probs).sum(dim=-1), mask, group)
+
+
+def load_balance_loss(
+    gate_log_probs: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """`Σ_k p̄_k log(K p̄_k)` with `p̄` the gate's mean over the tokens: 0 when balanced, `log K` when collapsed."""
+    probs = upcast(gate_log_probs).exp()
+    weights = mask.to(probs.dtype)[..., None]
+    total, count = (probs * weights).sum(dim=(0, 1)), weights.sum()
+    if group is not None:
+        # Not a mean over tokens: the gate's mean is taken over all processes first.
+        total, count = group.sum(total), group.total(count)
+    mean_probs = total / count.clamp(min=torch.finfo(probs.dtype).tiny)
+    # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
+    floor = torch.finfo(probs.dtype).tiny
+    return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
+
+
+def mmd_loss(
+    latents: torch.Tensor,
+    mask: torch.Tensor,
+    generator: torch.Generator | None = None,
+    bandwidths: tuple[float, ...] = MMD_BANDWIDTHS,
+    max_points: int = MMD_MAX_POINTS,
+    group: LossGroup | None = None,
+) -> torch.Tensor:
+    """
+    Unbiased squared maximum mean discrepancy between the target latents and `N(0, I)`.
+
+    The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). Where the batch has
+    more than `max_points` tokens, a random subset of them is taken.
+
+    Args:
+        latents: `(B, Ly, d)`.
+        mask: `(B, Ly)`; tokens with a positive value count.
+        generator: Source of the randomness.
+
+    Returns:
+        A scalar; 0 where fewer than two tokens count. With a `group`, that of the points of all processes, at most
+        `max_points` of them together.
+    """
+    points = upcast(latents).flatten(0, 1)  # (n, d)
+    # Weights rather than a selection by mask keep the shapes static, for `torch.compile`.
+    weights = (mask > 0).flatten().to(points.dtype)
+    if group is not None:
+        padding = group.largest(len(points), points.device) - len(points)
+        points, weights = nn.functional.pad(points, (0, 0, 0, padding)), nn.functional.pad(weights, (0, padding))
+    size = len(points) * (1 if group is None else group.size)
+    reference = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
+    if size > max_points:
+        # Random keys in [0, 1) and one more for a real token: real tokens come first, in random order.
+        keys = torch.rand(len(points), generator=generator, device=points.device) + weights
+        chosen = keys.topk(min(max_points, len(points))).indices
+        points, weights, reference, keys = points[chosen], weights[chosen], reference[chosen], keys[chosen]
+    if group is not None:
+        points, weights, reference = group.gather(points), group.gather(weights), group.gather(reference)
+        if size > max_points:
+            chosen = group.gather(keys).topk(max_points).indices
+            points, weights, reference = points[chosen], weights[chosen], reference[chosen]
+    count = weights.sum()
+    pairs = (count * (count - 1)).clamp(min=1)
+    with torch.autocast(points.device.type, enabled=False):
+        within = _kernel_sum(points, points, weights, bandwidths) + _kernel_sum(
+            reference, reference, weights, bandwidths
+        )
+        across = _kernel_sum(points, reference, weights, bandwidths)
+    # Each point's kernel with itself, 1 for each bandwidth, is left out of the unbiased estimate.
+    estimate = (within - 2 * len(bandwidths) * count) / pairs - 2 * across / count.clamp(min=1).square()
+    return torch.where(count >= 2, estimate, 0.0)
+
+
+def _kernel_sum(
+    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, bandwidths: tuple[float, ...]
+) -> torch.Tensor:
+    # |x|² + |y|² - 2xy needs no (n, n, d) tensor and, unlike `cdist`, has a gradient at distance zero.
+    squared = (x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :] - 2 * x @ y.T).clamp(min=0)
+    if x is y:
+        # A point's distance to itself is zero, not the rounding error of the line above.
+        squared = squared.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
+    kernel = sum(torch.exp(squared / (-2 * bandwidth**2)) for bandwidth in bandwidths)
+    return weights @ kernel @ weights
+
+
+def l2_loss(latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
+    """Mean square of the target latents."""
+    return token_mean(upcast(latents).square().mean(dim=-1), mask, group)
+
+
+def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
+    """
+    Cross-entropy of the length head.
+
+    Args:
+        length_logits: `(B, N)`; entry `i` stands for `i + 1` tokens.
+        lengths: True target lengths, `(B,)`; rows of length 0 do not count.
+    """
+    losses = nn.functional.cross_entropy(
+        upcast(length_logits), (lengths - 1).masked_fill(lengths < 1, -100), reduction="none"
+    )
+    return token_mean(losses, lengths > 0, group)
+
+
+def block_flow_matching_nll(
+    expert_fields: torch.Tensor,
+    gate_log_probs: torch.Tensor,
+    velocity: torch.Tensor,
+    sigma: float,
+    mask: torch.Tensor,
+    block_size: int | None,
+) -> torch.Tensor:
+    """
+    `-log Σ_k π_k Π_i N(u*_i; u_{k,i}, σ²I)` over the tokens `i` of a block, which share their expert, divided by their
+    number: arguments as of [`flow_matching_nll`], with the block's gate at each of its tokens. `(B, Ly)`.
+    """
+    with torch.autocast(expert_fields.device.type, enabled=False):
+        log_densities = expert_log_densities(expert_fields, velocity, sigma)
+        joint = upcast(gate_log_probs) + sum_over_blocks(log_densities, mask, block_size)
+        counts = sum_over_blocks(torch.ones_like(joint[..., :1]), mask, block_size)[..., 0]
+        return -torch.logsumexp(joint, dim=-1) / counts.clamp(min=1)
+
+
+def winner_loss(
+    gate_log_probs: torch.Tensor, winners: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the gate `(B, Ly, K)` with the experts that explain the target best, `(B, Ly)`."""
+    return token_mean(-gate_log_probs.gather(-1, winners[..., None])[..., 0], mask, group)
+
+
+@dataclass
+class LossInputs:
+    """
+    What one training forward has computed, for the terms to choose from. `None`: it was not computed.
+
+    Args:
+        config: The model's configuration.
+        group: The processes that share the batch.
+        generator: Source of the randomness of estimates.
+        labels: Target ids, `(B, Ly)`, any token where none counts.
+        mask: `(B, Ly)`, 1 on the tokens that count; `token_weights`: the same with the caller's weights.
+        target_latents: `z1`, `(B, Ly, d)`.
+        expert_fields, velocity: `u_k`, `(B, Ly, K, d)`, and `u*`, `(B, Ly, d)`, at the training time.
+        gate_log_probs: The whole gate, `(B, Ly, K)`, at the training time, or else at the solver's first step.
+        routed_log_probs: The gate as routing restricts and shares it, `(B, Ly, K)`, at the training time.
+        latents: The solved ODE's end, `(B, Ly, d)`.
+        logits: For each supervised end point, `(B, Ly, V)`: the ODE's end, or that of every solver step.
+        choices: For each solver step that chose: the gate as it is shared, `(B, Ly, K)`, and the winners, `(B, Ly)`.
+        expert_scores: For each of these choices what the winners were found by, `(B, Ly, K)`.
+        target_logits: Decoded from `z1`, `(B, Ly, V)`.
+        length_logits, lengths: `(B, N)` and `(B,)`.
+    """
+
+    config: PreTrainedConfig
+    group: LossGroup | None
+    generator: torch.Generator | None
+    labels: torch.Tensor
+    mask: torch.Tensor
+    token_weights: torch.Tensor
+    target_latents: torch.Tensor
+    length_logits: torch.Tensor
+    lengths: torch.Tensor
+    gate_log_probs: torch.Tensor | None = None
+    expert_fields: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    routed_log_probs: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    logits: list[torch.Tensor] = field(default_factory=list)
+    choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    expert_scores: list[torch.Tensor] = field(default_factory=list)
+    target_logits: torch.Tensor | None = None
+
+
+def _flow(inputs: LossInputs) -> torch.Tensor | None:
+    if inputs.expert_fields is None:
+        return None
+    arguments = (inputs.expert_fields, inputs.routed_log_probs, inputs.velocity, inputs.config.expert_sigma)
+    routing = RoutingOptions.from_config(inputs.config)
+    if routing.scope == "token":
+        nll = flow_matching_nll(*arguments)
+    else:
+        nll = block_flow_matching_nll(*arguments, inputs.mask, routing.block_size)
+    return token_mean(nll, inputs.token_weights, inputs.group)
+
+
+def _latent(inputs: LossInputs) -> torch.Tensor | None:
+    if inputs.latents is None:
+        return None
+    return latent_loss(inputs.latents, inputs.target_latents, inputs.token_weights, inputs.group)
+
+
+def _token(inputs: LossInputs) -> torch.Tensor | None:
+    if not inputs.logits:
+        return None
+    smoothing = inputs.config.label_smoothing
+    losses = [
+        token_loss(logits, inputs.labels, inputs.token_weights, smoothing, inputs.group) for logits in inputs.logits
+    ]
+    return sum(losses) / len(losses)
+
+
+def _mmd(inputs: LossInputs) -> torch.Tensor | None:
+    if not inputs.config.loss_weights["mmd"]:
+        return None
+    return mmd_loss(inputs.target_latents, inputs.mask, inputs.generator, group=inputs.group)
+
+
+def _gate(inputs: LossInputs) -> torch.Tensor | None:
+    if not inputs.choices:
+        return None
+    return sum(winner_loss(log_probs, winners, inputs.mask, inputs.group) for log_probs, winners in inputs.choices)
+
+
+def _reconstruction(inputs: LossInputs) -> torch.Tensor | None:
+    if inputs.target_logits is None:
+        return None
+    return token_loss(inputs.target_logits, inputs.labels, inputs.token_weights, 0.0, inputs.group)
+
+
+# Name → function of the inputs; `None` where the term was not computed. The default weights, and the order in which
+# terms are reported, are `configuration_yan.DEFAULT_LOSS_WEIGHTS`.
+LOSS_FUNCTIONS: dict[str, Callable[[LossInputs], torch.Tensor | None]] = {
+    "flow": _flow,
+    "latent": _latent,
+    "token": _token,
+    # The whole gate: an expert outside every core set must be able to come back.
+    "gate_entropy": lambda inputs: gate_entropy_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
+    "load_balance": lambda inputs: load_balance_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
+    "mmd": _mmd,
+    "l2": lambda inputs: l2_loss(inputs.target_latents, inputs.mask, inputs.group),
+    "length": lambda inputs: length_loss(inputs.length_logits, inputs.lengths, inputs.group),
+    "gate": _gate,
+    "reconstruction": _reconstruction,
+}
+
+
+def loss_terms(inputs: LossInputs) -> dict[str, torch.Tensor]:
+    """The terms that were computed, by name, before weighting."""
+    terms = {name: function(inputs) for name, function in LOSS_FUNCTIONS.items()}
+    return {name: term for name, term in terms.items() if term is not None}
+
+
+__all__ = [
+    "LOSS_FUNCTIONS",
+    "LossInputs",
+    "block_flow_matching_nll",
+    "expert_log_densities",
+    "flow_matching_nll",
+    "gate_entropy_loss",
+    "l2_loss",
+    "latent_loss",
+    "length_loss",
+    "load_balance_loss",
+    "loss_terms",
+    "mmd_loss",
+    "responsibilities",
+    "sample_times",
+    "token_log_probs",
+    "token_loss",
+    "token_mean",
+    "winner_loss",
+]

@@ -1,0 +1,184 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A `Seq2SeqTrainer` that knows YAN's loss terms, epochs and averages."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerState
+from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import is_peft_available
+
+from ..configuration_yan import YanConfig
+from ..data.checks import check_arguments, check_examples, check_vocabulary
+from ..hub.model_card import METRIC_NAMES, create_model_card, save_card
+from ..modeling_yan import YanForAutoEncoding
+from .callbacks import EmaCallback, EpochCallback, LengthHeadCallback, LossTermsCallback
+
+
+if is_peft_available():
+    from peft import PeftModel
+
+
+class YanTrainer(Seq2SeqTrainer):
+    """
+    `Seq2SeqTrainer` that logs each loss term, tells the collator the epoch, and can average the weights.
+
+    An auto-encoder is trained with `sparse_prediction`: only the positions that count are decoded.
+
+    Everything else is the base class's: `predict_with_generate`, `compute_metrics`, the best checkpoint, resuming.
+    `train(resume_from_checkpoint=True)` takes the last checkpoint that was written to its end: a run that was killed
+    while it saved leaves half of one. Evaluations see the same masked spans, whatever the epoch, and streams work with
+    several processes.
+
+    Before anything is trained, arguments, tokenizer and examples are compared with the model: [`check_arguments`],
+    [`check_vocabulary`], [`check_examples`].
+
+    Args:
+        ema_decay: Decay of an exponential moving average of the weights; see [`EmaCallback`]. None by default.
+        arguments: Those of `Seq2SeqTrainer`.
+
+    Raises:
+        ValueError: for a tokenizer with another vocabulary, examples that the model cannot take,
+            `label_smoothing_factor`, and `generation_*` arguments that `generate` refuses.
+    """
+
+    def __init__(self, *arguments: Any, ema_decay: float | None = None, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        check_arguments(self.args, self.model)
+        datasets = _named(self.train_dataset, self.eval_dataset)
+        config = getattr(self.model, "config", None)
+        if isinstance(config, YanConfig):
+            if isinstance(self.processing_class, PreTrainedTokenizerBase):
+                check_vocabulary(self.processing_class, self.model)
+            # Span corruption cuts the clean text by itself.
+            cut = getattr(self.data_collator, "objective", "pairs") != "pairs" and bool(self.data_collator.max_length)
+            for name, examples in datasets:
+                check_examples(examples, config, f"The {name} data set", cut)
+        loader = self.accelerator.dataloader_config
+        if loader.dispatch_batches is None and any(isinstance(rows, IterableDataset) for _, rows in datasets):
+            # Batches of a stream are as wide as their longest row, so that one process cannot cut them up for all.
+            loader.dispatch_batches = False
+        self._eval_collator = self.data_collator
+        if hasattr(self.data_collator, "set_epoch"):
+            self.add_callback(EpochCallback(self.data_collator))
+        if hasattr(self.data_collator, "at_epoch"):
+            self._eval_collator = self.data_collator.at_epoch(0)
+        self.add_callback(LengthHeadCallback())
+        self._needed_files = ["trainer_state.json"]
+        self._ema = None
+        if ema_decay is not None:
+            self._ema = EmaCallback(ema_decay)
+            self.add_callback(self._ema)
+            self._needed_files.append(EmaCallback.FILE)
+        # First, so that TensorBoard and the others see what it adds.
+        terms = LossTermsCallback()
+        terms.watch(self.model)
+        self.callback_handler.callbacks.insert(0, terms)
+        self._has_card = False
+
+    def get_eval_dataloader(self, *arguments: Any, **keywords: Any):
+        """As in the base class; every evaluation sees the same masked spans, whatever the epoch."""
+        with self._collating_for_evaluation():
+            return super().get_eval_dataloader(*arguments, **keywords)
+
+    def get_test_dataloader(self, *arguments: Any, **keywords: Any):
+        """As [`~YanTrainer.get_eval_dataloader`]."""
+        with self._collating_for_evaluation():
+            return super().get_test_dataloader(*arguments, **keywords)
+
+    @contextmanager
+    def _collating_for_evaluation(self):
+        collator, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any):
+        """As in the base class; an auto-encoder in training predicts where labels count, and nowhere else."""
+        base = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if is_peft_available() and isinstance(base, PeftModel):
+            base = base.get_base_model()
+        if model.training and isinstance(base, YanForAutoEncoding) and "labels" in inputs:
+            inputs = {**inputs, "sparse_prediction": True}
+        return super().compute_loss(model, inputs, *arguments, **keywords)
+
+    def create_model_card(
+        self,
+        *arguments: Any,
+        card_data: ModelCardData | None = None,
+        metrics: dict[str, float] | None = None,
+        split: str = "validation",
+        **keywords: Any,
+    ):
+        """
+        With `card_data` writes YAN's card into the output folder, see [`yan_hf.create_model_card`], and `push_to_hub`
+        keeps it. Otherwise as in the base class.
+
+        Args:
+            card_data: The card's metadata.
+            metrics: What `evaluate` or `predict` returned; lengths are predicted.
+            split: The split that they are of.
+            keywords: The card's texts, or arguments of the base class.
+        """
+        if card_data is None:
+            if not self._has_card:
+                super().create_model_card(*arguments, **keywords)
+            return
+        self._has_card = True
+        if not self.is_world_process_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        steps = model.generation_config.num_inference_steps or model.config.solver_steps
+        figures = {name: v for key, v in (metrics or {}).items() for name in METRIC_NAMES if key.endswith(f"_{name}")}
+        options = "; ".join(f"{name}: {value}" for name, value in extract_hyperparameters_from_trainer(self).items())
+        recipe = f"{self.state.global_step:,} optimiser steps ({self.state.epoch or 0:.2f} epochs). {options}."
+        results = [{"lengths": "predicted", "steps": steps, **figures}] if figures else []
+        card = create_model_card(model, card_data, results, split, **{"recipe": recipe, **keywords})
+        save_card(card, self.args.output_dir)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any):
+        """
+        Trains, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: A folder, or `True` for the last complete checkpoint in `output_dir`. Without one
+                `True` starts from the beginning.
+            keywords: Those of `Trainer.train`.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, self._needed_files)
+        if self._ema is not None:
+            self._ema.resumed_from = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
+
+
+def last_complete_checkpoint(folder: str | Path, needed_files: list[str]) -> str | None:
+    """The newest `checkpoint-N` in a trainer's output folder that holds the files which are written last."""
+    found = []
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = path.name.rpartition("-")[2]
+        if step.isdigit() and all((path / name).is_file() for name in needed_files) and _state_is_whole(path):
+            found.append((int(step), str(path)))
+    return max(found)[1] if found else None
+
+
+def _state_is_whole(checkpoint: Path) -> bool:
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
+    return [(name, rows) for name, rows in [("training", train_dataset), *evaluations.items()] if rows is not None]
+
+
+__all__ = ["YanTrainer", "last_complete_checkpoint"]
