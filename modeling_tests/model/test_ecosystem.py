@@ -303,7 +303,7 @@ def test_plans_name_what_the_models_have():
 
 def test_importing_registers_without_touching_the_import_system():
     code = (
-        "import sys; finders = list(sys.meta_path); import yan_hf; from transformers import AutoConfig;"
+        "import sys; from transformers import AutoConfig, AutoModel; finders = list(sys.meta_path); import yan_hf;"
         "print(sys.meta_path == finders, AutoConfig.for_model('yan').model_type, 'datasets' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
