@@ -22,6 +22,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerState,
+    TrainingArguments,
 )
 
 from yan_hf import (
@@ -245,6 +246,17 @@ def test_arguments_that_would_fail_after_hours_are_refused_at_construction(tmp_p
             trainer(tmp_path, model, cls, predict_with_generate=True, callbacks=[LossTermsCallback()], **{name: value})
     trainer(tmp_path, cls=cls, predict_with_generate=True, generation_num_beams=1, generation_max_length=24)
     trainer(tmp_path, YanForAutoEncoding(small_model().config), cls, generation_max_length=500)
+
+
+@pytest.mark.parametrize("cls", [YanForAutoEncoding, YanForConditionalGeneration])
+def test_smoothing_by_a_plain_trainer_is_refused_at_the_first_step(tmp_path, cls):
+    """It keeps the labels from the model: something else than YAN's loss would be trained, and evaluated."""
+    rows = [{"input_ids": [5, 6, 2], "labels": [5, 8, 2]}] * 2
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    smoothing = Trainer(cls(small_model().config), arguments, train_dataset=rows, eval_dataset=rows)
+    for run in (smoothing.train, smoothing.evaluate):
+        with pytest.raises(ValueError, match="label_smoothing_factor=0.1"):
+            run()
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])

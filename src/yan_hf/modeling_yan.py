@@ -62,7 +62,15 @@ from .mixers import MIXERS, YanMambaMixer
 from .sampling import solve_flow, stretch
 from .saving import staged_save, unreadable_weights, write_code
 from .solver import time_grid
-from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
+from .validation import (
+    check_labels,
+    check_mask,
+    check_no_cache,
+    check_no_label_smoother,
+    check_source,
+    check_state,
+    inference_module,
+)
 
 
 @dataclass
@@ -943,11 +951,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
+            check_no_label_smoother()
             if self.training and latents is None:
                 logger.warning_once(
-                    "A model in training mode got neither `labels` nor `latents`, so there is no YAN loss. If this is "
-                    "a `Trainer` with `label_smoothing_factor`, which takes the labels away: set "
-                    "`config.label_smoothing` instead."
+                    "A model in training mode got neither `labels` nor `latents`, so there is no YAN loss."
                 )
             output = self.model(
                 attention_mask=attention_mask,
@@ -1186,6 +1193,7 @@ class YanForAutoEncoding(YanPreTrainedModel):
         encoded = self.model.encode(input_ids, attention_mask, inputs_embeds, generator=generator, **kwargs)
         latents = encoded.last_hidden_state
         if labels is None:
+            check_no_label_smoother()
             if sparse_prediction:
                 raise ValueError("`sparse_prediction=True` needs `labels`, which say where to predict.")
             logits, loss, terms = self.lm_head(self.model.decoder(latents)), None, None

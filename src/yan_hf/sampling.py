@@ -419,9 +419,19 @@ def cut_by_criteria(
     """
     Cuts each text behind its shortest beginning at which a criterion stops; arguments and result as of
     [`truncate_at_eos`]. The criteria are asked about all rows together, and get no scores, as without `output_scores`.
+
+    Raises:
+        ValueError: for criteria that need scores.
     """
     for length in range(1, tokens.shape[1] + 1):
-        is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        try:
+            is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        except (AttributeError, TypeError) as error:
+            names = ", ".join(type(criterion).__name__ for criterion in criteria)
+            raise ValueError(
+                f"A stopping criterion, of {names}, failed: {error}. It is asked about the finished text: it gets the "
+                "token ids, `None` for the scores, and must return booleans."
+            ) from error
         lengths = torch.where(is_done, lengths.clamp(max=length), lengths)
     return _cut(tokens, lengths, pad_token_id)
 

@@ -278,19 +278,39 @@ def check_stopping_criteria(criteria: StoppingCriteriaList) -> None:
 
 def check_no_text_generation_pipeline() -> None:
     """Raises `ValueError` within Transformers' pipeline for language models that continue a prompt."""
-    module = sys.modules.get("transformers.pipelines.text_generation")
-    if module is None:
+    if _caller("transformers.pipelines.text_generation", "TextGenerationPipeline", "_forward") is not None:
+        raise ValueError(
+            'The pipeline "text-generation" continues a prompt, and cuts as many tokens as it has off the output. '
+            "YAN generates a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
+            'return_tensors="pt"))` and `tokenizer.batch_decode(ids, skip_special_tokens=True)`.'
+        )
+
+
+def check_no_label_smoother() -> None:
+    """Raises `ValueError` within a `Trainer` with `label_smoothing_factor`, which takes the labels away."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
-    # Nothing among the arguments tells that the pipeline has called, so its frame is looked for.
-    frame = sys._getframe(1)
+    trainer = _caller("transformers.trainer", "Trainer", "compute_loss")
+    if trainer is not None and trainer.label_smoother is not None:
+        raise ValueError(
+            f"`label_smoothing_factor={trainer.args.label_smoothing_factor}` takes the labels away from the model, "
+            "and with them YAN's loss. Set `model.config.label_smoothing` instead."
+        )
+
+
+def _caller(module: str, cls: str, method: str) -> Any:
+    """
+    The object of whose method this is a part, or `None`: nothing among a model's arguments tells who has called. A
+    module that was never imported has not.
+    """
+    cls = getattr(sys.modules.get(module), cls, None)
+    code = getattr(getattr(cls, method, None), "__code__", None)
+    frame = sys._getframe(1) if code is not None else None
     while frame is not None:
-        if frame.f_code is module.TextGenerationPipeline._forward.__code__:
-            raise ValueError(
-                'The pipeline "text-generation" continues a prompt, and cuts as many tokens as it has off the output. '
-                "YAN generates a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
-                'return_tensors="pt"))` and `tokenizer.batch_decode(ids, skip_special_tokens=True)`.'
-            )
+        if frame.f_code is code:
+            return frame.f_locals["self"]
         frame = frame.f_back
+    return None
 
 
 __all__ = [
@@ -303,6 +323,7 @@ __all__ = [
     "check_length",
     "check_mask",
     "check_no_cache",
+    "check_no_label_smoother",
     "check_no_text_generation_pipeline",
     "check_source",
     "check_state",

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import cached_file, logging
+
+from ..hub.info import check_model_type
 
 
 # What the commands that write a folder do to what is there.
@@ -77,9 +79,11 @@ def load_checkpoint(options: argparse.Namespace) -> tuple[Any, Any]:
             f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Name another one, such as cpu."
         ) from error
     with naming(options.checkpoint):
+        check_model_type(options.checkpoint, AutoConfig.from_pretrained(options.checkpoint).model_type)
         model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, dtype=options.dtype).eval().to(device)
         logging.enable_progress_bar()
         found = cached_file(options.checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    with naming(f"{options.checkpoint}, tokenizer"):
         return model, AutoTokenizer.from_pretrained(options.checkpoint) if found else None
 
 

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         max_source_length=options.max_source_length or limit,
         max_target_length=limit,
     )
-    examples, skipped = encode_split(rows, encoder, "The data")
+    examples, skipped = encode_split(rows, encoder, options.file or f"{options.dataset}, {options.split}")
     choices = generation_options(options)
     default = model.generation_config.num_inference_steps or model.config.solver_steps
     if isinstance(schedule := choices.get("time_schedule", model.generation_config.time_schedule), list):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..data.files import check_not_input, iterate_column
+from ..data.files import check_not_input, check_writable, iterate_column
 from ..evaluation.evaluate import generate_texts
 from .arguments import add_generation_arguments, generation_options
 from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, progress
@@ -24,8 +24,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="generate a text for each source",
         description="Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: "
         "source, text, length, length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are "
-        "gathered in FILE.partial, which replaces FILE when all are written; until then FILE is untouched. If "
-        "something fails, --resume goes on behind the last whole row of FILE.partial, or of FILE where there is none.",
+        "gathered in FILE.partial, which replaces FILE when all are written; until then, and where there are no "
+        "sources, FILE is untouched. If something fails, --resume goes on behind the last whole row of FILE.partial, "
+        "or of FILE where there is none.",
     )
     add_checkpoint(parser)
     parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace):
     model, tokenizer = load_with_tokenizer(options)
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
     done = _resume(partial, sources, copies) if options.resume else 0
+    name = "Standard input" if options.input == "-" else options.input
     rows = generate_texts(
         model,
         tokenizer,
@@ -61,14 +63,18 @@ def run(options: argparse.Namespace):
         options.mask_marker,
         not options.special_tokens,
         done + 1,
-        "Standard input, source" if options.input == "-" else f"{options.input}, source",
+        f"{name}, source",
         **generation_options(options),
     )
     with _output(options.output, partial) as file:
         # What is written stays if a later source is refused.
+        has_rows = done > 0
         for row in progress(rows, options, "generating", " texts"):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
+            has_rows = True
+        if not has_rows:
+            raise ValueError(f"{name} holds no sources.")  # as of a command that failed before a pipe
 
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:
@@ -96,6 +102,7 @@ def _check_output(options: argparse.Namespace) -> Path | None:
             inputs[-1] = sys.stdin.fileno()
     for output in (path, partial):
         check_not_input(output, *inputs)
+        check_writable(output)
     if partial.exists() and not options.resume:
         raise FileExistsError(
             f"{partial} holds the rows of a run that was not finished: go on with --resume, or delete it."
@@ -114,34 +121,34 @@ def _resume(partial: Path, sources: Iterator[str], copies: int) -> int:
         ValueError: for rows that were not written for these sources.
     """
     written, ends = [], [0]
-    if not partial.exists() and partial.with_suffix("").exists():
-        shutil.copyfile(partial.with_suffix(""), partial)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("a+b") as file:
-        file.seek(0)
+    earlier = partial if partial.exists() else partial.with_suffix("")
+    with earlier.open("rb") if earlier.exists() else contextlib.nullcontext([]) as file:
         for line in file:
             try:
                 source = json.loads(line)["source"]
             except (ValueError, KeyError, TypeError) as error:
                 if line.endswith(b"\n"):
                     raise ValueError(
-                        f"{partial}, row {len(ends)}, is no row of this command: --resume stops."
+                        f"{earlier}, row {len(ends)}, is no row of this command: --resume stops."
                     ) from error
                 break  # the last one, cut short
             if not line.endswith(b"\n"):
                 break
             written.append(source)
             ends.append(ends[-1] + len(line))
-        done = len(written) // copies
-        for number in range(done):
-            source = next(sources, None)
-            if written[number * copies : (number + 1) * copies] != [source] * copies:
-                raise ValueError(
-                    f"{partial} was not written for these sources: at source {number + 1} it has "
-                    f"{written[number * copies][:80]!r}, the input {source!r:.80}. --resume needs the input, and the "
-                    "number of texts for each source, of the first run."
-                )
-        file.truncate(ends[done * copies])
+    done = len(written) // copies
+    for number in range(done):
+        source = next(sources, None)
+        if written[number * copies : (number + 1) * copies] != [source] * copies:
+            raise ValueError(
+                f"{earlier} was not written for these sources: at source {number + 1} it has "
+                f"{written[number * copies]!r:.80}, the input {source!r:.80}. --resume needs the input, and the "
+                "number of texts for each source, of the first run."
+            )
+    if earlier != partial and earlier.exists():
+        shutil.copyfile(earlier, partial)
+    if partial.exists():
+        os.truncate(partial, ends[done * copies])
     return done
 
 

@@ -44,7 +44,7 @@ def iterate_rows(path: Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number too long, or too many brackets
             raise ValueError(f"{_name(path)}, line {number}, is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{_name(path)}, line {number}, is not a JSON object: {line[:80].strip()}")
@@ -95,6 +95,12 @@ def check_not_input(output: str | os.PathLike, *inputs: str | os.PathLike | int 
             raise ValueError(f"The output {output} is the input {name}, which would be lost: name another output.")
 
 
+def check_writable(path: Path):
+    """Raises `PermissionError` for a file that is protected from writing, which a renamed one could replace."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} is protected from writing: name another file.")
+
+
 def check_output_folder(folder: str | os.PathLike, overwrite: bool = False):
     """
     Checks that nothing is lost where a checkpoint or a tokenizer is to be written.
@@ -131,6 +137,7 @@ def check_output_folder(folder: str | os.PathLike, overwrite: bool = False):
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place when the block ends without an error."""
     path = Path(path).resolve()  # the file that a link names
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -143,6 +150,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 __all__ = [
     "check_not_input",
     "check_output_folder",
+    "check_writable",
     "iterate_column",
     "iterate_rows",
     "texts_of",

@@ -469,7 +469,10 @@ def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: s
         encoder._process = None  # rows are read while training: what is left out is logged then
         return rows.map(encoder, **options), 0
     # A cached result would not have counted what it left out.
-    encoded = rows.map(encoder, load_from_cache_file=False, desc=f"tokenizing {where}", **options)
+    try:
+        encoded = rows.map(encoder, load_from_cache_file=False, desc=f"tokenizing {where}", **options)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if len(encoded) == 0:
         raise ValueError(f"{where} has no row that can be used: {len(rows)} rows, left out: {encoder.skipped}.")
     return encoded, sum(encoder.skipped.values())

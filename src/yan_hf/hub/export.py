@@ -12,10 +12,12 @@ from ..configuration_yan import AUTO_MAP, YanConfig
 from ..data.files import check_output_folder
 from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
 from ..saving import staged_save
+from .info import check_model_type
 
 
 def load_model(model_dir: str | Path) -> PreTrainedModel:
     """A checkpoint as the class and in the dtype that it was saved in."""
+    check_model_type(model_dir, YanConfig.get_config_dict(model_dir)[0].get("model_type"))
     config = YanConfig.from_pretrained(model_dir)
     auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
     return (YanForAutoEncoding if auto_encoder else YanForConditionalGeneration).from_pretrained(

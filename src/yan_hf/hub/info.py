@@ -41,11 +41,11 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint: there is no config.json. Name a local folder.")
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != YanConfig.model_type:
-        raise ValueError(
-            f"{folder} holds a model of the type {kind!r}, but this command reads {YanConfig.model_type!r}."
-        )
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    check_model_type(folder, fields.get("model_type") if isinstance(fields, dict) else fields)
     config = YanConfig.from_pretrained(folder)
     weights = _weights(folder)
     core = sum(size for name, size in weights["sizes"].items() if not is_table(name))
@@ -83,6 +83,14 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         "training_steps": _training_steps(folder),
         "license": _license(folder),
     }
+
+
+def check_model_type(folder: str | Path, kind: Any):
+    """Raises `ValueError` for a model of another type, which would be a YAN of random weights."""
+    if kind != YanConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a model of the type {kind!r}, but this command reads {YanConfig.model_type!r}."
+        )
 
 
 def _generation_config(folder: Path, config: YanConfig) -> YanGenerationConfig:
@@ -134,4 +142,4 @@ def _license(folder: Path) -> str | None:
     return ModelCard.load(path, ignore_metadata_errors=True).data.license
 
 
-__all__ = ["checkpoint_info", "is_table"]
+__all__ = ["check_model_type", "checkpoint_info", "is_table"]

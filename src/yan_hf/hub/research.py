@@ -212,8 +212,10 @@ def _check_keys(path: Path, state: dict[str, torch.Tensor], layout: list[Weight]
     problems += [f"unexpected: {key}" for key in state if key not in expected]
     for key, shape in expected.items():
         value = state.get(key)
-        if value is not None and not isinstance(value, torch.Tensor):
+        if key in state and not isinstance(value, torch.Tensor):
             problems.append(f"no tensor: {key}")
+        elif value is not None and not (value.is_floating_point() and value.layout == torch.strided):
+            problems.append(f"no dense floating-point numbers: {key}")
         elif value is not None and tuple(value.shape) != shape:
             problems.append(f"misshapen: {key} is {tuple(value.shape)}, should be {shape}")
     if not problems:
