@@ -50,6 +50,14 @@ class LossGroup:
         slots[self.rank] = values
         return self.sum(slots).flatten(0, 1)
 
+    def union(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The distinct tokens of all processes, sorted, from each one's own, `(n,)`."""
+        padded = tokens[:1].repeat(self.largest(len(tokens), tokens.device))
+        padded[: len(tokens)] = tokens
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat(parts).unique()
+
     def largest(self, count: int, device: torch.device) -> int:
         """The largest of the processes' counts."""
         value = torch.tensor(count, device=device)

@@ -54,6 +54,7 @@ from .layers import (
     YanPositionEmbedding,
     YanStartProjection,
     YanTimeEmbedding,
+    is_plain_linear,
     masked_mean,
     positions_from_mask,
 )
@@ -1124,10 +1125,18 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
         gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
         """
-        labels = inputs.labels[..., None].expand(end_points.shape[:3])
-        log_probs = token_log_probs(
-            self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
-        ).view(labels.shape)
+        labels, decode, size = inputs.labels, self.decode, self.config.vocab_size
+        if is_plain_linear(self.lm_head):
+            # Among the tokens of the batch's targets: a vocabulary for every expert would cost more than all else.
+            tokens = labels.unique() if inputs.group is None else inputs.group.union(labels.unique())
+            labels = torch.searchsorted(tokens, labels)
+            weight, bias, size = self.lm_head.weight[tokens], self.lm_head.bias[tokens], len(tokens)
+
+            def decode(latents: torch.Tensor) -> torch.Tensor:
+                return nn.functional.linear(self.model.decoder(latents), weight, bias)
+
+        labels = labels[..., None].expand(end_points.shape[:3])
+        log_probs = token_log_probs(decode, end_points.flatten(0, 2), labels.flatten(), size).view(labels.shape)
         scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
         return scores.argmax(dim=-1), scores
 
