@@ -8,17 +8,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.stopping_criteria import ConfidenceCriteria, MaxTimeCriteria, StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
 
-def _values_can_be_read(tensor: torch.Tensor) -> bool:
+def _values_can_be_read(tensor: Tensor) -> bool:
     # Reading a value would break a graph being traced, and a meta tensor has none.
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)
 
 
-def check_mask(name: str, mask: torch.Tensor | None, shape: torch.Size, like: str) -> None:
+def check_mask(name: str, mask: Tensor | None, shape: torch.Size, like: str) -> None:
     """Raises `ValueError` unless `mask` is `None` or has the shape `(B, L)`."""
     if mask is not None and mask.shape != shape:
         raise ValueError(
@@ -49,9 +50,9 @@ def check_no_prefix_tuning(model: PreTrainedModel) -> None:
 
 def check_source(
     config: PreTrainedConfig,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
     allow_empty_rows: bool = True,
 ) -> None:
     """
@@ -90,7 +91,7 @@ def check_source(
             )
 
 
-def check_ids(config: PreTrainedConfig, name: str, ids: torch.Tensor) -> None:
+def check_ids(config: PreTrainedConfig, name: str, ids: Tensor) -> None:
     """Raises `TypeError` for ids that are not integers, `ValueError` for ids outside the vocabulary."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"`{name}` must hold integer token ids, but its dtype is {ids.dtype}.")
@@ -115,11 +116,7 @@ def check_length(config: PreTrainedConfig, name: str, length: int) -> None:
 
 
 def check_state(
-    config: PreTrainedConfig,
-    latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    decoder_attention_mask: torch.Tensor,
-    batch_size: int,
+    config: PreTrainedConfig, latents: Tensor, timesteps: Tensor, decoder_attention_mask: Tensor, batch_size: int
 ) -> None:
     """Raises `ValueError` for a state, times or canvas whose shapes do not fit the source or the configuration."""
     if latents.dim() != 3 or latents.shape[0] != batch_size or latents.shape[2] != config.hidden_size:
@@ -140,10 +137,10 @@ def check_state(
 
 def check_labels(
     config: PreTrainedConfig,
-    labels: torch.Tensor,
-    decoder_attention_mask: torch.Tensor | None,
+    labels: Tensor,
+    decoder_attention_mask: Tensor | None,
     batch_size: int,
-    token_weights: torch.Tensor | None = None,
+    token_weights: Tensor | None = None,
 ) -> None:
     """
     Raises for labels of another batch size, empty or too long ones, ids outside the vocabulary, and weights that are
@@ -163,7 +160,7 @@ def check_labels(
         check_length(config, "labels", int(canvas.bool().sum(dim=-1).max()))
 
 
-def check_finite(name: str, values: torch.Tensor) -> None:
+def check_finite(name: str, values: Tensor) -> None:
     """
     Raises `ValueError` where something computed in generation is not a finite number.
 
@@ -198,8 +195,8 @@ def inference_module(name: str) -> ModuleType:
 
 
 def fitting_values(
-    name: str, values: torch.Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
-) -> torch.Tensor:
+    name: str, values: Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
+) -> Tensor:
     """
     What the caller fixes for every position, cut to the canvas and moved to the device.
 
@@ -216,7 +213,7 @@ def fitting_values(
     return values
 
 
-def check_expert_indices(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+def check_expert_indices(experts: Tensor, num_experts: int) -> Tensor:
     """The indices as int64; raises `ValueError` unless they are integers in 0 to `num_experts - 1`."""
     if experts.is_floating_point() or experts.dtype == torch.bool:
         raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
@@ -229,7 +226,7 @@ def check_expert_indices(experts: torch.Tensor, num_experts: int) -> torch.Tenso
     return experts.long()
 
 
-def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_processors: bool) -> None:
+def check_choice(config: PreTrainedConfig, has_choice: Tensor | None, has_processors: bool) -> None:
     """
     Raises `ValueError` where the options of `generate` left no token to choose at some position.
 
@@ -293,21 +290,6 @@ def check_no_text_generation_pipeline() -> None:
         frame = frame.f_back
 
 
-__all__ = [
-    "check_choice",
-    "check_finite",
-    "check_expert_indices",
-    "check_functions",
-    "check_ids",
-    "check_labels",
-    "check_length",
-    "check_mask",
-    "check_no_cache",
-    "check_no_text_generation_pipeline",
-    "check_source",
-    "check_state",
-    "fitting_values",
-    "inference_module",
-    "check_stopping_criteria",
-    "check_types",
-]
+__all__ = ["check_choice", "check_finite", "check_expert_indices", "check_functions", "check_ids", "check_labels"]
+__all__ += ["check_length", "check_mask", "check_no_cache", "check_no_text_generation_pipeline", "check_source"]
+__all__ += ["check_state", "fitting_values", "inference_module", "check_stopping_criteria", "check_types"]

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
@@ -59,7 +60,7 @@ def _compiled(function: Callable, fullgraph: bool, backend: Any, mode: str | Non
     )
 
 
-def _pad(values: torch.Tensor | None, *sizes: int) -> torch.Tensor | None:
+def _pad(values: Tensor | None, *sizes: int) -> Tensor | None:
     """Zeros at the end of the leading dimensions, up to `sizes`."""
     if values is None or tuple(values.shape[: len(sizes)]) == sizes:
         return values
@@ -68,7 +69,7 @@ def _pad(values: torch.Tensor | None, *sizes: int) -> torch.Tensor | None:
     return padded
 
 
-def _pad_rows(values: torch.Tensor | None, size: int) -> torch.Tensor | None:
+def _pad_rows(values: Tensor | None, size: int) -> Tensor | None:
     """The last row again and again, up to `size` rows: added rows have to be valid ones."""
     if values is None or len(values) == size:
         return values
@@ -105,7 +106,7 @@ class CompiledSampler:
         self.programs: set[tuple] = model.compiled_programs
         self.buckets = length_buckets(model.config.max_position_embeddings)
 
-    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, source: SourceInputs) -> tuple[Tensor, Tensor]:
         """As [`sampling.encode`]; the latents have the length and the batch of the source."""
         batch_size, length = source.given.shape[:2]
         latents, length_logits = self._run(encode, *self._pad_source(*source))
@@ -115,9 +116,9 @@ class CompiledSampler:
         self,
         options: SamplingOptions,
         source: SourceInputs,
-        encoded: torch.Tensor | None,
-        *start: torch.Tensor | None,
-        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+        encoded: Tensor | None,
+        *start: Tensor | None,
+        callback_on_step_end: Callable[[Tensor], None] | None = None,
     ) -> SampleOutput:
         """As [`sampling.sample`]; both halves are one program where the source has not been encoded yet."""
         if encoded is None:
@@ -129,11 +130,8 @@ class CompiledSampler:
         return self._cut(self._run(program, options, *inputs, *target), *start[1].shape[:2])
 
     def _pad_source(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         given = input_ids if input_ids is not None else inputs_embeds
         batch_size, length = given.shape[:2]
         if attention_mask is None:
@@ -142,7 +140,7 @@ class CompiledSampler:
         inputs = (input_ids, attention_mask, inputs_embeds)
         return tuple(_pad_rows(_pad(values, batch_size, width), rows) for values in inputs)
 
-    def _pad_target(self, num_rows: int, lengths: torch.Tensor, *values: torch.Tensor | None) -> list:
+    def _pad_target(self, num_rows: int, lengths: Tensor, *values: Tensor | None) -> list:
         batch_size, length = values[0].shape[:2]
         width = _round_up(length, self.buckets)
         return [
@@ -151,10 +149,7 @@ class CompiledSampler:
         ]
 
     def _run(self, function: Callable, *arguments: Any) -> Any:
-        key = (
-            function.__name__,
-            *(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in arguments),
-        )
+        key = (function.__name__, *(tuple(value.shape) if isinstance(value, Tensor) else value for value in arguments))
         if key not in self.programs and len(self.programs) >= MAX_PROGRAMS:
             logger.warning_once(
                 f"`generate(compile=True)` has met more than {MAX_PROGRAMS} combinations of batch size, lengths and "
@@ -175,7 +170,7 @@ class CompiledSampler:
     def _cut(sampled: SampleOutput, num_rows: int, width: int) -> SampleOutput:
         """The rows and positions that were asked for, out of memory that the next replay overwrites."""
 
-        def cut(values: torch.Tensor | None) -> torch.Tensor | None:
+        def cut(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[:num_rows, :width].clone()
 
         tokens = sampled.tokens

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from ..experts import gate_log_probs
@@ -29,7 +29,7 @@ MODES = ("on_demand", "speculative")
 SPECULATIONS = ("verify", "execute")
 
 
-def _refuse_gradient(gradient: torch.Tensor):
+def _refuse_gradient(gradient: Tensor):
     raise RuntimeError(
         "Offloaded experts have no gradient: training is not possible with expert offloading. Call "
         "`model.disable_expert_offload()` first."
@@ -58,7 +58,7 @@ class OffloadedExperts:
             "`disable_expert_offload()` first."
         )
 
-    def check_placement(self, fn: Callable[[torch.Tensor], torch.Tensor]):
+    def check_placement(self, fn: Callable[[Tensor], Tensor]):
         """Raises `RuntimeError` where `fn`, of `module.to` and its like, would move or convert the model."""
         moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (moved.device, moved.dtype) != (self.device, self.dtype):
@@ -101,7 +101,7 @@ class OffloadedExperts:
             self.cache.clear()
             self.cache.slots = None
 
-    def prefetch(self, predicted: torch.Tensor) -> list[int]:
+    def prefetch(self, predicted: Tensor) -> list[int]:
         """Starts the copies of predicted experts `(B, Ly)`, of too many those of the most tokens; gives the taken."""
         counts = torch.bincount(predicted.flatten(), minlength=self.num_experts).cpu()
         order = counts.argsort(descending=True, stable=True)[: self.max_resident_experts]
@@ -110,21 +110,19 @@ class OffloadedExperts:
             self.cache.load(taken, ahead=True)
         return taken
 
-    def prefetch_known(self, experts: torch.Tensor):
+    def prefetch_known(self, experts: Tensor):
         """Starts the copies of chosen experts `(B, Ly)` that are missing, as far as that pushes no chosen one out."""
         with self._lock:
             self.cache.load(self._groups(self._needed(experts))[0], ahead=True)
 
-    def note_recall(self, predicted: list[int], experts: torch.Tensor):
+    def note_recall(self, predicted: list[int], experts: Tensor):
         """Counts how many of the chosen `experts` `(B, Ly)` had been predicted."""
         with self._lock:
             needed = self._needed(experts)
             self.cache.stats.chosen += len(needed)
             self.cache.stats.predicted += len(set(needed) & set(predicted))
 
-    def compute(
-        self, hidden_states: torch.Tensor, index: torch.Tensor | None, weights: torch.Tensor | None
-    ) -> torch.Tensor:
+    def compute(self, hidden_states: Tensor, index: Tensor | None, weights: Tensor | None) -> Tensor:
         """
         What the experts compute, `(T, d)`, `(T, 1)`, `(T, 1)` → `(T, d)`, or every expert's field, `(T, K, d)`.
 
@@ -137,7 +135,7 @@ class OffloadedExperts:
             fields.requires_grad_().register_hook(_refuse_gradient)
         return fields
 
-    def _routed(self, hidden_states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _routed(self, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         if index.shape[-1] != 1:
             raise ValueError(f"Offloaded experts compute one expert per token, but got {index.shape[-1]}.")
         cache, groups = self.cache, self._groups(self._needed(index))
@@ -157,15 +155,15 @@ class OffloadedExperts:
                     fields[rows] = cache.slots(hidden_states[rows], slots[rows], weights[rows])
         return fields
 
-    def _all_fields(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        fields: list[torch.Tensor | None] = [None] * self.num_experts
+    def _all_fields(self, hidden_states: Tensor) -> Tensor:
+        fields: list[Tensor | None] = [None] * self.num_experts
         for group in self._groups(list(range(self.num_experts))):
             with self.cache.loaded(group):
                 for expert in group:
                     fields[expert] = self.cache.slots.all_fields(hidden_states, self.cache.resident[expert])
         return torch.cat(fields, dim=1)
 
-    def _needed(self, experts: torch.Tensor) -> list[int]:
+    def _needed(self, experts: Tensor) -> list[int]:
         """The distinct experts of a choice, in order. A choice that is held is read from the device only once."""
         experts = experts.reshape(-1)
         key = (experts.data_ptr(), experts.shape, experts.stride(), change_count(experts))
@@ -229,7 +227,7 @@ class ExpertPredictor:
             experts = call.selector(gate_log_probs(gate_logits, call.context.canvas_mask))
             call.predicted = self.offloaded.prefetch(experts)
 
-    def _select(self, call: SimpleNamespace, log_probs: torch.Tensor) -> torch.Tensor:
+    def _select(self, call: SimpleNamespace, log_probs: Tensor) -> Tensor:
         if self.executes:
             is_missing = torch.ones(log_probs.shape[-1], dtype=torch.bool)
             is_missing[call.predicted] = False
@@ -320,7 +318,7 @@ def enable_expert_offload(
     return offloaded
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
+def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
