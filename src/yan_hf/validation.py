@@ -56,12 +56,8 @@ def check_source(
     allow_empty_rows: bool = True,
 ) -> None:
     """
-    Checks a source batch.
-
-    Raises:
-        ValueError: for a missing, doubled or empty source, a mask of another shape, a row without a real token
-            (unless `allow_empty_rows`), a source longer than the position table, and a token id outside the
-            vocabulary.
+    Raises `ValueError` for a missing, doubled, empty or too long source, a mask of another shape, a row without a real
+    token (unless `allow_empty_rows`), and a token id outside the vocabulary.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -84,10 +80,9 @@ def check_source(
         longest, shortest = torch.stack([counts.max(), counts.min()]).tolist()
         check_length(config, name, longest)
         if shortest == 0 and not allow_empty_rows:
-            row = int(counts.argmin())
             raise ValueError(
-                f"Row {row} of `attention_mask` has no real token, so there is nothing to generate from. Leave the "
-                "row out or give it at least one token."
+                f"Row {int(counts.argmin())} of `attention_mask` has no real token, so there is nothing to generate "
+                "from. Leave the row out or give it at least one token."
             )
 
 
@@ -142,10 +137,7 @@ def check_labels(
     batch_size: int,
     token_weights: Tensor | None = None,
 ) -> None:
-    """
-    Raises for labels of another batch size, empty or too long ones, ids outside the vocabulary, and weights that are
-    negative or of another shape.
-    """
+    """Raises for labels of another batch size, empty, too long or outside the vocabulary, and for unfit weights."""
     if labels.dim() != 2 or labels.shape[0] != batch_size or labels.shape[1] == 0:
         raise ValueError(
             f"`labels` must have shape (batch size {batch_size}, target length), but have {tuple(labels.shape)}."
@@ -161,15 +153,8 @@ def check_labels(
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """
-    Raises `ValueError` where something computed in generation is not a finite number.
-
-    Args:
-        values: The numbers, or booleans that say whether they were.
-    """
-    if not _values_can_be_read(values):
-        return
-    if not (values if values.dtype == torch.bool else torch.isfinite(values)).all():
+    """Raises `ValueError` where something computed is not finite: `values`, or booleans that say whether it was."""
+    if _values_can_be_read(values) and not (values if values.dtype == torch.bool else values.isfinite()).all():
         raise ValueError(
             f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in half "
             "precision. Check the checkpoint, or load it with `dtype=torch.float32`."
@@ -179,9 +164,7 @@ def check_finite(name: str, values: Tensor) -> None:
 def inference_module(name: str) -> ModuleType:
     """
     A module of `yan_hf.inference`: what works on a model from outside does not travel with a checkpoint's code.
-
-    Raises:
-        ImportError: where the package is not installed.
+    Raises `ImportError` where the package is not installed.
     """
     try:
         return importlib.import_module(f"yan_hf.inference.{name}")
@@ -198,10 +181,8 @@ def fitting_values(
     name: str, values: Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
 ) -> Tensor:
     """
-    What the caller fixes for every position, cut to the canvas and moved to the device.
-
-    Raises:
-        ValueError: unless `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
+    What the caller fixes for every position, cut to the canvas and moved to the device. Raises `ValueError` unless
+    `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
     """
     others = list(shape)
     others[position_dim] = values.shape[position_dim] if values.dim() == len(shape) else -1
@@ -228,12 +209,8 @@ def check_expert_indices(experts: Tensor, num_experts: int) -> Tensor:
 
 def check_choice(config: PreTrainedConfig, has_choice: Tensor | None, has_processors: bool) -> None:
     """
-    Raises `ValueError` where the options of `generate` left no token to choose at some position.
-
-    Args:
-        config: A resolved [`YanGenerationConfig`].
-        has_choice: Whether every position had one; `None` where no option was in the way.
-        has_processors: Whether the caller gave logits processors.
+    Raises `ValueError` where options of a resolved `config`, or the caller's processors, left some position without a
+    token to choose; `has_choice` is `None` where no option was in the way.
     """
     if has_choice is None or bool(has_choice):
         return
@@ -267,19 +244,16 @@ def check_stopping_criteria(criteria: StoppingCriteriaList) -> None:
         MaxTimeCriteria: "it looks at the clock, but all tokens are generated at once; lower `num_inference_steps`",
         ConfidenceCriteria: "it looks at the scores of an assistant's drafts, and there is no assistant",
     }
-    for criterion in criteria:
-        for kind, reason in reasons.items():
-            if isinstance(criterion, kind):
-                raise ValueError(f"`{kind.__name__}` cannot stop `generate`: {reason}.")
+    for kind, reason in reasons.items():
+        if any(isinstance(criterion, kind) for criterion in criteria):
+            raise ValueError(f"`{kind.__name__}` cannot stop `generate`: {reason}.")
 
 
 def check_no_text_generation_pipeline() -> None:
     """Raises `ValueError` within Transformers' pipeline for language models that continue a prompt."""
     module = sys.modules.get("transformers.pipelines.text_generation")
-    if module is None:
-        return
     # Nothing among the arguments tells that the pipeline has called, so its frame is looked for.
-    frame = sys._getframe(1)
+    frame = sys._getframe(1) if module else None
     while frame is not None:
         if frame.f_code is module.TextGenerationPipeline._forward.__code__:
             raise ValueError(

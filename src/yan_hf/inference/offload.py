@@ -4,10 +4,8 @@ Expert weights that stay in CPU memory, with a bounded number of them on the dev
 
 The idea is that of "Speculating Experts" (arXiv 2603.19289): the experts that will be needed are predicted from a
 state that is there already, and their copies run beside the computation. A choice that is held is predicted in the
-first solver step only, and each needed expert crosses once per `generate` where the bound allows.
-
-[`OffloadedExperts`] computes in the experts' place, out of an [`ExpertCache`]; [`ExpertPredictor`] hooks into the
-flow.
+first solver step only. [`OffloadedExperts`] computes in the experts' place, out of an [`ExpertCache`];
+[`ExpertPredictor`] hooks into the flow.
 """
 
 import threading
@@ -185,14 +183,9 @@ _running = threading.local()
 
 class ExpertPredictor:
     """
-    Starts copies ahead, by hooks on the flow and on a block of its trunk. What an evaluation will choose is predicted
-    from the block's input, by the trunk's final norm, the gate and the evaluation's own selector.
-
-    Args:
-        flow: The flow.
-        offloaded: What computes in its experts' place.
-        layer: The block, counted from 0.
-        executes: Whether only predicted experts may be chosen.
+    Starts copies ahead, by hooks on the flow and on block `layer` of its trunk. What an evaluation will choose is
+    predicted from the block's input, by the trunk's final norm, the gate and the evaluation's own selector. With
+    `executes` only predicted experts may be chosen.
     """
 
     def __init__(self, flow: nn.Module, offloaded: OffloadedExperts, layer: int, executes: bool):
@@ -260,9 +253,8 @@ def enable_expert_offload(
         model: A YAN with a flow.
         max_resident_experts: Experts on the device at once, 1 to `num_experts`. Where a call needs more, they take
             turns: results stay exact, but weights cross at every step.
-        mode: `"on_demand"` copies an expert when it is needed. `"speculative"` predicts the experts of every choice
-            from an early state of the trunk, through its final norm and the gate, and copies them while the rest of
-            the trunk runs; while a choice is held, its experts are known.
+        mode: `"on_demand"` copies an expert when it is needed; `"speculative"` predicts the experts of a choice that
+            is not held from an early state of the trunk, and copies them while the rest of it runs.
         speculation: What becomes of a chosen expert that was not predicted: `"verify"` loads it on demand, so that
             results are those of the resident model; `"execute"` lets the gate choose among the predicted experts
             only, which is approximate and never loads on demand.
@@ -304,8 +296,9 @@ def enable_expert_offload(
 
     # Whatever fails for want of memory fails before anything has changed.
     offloaded = OffloadedExperts(experts, max_resident_experts, device)
-    moved = {tensor: tensor.data.to(device) for tensor in set(_tensors(model)) - set(_tensors(experts))}
-    for parameter in _tensors(experts):
+    own = set(experts.parameters())
+    moved = {tensor: tensor.data.to(device) for tensor in {*model.parameters(), *model.buffers()} - own}
+    for parameter in own:
         data = parameter.data.cpu()
         moved[parameter] = data.pin_memory() if device.type == "cuda" and not data.is_pinned() else data
     if experts.offload is not None:
@@ -318,34 +311,25 @@ def enable_expert_offload(
     return offloaded
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 def _check_can_offload(model: PreTrainedModel, experts: nn.Module):
     is_spread = any("_hf_hook" in module.__dict__ for module in model.modules())
-    for is_refused, reason in (
-        (
-            model.training,
-            "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first.",
-        ),
-        (
-            any(experts._parameters.get(name) is None for name in WEIGHTS),
+    if model.training:
+        reason = "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first."
+    elif any(experts._parameters.get(name) is None for name in WEIGHTS):
+        reason = (
             "The experts have adapters that are not merged, which offloading does not know. Call "
-            "`merge_and_unload()` on the adapted model first.",
-        ),
-        (
-            is_spread or getattr(experts, "_is_expert_parallel", False),
+            "`merge_and_unload()` on the adapted model first."
+        )
+    elif is_spread or getattr(experts, "_is_expert_parallel", False):
+        reason = (
             "The model is spread over devices or processes (`device_map` or expert parallelism), which does not go "
-            "together with expert offloading. Load it whole, on the CPU, and name the `device` here.",
-        ),
-        (
-            any(parameter.is_meta for parameter in experts.parameters()),
-            "The experts have no weights yet: they are on the meta device. Load them first.",
-        ),
-    ):
-        if is_refused:
-            raise RuntimeError(reason)
+            "together with expert offloading. Load it whole, on the CPU, and name the `device` here."
+        )
+    elif any(parameter.is_meta for parameter in experts.parameters()):
+        reason = "The experts have no weights yet: they are on the meta device. Load them first."
+    else:
+        return
+    raise RuntimeError(reason)
 
 
 def disable_expert_offload(model: PreTrainedModel) -> OffloadStats | None:
@@ -357,8 +341,7 @@ def disable_expert_offload(model: PreTrainedModel) -> OffloadStats | None:
     moved = [(parameter, parameter.data.to(offloaded.device)) for parameter in experts.parameters()]
     for parameter, data in moved:
         parameter.data = data
-    experts.offload = None
-    stats = offloaded.stats
+    experts.offload, stats = None, offloaded.stats
     offloaded.release()
     return stats
 
