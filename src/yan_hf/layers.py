@@ -205,9 +205,10 @@ def adaptive_layer_norm(hidden_states: Tensor, scale: Tensor, shift: Tensor, eps
     return nn.functional.layer_norm(hidden_states, (size,), eps=eps) * scale + shift
 
 
-def zero_padding(hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """`(B, L, d)` with zeros where `padding_mask` `(B, L)` is 0."""
-    return hidden_states if padding_mask is None else hidden_states.masked_fill(~padding_mask.bool()[..., None], 0.0)
+def _add(hidden_states: Tensor, update: Tensor, layer: nn.Module, padding_mask: Tensor | None = None) -> Tensor:
+    """A layer's residual connection, with zeros where `padding_mask` `(B, L)` is 0."""
+    states = hidden_states + nn.functional.dropout(update, layer.dropout, layer.training)
+    return states if padding_mask is None else states.masked_fill(~padding_mask.bool()[..., None], 0.0)
 
 
 class YanEncoderLayer(GradientCheckpointingLayer):
@@ -220,8 +221,7 @@ class YanEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.has_mixer = config.encoder_backbone in MIXERS
-        multiplier = None
+        self.has_mixer, multiplier = config.encoder_backbone in MIXERS, None
         if self.has_mixer:
             self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.mixer = MIXERS[config.encoder_backbone](config)
@@ -241,11 +241,9 @@ class YanEncoderLayer(GradientCheckpointingLayer):
         else:
             padding_mask = None
             update, _ = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        hidden_states = zero_padding(hidden_states, padding_mask)
+        hidden_states = _add(hidden_states, update, self, padding_mask)
         update = self.feed_forward(self.feed_forward_norm(hidden_states))
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        return zero_padding(hidden_states, padding_mask)
+        return _add(hidden_states, update, self, padding_mask)
 
 
 class YanFlowLayer(GradientCheckpointingLayer):
@@ -256,8 +254,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.has_mixer = config.flow_backbone in MIXERS
-        multiplier = None
+        self.has_mixer, multiplier = config.flow_backbone in MIXERS, None
         self.has_cross_attention = layer_idx in config.cross_attention_layers
         if self.has_mixer:
             self.mixer = MIXERS[config.flow_backbone](config)
@@ -291,18 +288,15 @@ class YanFlowLayer(GradientCheckpointingLayer):
             update = self.mixer(normed, attention_mask)
         else:
             update, _ = self.self_attn(normed, attention_mask, **kwargs)
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        hidden_states = zero_padding(hidden_states, padding_mask)
+        hidden_states = _add(hidden_states, update, self, padding_mask)
         if self.has_cross_attention:
             if source_key_value is None:  # otherwise computed once for many steps
                 source_key_value = self.cross_attn.project_key_value(source_latents)
             normed = adaptive_layer_norm(hidden_states, chunks[4], chunks[5], self.eps)
             update, _ = self.cross_attn(normed, source_mask, source_key_value, **kwargs)
-            hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-            hidden_states = zero_padding(hidden_states, padding_mask)
+            hidden_states = _add(hidden_states, update, self, padding_mask)
         update = self.feed_forward(adaptive_layer_norm(hidden_states, chunks[2], chunks[3], self.eps))
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        return zero_padding(hidden_states, padding_mask)
+        return _add(hidden_states, update, self, padding_mask)
 
 
 class YanPositionEmbedding(nn.Embedding):
@@ -333,8 +327,7 @@ class YanDecoderLayer(GradientCheckpointingLayer):
         self.dropout = config.hidden_dropout
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        update = self.feed_forward(self.norm(hidden_states))
-        return hidden_states + nn.functional.dropout(update, self.dropout, self.training)
+        return _add(hidden_states, self.feed_forward(self.norm(hidden_states)), self)
 
 
 class YanLengthHead(nn.Module):
@@ -387,4 +380,4 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 __all__ = ["KERNELS", "Kernels", "AdaLNModulation", "YanAttention", "YanCrossAttention", "YanDecoderLayer"]
 __all__ += ["YanEncoderLayer", "YanFeedForward", "YanFlowLayer", "YanLengthHead", "YanPositionEmbedding"]
 __all__ += ["YanStartProjection", "YanTimeEmbedding", "adaptive_layer_norm", "apply_linear", "eager_attention_forward"]
-__all__ += ["is_plain_linear", "linear", "linear_gelu", "masked_mean", "positions_from_mask", "zero_padding"]
+__all__ += ["is_plain_linear", "linear", "linear_gelu", "masked_mean", "positions_from_mask"]

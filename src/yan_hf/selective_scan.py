@@ -19,6 +19,7 @@ operator to `torch.compile`: no loop is unrolled into its graph.
 import importlib
 import math
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import get_args
 
@@ -127,27 +128,22 @@ class _Buffer:
         self.values, self.rows = values, values.unbind(0)
 
 
-class _Workspace(threading.local):
+_memory = threading.local()
+
+
+def _workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """
     Memory of a thread's chunks on the CPU, kept from call to call: fresh pages would cost as much as the arithmetic.
     A few chunks' numbers at most; elsewhere PyTorch's caching allocator does the same.
     """
-
-    def __init__(self):
-        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        count = math.prod(shape)
-        if like.device.type != "cpu" or count > 2 * _CHUNK_NUMBERS["cpu"]:
-            return like.new_empty(shape)
-        kept = self.kept.get((name, like.dtype))
-        if kept is None or len(kept) < count:
-            with torch.inference_mode(False):  # such a tensor could not be written to later, outside of that mode
-                kept = self.kept[name, like.dtype] = torch.empty(count, dtype=like.dtype)
-        return kept[:count].view(shape)
-
-
-_workspace = _Workspace()
+    count, kept = math.prod(shape), getattr(_memory, key := f"{name}_{like.dtype}", None)
+    if like.device.type != "cpu" or count > 2 * _CHUNK_NUMBERS["cpu"]:
+        return like.new_empty(shape)
+    if kept is None or len(kept) < count:
+        with torch.inference_mode(False):  # such a tensor could not be written to later, outside of that mode
+            kept = torch.empty(count, dtype=like.dtype)
+        setattr(_memory, key, kept)
+    return kept[:count].view(shape)
 
 
 def _recur(link: _Buffer, states: _Buffer, length: int, reverse: bool = False) -> None:
@@ -206,7 +202,7 @@ class _Scan:
         return scaled, decay, states
 
     def buffer(self, name: str, length: int) -> _Buffer:
-        return _Buffer(_workspace.empty(name, (length, *self.state_shape), self.rate))
+        return _Buffer(_workspace(name, (length, *self.state_shape), self.rate))
 
     def empty(self, *shape: int) -> Tensor:
         return self.rate.new_empty(shape)
@@ -271,13 +267,13 @@ def _contract(values: Tensor, states: Tensor, out: Tensor) -> None:
     torch.matmul(values[:, :, None], states.mT, out=out[:, :, None])
 
 
-def _register_operators() -> tuple:
+def _register_operator() -> Callable[..., tuple[Tensor, Tensor]]:
     """
-    Forward and backward as operators, which compilers take as they are. A checkpoint that brings this file along is a
-    second module in the same process: it uses the operators that are there.
+    The scan as an operator, which compilers take as it is. A checkpoint that brings this file along is a second module
+    in the same process: it uses the operator that is there.
     """
     if hasattr(torch.ops.yan_hf, "selective_scan"):
-        return torch.ops.yan_hf.selective_scan, torch.ops.yan_hf.selective_scan_backward
+        return torch.ops.yan_hf.selective_scan
     forward = torch.library.custom_op("yan_hf::selective_scan", _scan_forward, mutates_args=())
     backward = torch.library.custom_op("yan_hf::selective_scan_backward", _scan_backward, mutates_args=())
 
@@ -303,10 +299,10 @@ def _register_operators() -> tuple:
         return grads[0], grads[1], grad_a, grads[2], grads[3], None
 
     forward.register_autograd(differentiate, setup_context=save)
-    return forward, backward
+    return forward
 
 
-_SCAN, _ = _register_operators()
+_SCAN = _register_operator()
 
 
 def selective_scan(
@@ -326,18 +322,13 @@ def selective_scan(
     such inputs.
 
     Args:
-        u: The input, `(B, D, L)`.
-        delta: Step sizes Δ, `(B, D, L)`, before the bias and the softplus where these are asked for.
+        u: The input, `(B, D, L)`. So is the output, in its dtype.
+        delta: Step sizes Δ, `(B, D, L)`, before `delta_bias` `(D,)` and, with `delta_softplus`, the softplus.
         A: Rates, `(D, N)`, negative.
         B, C: Into and out of the state, each `(B, N, L)`.
         D: Weight of the skip connection, `(D,)`.
         z: Gate, `(B, D, L)`; its SiLU multiplies the output.
-        delta_bias: `(D,)`, added to `delta`.
-        delta_softplus: Whether the softplus of `delta` is the step size.
         implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`].
-
-    Returns:
-        `(B, D, L)`, in the dtype of `u`.
 
     Raises:
         ValueError: for shapes that contradict each other; for another implementation; for `"cuda"` off CUDA.
@@ -370,17 +361,10 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, implement
     Causal depthwise convolution and SiLU: position `t` sees `t - K + 1` to `t`, and zeros before the start.
 
     Args:
-        x: `(B, D, L)`.
+        x: `(B, D, L)`. So is the output, in its dtype.
         weight: `(D, 1, K)`, as `nn.Conv1d` has it.
         bias: `(D,)`.
-        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`]; kernels have widths 2 to 4.
-
-    Returns:
-        `(B, D, L)`, in the dtype of `x`.
-
-    Raises:
-        ValueError: for another implementation; for `"cuda"` off CUDA or with another width.
-        ImportError: for `"cuda"` without causal-conv1d.
+        implementation: As in [`selective_scan`], with its errors; `"cuda"` has kernels for widths of 2 to 4.
     """
     kernel_size = weight.shape[-1]
     supported = 2 <= kernel_size <= 4

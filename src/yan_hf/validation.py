@@ -103,11 +103,9 @@ def check_ids(config: PreTrainedConfig, name: str, ids: Tensor) -> None:
 
 def check_length(config: PreTrainedConfig, name: str, length: int) -> None:
     """Raises `ValueError` for more tokens than the position table holds."""
-    if length > config.max_position_embeddings:
-        raise ValueError(
-            f"`{name}` has {length} tokens, but the position table holds "
-            f"`max_position_embeddings={config.max_position_embeddings}`. Truncate to that length."
-        )
+    longest = config.max_position_embeddings
+    if length > longest:
+        raise ValueError(f"`{name}` has {length} tokens, over `max_position_embeddings={longest}`: truncate them.")
 
 
 def check_state(
@@ -115,14 +113,10 @@ def check_state(
 ) -> None:
     """Raises `ValueError` for a state, times or canvas whose shapes do not fit the source or the configuration."""
     if latents.dim() != 3 or latents.shape[0] != batch_size or latents.shape[2] != config.hidden_size:
-        raise ValueError(
-            f"`latents` must have shape (batch size {batch_size}, target length, hidden_size={config.hidden_size}), "
-            f"but have {tuple(latents.shape)}."
-        )
+        shape = f"({batch_size}, target length, hidden_size={config.hidden_size})"
+        raise ValueError(f"`latents` must have shape {shape}, but have {tuple(latents.shape)}.")
     if timesteps.shape != (batch_size,):
-        raise ValueError(
-            f"`timesteps` must hold one time for each row, shape ({batch_size},), but have {tuple(timesteps.shape)}."
-        )
+        raise ValueError(f"`timesteps` must have shape ({batch_size},), but have {tuple(timesteps.shape)}.")
     check_mask("decoder_attention_mask", decoder_attention_mask, latents.shape[:2], "latents")
     if _values_can_be_read(timesteps) and not ((timesteps >= 0) & (timesteps <= 1)).all():
         raise ValueError(f"`timesteps` must be in [0, 1], from noise to text, but are {timesteps.tolist()}.")
@@ -131,23 +125,17 @@ def check_state(
 
 
 def check_labels(
-    config: PreTrainedConfig,
-    labels: Tensor,
-    decoder_attention_mask: Tensor | None,
-    batch_size: int,
-    token_weights: Tensor | None = None,
+    config: PreTrainedConfig, labels: Tensor, canvas: Tensor | None, batch_size: int, weights: Tensor | None = None
 ) -> None:
     """Raises for labels of another batch size, empty, too long or outside the vocabulary, and for unfit weights."""
     if labels.dim() != 2 or labels.shape[0] != batch_size or labels.shape[1] == 0:
-        raise ValueError(
-            f"`labels` must have shape (batch size {batch_size}, target length), but have {tuple(labels.shape)}."
-        )
-    check_mask("decoder_attention_mask", decoder_attention_mask, labels.shape, "labels")
-    check_mask("token_weights", token_weights, labels.shape, "labels")
-    if token_weights is not None and _values_can_be_read(token_weights) and not (token_weights >= 0).all():
+        raise ValueError(f"`labels` must have shape ({batch_size}, target length), but have {tuple(labels.shape)}.")
+    check_mask("decoder_attention_mask", canvas, labels.shape, "labels")
+    check_mask("token_weights", weights, labels.shape, "labels")
+    if weights is not None and _values_can_be_read(weights) and not (weights >= 0).all():
         raise ValueError("`token_weights` must not be negative or NaN: a token with weight 0 does not count.")
     check_ids(config, "labels", labels.masked_fill(labels == -100, 0))
-    canvas = decoder_attention_mask if decoder_attention_mask is not None else labels != -100
+    canvas = labels != -100 if canvas is None else canvas
     if _values_can_be_read(labels):
         check_length(config, "labels", int(canvas.bool().sum(dim=-1).max()))
 
