@@ -99,10 +99,9 @@ class LossTermsCallback(TrainerCallback):
         # An evaluation logs its runtime beside its loss, under its prefix.
         evaluations = [key for key in logs if f"{key.removesuffix('_loss')}_runtime" in logs and key.endswith("_loss")]
         for training, key in [(True, "loss"), *((False, key) for key in evaluations)]:
-            count = self._counts[training]
+            sums, count = self._sums[training], self._counts[training]
             if key not in logs or not count:
                 continue
-            sums = self._sums[training]
             values = _joined(torch.stack([*sums.values(), torch.full_like(next(iter(sums.values())), count)]))
             means = (values[:-1] / values[-1]).tolist()
             _add_to_log(state, logs, {f"{key}_{name}": round(value, 6) for name, value in zip(sums, means)})
@@ -220,9 +219,8 @@ class LengthHeadCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if not model.config.length_head_trained and model.config.loss_weights["length"] > 0:
-            model.config.length_head_trained = any(
-                weight.requires_grad for name, weight in model.named_parameters() if "length_head." in name
-            )
+            weights = (weight for name, weight in model.named_parameters() if "length_head." in name)
+            model.config.length_head_trained = any(weight.requires_grad for weight in weights)
 
 
 class EmaCallback(TrainerCallback):
@@ -244,10 +242,10 @@ class EmaCallback(TrainerCallback):
         if not 0 < decay < 1:
             raise ValueError(f"`decay` must be in (0, 1), but is {decay}.")
         self.decay = decay
+        self._averaged, self._count = False, 0
         self._weights: dict[str, nn.Parameter] = {}
         # The weights that are not in the model: the averages while training, the plain ones in between.
         self._others: dict[str, torch.Tensor] = {}
-        self._averaged, self._count = False, 0
         # The checkpoint that training resumes from, where it is not in the output folder.
         self.resumed_from: str | None = None
 
@@ -283,12 +281,9 @@ class EmaCallback(TrainerCallback):
         decay = min(self.decay, (1 + self._count) / (10 + self._count))
         averages = list(self._others.values())
         get_ema_multi_avg_fn(decay)(averages, [weight.detach() for weight in self._weights.values()], None)
-        self._show(control)
+        self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self._show(control)
-
-    def _show(self, control):
         if (control.should_evaluate or control.should_save) and not self._averaged:
             self._swap()
 
