@@ -67,9 +67,9 @@ from .validation import (
     check_labels,
     check_mask,
     check_no_cache,
-    check_no_label_smoother,
     check_source,
     check_state,
+    check_trainer,
     inference_module,
 )
 
@@ -261,8 +261,14 @@ class YanPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+
     # Its loss is a mean, also under gradient accumulation: the batch's MMD and load balance are no sums over tokens.
-    accepts_loss_kwargs = False
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """`False`. A `Trainer` asks when it is made, so that arguments which would fail later are refused here."""
+        check_trainer(self)
+        return False
+
     _no_split_modules = ["YanEncoderLayer", "YanFlowLayer", "YanDecoderLayer", "YanExperts"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -952,7 +958,6 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
-            check_no_label_smoother()
             if self.training and latents is None:
                 logger.warning_once(
                     "A model in training mode got neither `labels` nor `latents`, so there is no YAN loss."
@@ -1202,7 +1207,6 @@ class YanForAutoEncoding(YanPreTrainedModel):
         encoded = self.model.encode(input_ids, attention_mask, inputs_embeds, generator=generator, **kwargs)
         latents = encoded.last_hidden_state
         if labels is None:
-            check_no_label_smoother()
             if sparse_prediction:
                 raise ValueError("`sparse_prediction=True` needs `labels`, which say where to predict.")
             logits, loss, terms = self.lm_head(self.model.decoder(latents)), None, None

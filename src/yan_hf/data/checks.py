@@ -7,38 +7,13 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
 
 # Embedding tables are often rounded up to one of these, for the sake of the hardware.
 _ROUNDED = (8, 16, 32, 64, 128)
 _BATCH = 10_000
-
-
-def check_arguments(arguments: TrainingArguments, model: nn.Module) -> None:
-    """
-    Raises `ValueError` for training arguments that would fail or mislead later.
-
-    That is: `label_smoothing_factor`, and what `generate` would refuse at the first evaluation
-    (`generation_num_beams`, `generation_max_length`, `generation_config`).
-    """
-    if arguments.label_smoothing_factor:
-        raise ValueError(
-            f"`label_smoothing_factor={arguments.label_smoothing_factor}` takes the labels away from the model, and "
-            "with them YAN's loss. Set `model.config.label_smoothing` instead."
-        )
-    given = {name: getattr(arguments, f"generation_{name}", None) for name in ("max_length", "num_beams")}
-    wanted = getattr(arguments, "predict_with_generate", False) or any(value is not None for value in given.values())
-    if wanted and hasattr(model, "_prepare_generation"):
-        try:
-            model._prepare_generation(model.generation_config, given)
-        except ValueError as error:
-            names = ", ".join(f"`generation_{name}={value}`" for name, value in given.items() if value is not None)
-            raise ValueError(
-                f"Evaluations with `generate` would fail, by {names or 'its configuration'}: {error}"
-            ) from error
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
