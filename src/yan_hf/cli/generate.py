@@ -15,6 +15,7 @@ from ..data.files import check_not_input, check_writable, iterate_column
 from ..evaluation.evaluate import generate_texts
 from .arguments import add_generation_arguments, generation_options
 from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, progress
+from .show_experts import expert_lines, is_coloured
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -40,6 +41,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
     )
     parser.add_argument("--batch-size", type=positive, default=32, help="rows at once (default: %(default)s)")
+    parser.add_argument(
+        "--show-experts",
+        action="store_true",
+        help="print every solver step's draft with a colour for each expert instead of JSON; with --output, rows hold "
+        "them as `steps`: for each step, tokens and their experts",
+    )
     add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
     add_loading(parser)
@@ -64,13 +71,16 @@ def run(options: argparse.Namespace):
         not options.special_tokens,
         done + 1,
         f"{name}, source",
+        options.show_experts,
         **generation_options(options),
     )
+    shown = options.show_experts and options.output == "-"
     with _output(options.output, partial) as file:
         # What is written stays if a later source is refused.
         has_rows = done > 0
         for row in progress(rows, options, "generating", " texts"):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines = expert_lines(row, is_coloured()) if shown else [json.dumps(row, ensure_ascii=False)]
+            file.write("".join(f"{line}\n" for line in lines))
             file.flush()
             has_rows = True
         if not has_rows:

@@ -32,6 +32,7 @@ def generate_texts(
     split_special_tokens: bool = True,
     first: int = 1,
     where: str = "Source",
+    with_steps: bool = False,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
@@ -49,6 +50,7 @@ def generate_texts(
         split_special_tokens: `False` lets special tokens that a source spells out act as such.
         first: The first source's number, which its seed is made of: go on in the middle with another one.
         where: What a source is called in an error, before its number.
+        with_steps: Whether a row has `steps` too: for every solver step, pairs of a token's text and its expert.
         options: Options of `generate`. With `num_return_sequences` over 1, rows are repeated in order.
 
     Yields:
@@ -78,8 +80,10 @@ def generate_texts(
             attention_mask=padded["attention_mask"],
             seeds=[seed * _SEED_STRIDE + number * copies + copy for number, *_ in batch for copy in range(copies)],
             return_dict_in_generate=True,
+            **({"output_trajectory": True, "output_expert_indices": True} if with_steps else {}),
             **options,
         )
+        steps = _steps(model, tokenizer, output) if with_steps else None
         found = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         lengths, scores = output.lengths.tolist(), output.sequence_scores.tolist()
         for index, text in enumerate(found):
@@ -89,9 +93,24 @@ def generate_texts(
                 "length": lengths[index],
                 "length_mode": output.length_mode,
                 "score": scores[index],
+                **({"steps": steps[index]} if steps else {}),
             }
     if failure is not None:
         raise failure
+
+
+@torch.no_grad()
+def _steps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Any) -> list[list[list[tuple]]]:
+    """For each row, for each solver step: the draft's tokens as texts, and their experts."""
+    drafts = [model.decode(state).argmax(-1).tolist() for state in output.trajectory[1:]]
+    experts = output.expert_indices
+    experts = experts.tolist() if experts.dim() == 3 else [experts.tolist()] * len(drafts)
+    rows = []
+    for row, length in enumerate(output.lengths.tolist()):
+        pieces = [tokenizer.convert_ids_to_tokens(draft[row][:length]) for draft in drafts]
+        texts = [[piece.replace("▁", " ").replace("Ġ", " ") for piece in step] for step in pieces]
+        rows.append([list(zip(step, chosen[row][:length])) for step, chosen in zip(texts, experts)])
+    return rows
 
 
 def _encode_source(
