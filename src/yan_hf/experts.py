@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_yan import YanConfig
-from .layers import KERNELS, apply_linear, linear, linear_gelu
+from .layers import KERNELS, apply_linear, linear, linear_gelu, positions_from_mask
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -36,12 +36,10 @@ class YanRoutedExperts(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of the chosen experts: `(T, d)`, `(T, k)`, `(T, k)` → `(T, d)`. The eager implementation."""
         output = torch.zeros_like(hidden_states)
-        expert_of_slot = top_k_index.flatten()
-        slots = expert_of_slot.argsort(stable=True)
+        slots = top_k_index.flatten().argsort(stable=True)
         # Under expert parallelism, indices past the last expert are another rank's.
-        counts = torch.bincount(expert_of_slot, minlength=self.num_experts).tolist()[: self.num_experts]
-        tokens = slots // top_k_index.shape[-1]
-        weights = top_k_weights.flatten()[slots, None]
+        counts = torch.bincount(top_k_index.flatten(), minlength=self.num_experts).tolist()[: self.num_experts]
+        tokens, weights = slots // top_k_index.shape[-1], top_k_weights.flatten()[slots, None]
         start = 0
         for expert, count in enumerate(counts):
             if count == 0:
@@ -182,18 +180,11 @@ class YanGate(nn.Module):
         self, hidden_states: torch.Tensor, pooled_source: torch.Tensor, time_embedding: torch.Tensor
     ) -> torch.Tensor:
         """
-        Args:
-            hidden_states: The trunk's result `r`, `(B, Ly, d)`.
-            pooled_source: Masked mean of the source's latents, `(B, d)`.
-            time_embedding: `(B or 1, d)`.
-
-        Returns:
-            Logits `(B, Ly, K)`, already divided by the temperature.
+        Of the trunk's result `r` `(B, Ly, d)`, the masked mean of the source's latents `(B, d)` and the time embedding
+        `(B or 1, d)`: logits `(B, Ly, K)`, already divided by the temperature.
         """
-        shape = hidden_states.shape
-        features = torch.cat(
-            [hidden_states, pooled_source[:, None].expand(shape), time_embedding[:, None].expand(shape)], dim=-1
-        )
+        others = (values[:, None].expand_as(hidden_states) for values in (pooled_source, time_embedding))
+        features = torch.cat([hidden_states, *others], dim=-1)
         return self.down_proj(nn.functional.gelu(apply_linear(self.up_proj, features))) / self.temperature
 
 
@@ -215,11 +206,8 @@ class YanExpertRoutes(nn.Module):
 
 def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    Log-probabilities of the experts, at least float32.
-
-    Args:
-        gate_logits: `(B, Ly, K)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens; padding gets the uniform distribution.
+    Log-probabilities of the experts, at least float32, from logits `(B, Ly, K)`; padding, 0 in the mask `(B, Ly)`,
+    gets the uniform distribution.
     """
     logits = gate_logits.to(torch.promote_types(gate_logits.dtype, torch.float32))
     # Equal logits are the uniform distribution.
@@ -230,16 +218,13 @@ def choose_experts(
     log_probs: torch.Tensor, uniform: torch.Tensor | None = None, temperature: float = 1.0
 ) -> torch.Tensor:
     """
-    One expert per target token.
+    One expert per target token, `(B, Ly)`, int64.
 
     Args:
         log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
         uniform: Uniform noise of the same shape, for a draw from the categorical distribution by the Gumbel-max
             trick; `None` takes the most probable expert.
         temperature: Divides the log-probabilities before the draw; below 1 sharpens the gate.
-
-    Returns:
-        Expert indices `(B, Ly)`, int64.
     """
     if uniform is None:
         return log_probs.argmax(dim=-1)
@@ -255,22 +240,14 @@ class RoutingOptions:
 
     Tokens are put into blocks, and a block agrees: on the experts that its tokens may choose from (its core set, with
     `routing="block"`), and, with a `scope` beyond the token, on one choice for all of them, a core set of one.
-
-    Args:
-        routing: `"token"` or `"block"`.
-        block_size: Real target tokens of a block; `None` is the whole target.
-        top_k: Experts that a token votes for; `None` is all of them.
-        core_threshold: Share of the votes that a core set has to exceed.
-        min_experts: Least size of a core set.
-        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
     """
 
-    routing: str = "token"
-    block_size: int | None = None
-    top_k: int | None = None
-    core_threshold: float = 1.0
-    min_experts: int = 1
-    scope: str = "token"
+    routing: str = "token"  # or "block"
+    block_size: int | None = None  # real target tokens of a block; `None` is the whole target
+    top_k: int | None = None  # experts that a token votes for; `None` is all of them
+    core_threshold: float = 1.0  # share of the votes that a core set has to exceed
+    min_experts: int = 1  # least size of a core set
+    scope: str = "token"  # whose tokens share one choice: or "block", or "target"
 
     @classmethod
     def from_config(cls, config: Any) -> "RoutingOptions":
@@ -296,8 +273,7 @@ def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torc
     """
     if block_size is None:
         return torch.zeros_like(attention_mask, dtype=torch.long)
-    places = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-    return places // block_size
+    return positions_from_mask(attention_mask) // block_size
 
 
 def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
@@ -312,10 +288,7 @@ def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_si
 
 
 def share_choice(
-    log_probs: torch.Tensor,
-    uniform: torch.Tensor | None,
-    attention_mask: torch.Tensor,
-    options: RoutingOptions,
+    log_probs: torch.Tensor, uniform: torch.Tensor | None, attention_mask: torch.Tensor, options: RoutingOptions
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     The gate and the noise of a choice that the tokens of a block share; as they are where each token has its own.
@@ -327,7 +300,6 @@ def share_choice(
         log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
         uniform: Noise for the draw, `(B, Ly, K)`, of canvases without padding before their last token; or `None`.
         attention_mask: `(B, Ly)`, 1 on real target tokens.
-        options: How to route.
     """
     if options.scope == "token":
         return log_probs, uniform
@@ -350,7 +322,6 @@ def choice_log_probs(
         log_probs: As [`share_choice`] gives them, `(B, Ly, K)`.
         experts: The choices, `(B, Ly)`.
         attention_mask: `(B, Ly)`, 1 on real target tokens.
-        options: How to route.
     """
     if options.scope == "token":
         return log_probs.new_zeros(len(log_probs))
@@ -413,7 +384,6 @@ def restrict_to_core(
     Args:
         log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
         attention_mask: `(B, Ly)`, 1 on real target tokens; padding keeps its distribution.
-        options: How to route.
 
     Returns:
         Log-probabilities `(B, Ly, K)`, through which gradients reach the gate (the choice of the sets has none), and
@@ -434,16 +404,8 @@ def experts_of_blocks(
     experts: torch.Tensor, attention_mask: torch.Tensor, num_experts: int, block_size: int | None
 ) -> torch.Tensor:
     """
-    Which experts the tokens of each block chose.
-
-    Args:
-        experts: Chosen experts, `(B, Ly)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens; the others do not count.
-        num_experts: `K`.
-        block_size: Real target tokens of a block; `None` is the whole target.
-
-    Returns:
-        `(B, N, K)`, bool; its sum over the last dimension is the number of distinct experts of each block.
+    Which experts the tokens of each block chose, `(B, N, K)`, bool, of the choices `(B, Ly)` at real target tokens, 1
+    in the mask `(B, Ly)`; its sum over the last dimension is each block's number of distinct experts.
     """
     batch_size, length = experts.shape
     num_blocks = RoutingOptions(block_size=block_size).num_blocks(length)
@@ -455,19 +417,7 @@ def experts_of_blocks(
 
 
 __all__ = [
-    "RoutingOptions",
-    "YanExpertRoutes",
-    "YanExperts",
-    "YanGate",
-    "YanRoutedExperts",
-    "block_of_token",
-    "choice_log_probs",
-    "choose_experts",
-    "core_experts",
-    "expert_fields",
-    "experts_of_blocks",
-    "gate_log_probs",
-    "restrict_to_core",
-    "share_choice",
-    "sum_over_blocks",
-]
+    "RoutingOptions", "YanExpertRoutes", "YanExperts", "YanGate", "YanRoutedExperts", "block_of_token",
+    "choice_log_probs", "choose_experts", "core_experts", "expert_fields", "experts_of_blocks", "gate_log_probs",
+    "restrict_to_core", "share_choice", "sum_over_blocks",
+]  # fmt: skip
