@@ -245,8 +245,6 @@ class YanGenerationConfig(GenerationConfig):
     """
     Generation parameters of [`YanForConditionalGeneration`]: every option of `OPTIONS` is a field, `None` where unset.
 
-    `help(YanGenerationConfig)` and the page on generation list them.
-
     Raises:
         ValueError: for an unknown field, a value out of range, or an option of autoregressive decoding, with the
             reason.

@@ -217,18 +217,11 @@ class YanGenerationMixin:
         if inputs is not None and input_ids is not None:
             raise ValueError("`inputs` is another name of `input_ids`: pass one of them.")
         input_ids = inputs if input_ids is None else input_ids
-        check_types(
-            {
-                "input_ids": (input_ids, torch.Tensor),
-                "attention_mask": (attention_mask, torch.Tensor),
-                "inputs_embeds": (kwargs.get("inputs_embeds"), torch.Tensor),
-                "initial_latents": (initial_latents, torch.Tensor),
-                "expert_indices": (expert_indices, torch.Tensor),
-                "generation_config": (generation_config, GenerationConfig),
-                "generator": (generator, torch.Generator),
-                "tokenizer": (tokenizer, PreTrainedTokenizerBase),
-            }
-        )
+        tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "initial_latents": initial_latents}
+        tensors |= {"inputs_embeds": kwargs.get("inputs_embeds"), "expert_indices": expert_indices}
+        check_types({name: (value, torch.Tensor) for name, value in tensors.items()})
+        check_types({"generation_config": (generation_config, GenerationConfig)})
+        check_types({"generator": (generator, torch.Generator), "tokenizer": (tokenizer, PreTrainedTokenizerBase)})
         check_functions("logits_processor", logits_processor)
         check_functions("stopping_criteria", stopping_criteria)
         config, inputs_embeds = self._prepare_generation(generation_config, kwargs)

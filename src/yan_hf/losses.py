@@ -63,15 +63,8 @@ def sample_times(
 
 def expert_log_densities(expert_fields: torch.Tensor, velocity: torch.Tensor, sigma: float) -> torch.Tensor:
     """
-    `log N(u*; u_k, σ²I)`, the full normal density, for each expert.
-
-    Args:
-        expert_fields: `u_k(z_t, t)`, `(..., K, d)`.
-        velocity: The conditional velocity `u* = z1 - z0`, `(..., d)`.
-        sigma: `σ`.
-
-    Returns:
-        `(..., K)`, float32 at least.
+    `log N(u*; u_k, σ²I)`, the full normal density, for each expert: fields `u_k(z_t, t)`, `(..., K, d)`, and the
+    conditional velocity `u* = z1 - z0`, `(..., d)` → `(..., K)`, float32 at least.
     """
     size = velocity.shape[-1]
     squared_distances = (upcast(expert_fields) - upcast(velocity)[..., None, :]).square().sum(dim=-1)
@@ -131,13 +124,8 @@ def token_log_probs(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, labels: torch.Tensor, vocab_size: int
 ) -> torch.Tensor:
     """
-    Log-probability of each label, `(N,)`, float32 at least, without a gradient: in chunks, so that the logits of all
-    of them are never there at once.
-
-    Args:
-        decode: From latents `(1, T, d)` to logits `(1, T, V)`.
-        latents, labels: `(N, d)` and `(N,)`.
-        vocab_size: `V`.
+    Log-probability of each label, latents `(N, d)` and labels `(N,)` → `(N,)`, float32 at least, without a gradient:
+    in chunks, so that the logits of all are never there at once. `decode`: `(1, T, d)` → `(1, T, V)`.
     """
     size = max(1, _CHUNK_ELEMENTS // vocab_size)
     chunks = zip(latents.split(size), labels.split(size))
@@ -163,9 +151,9 @@ def load_balance_loss(
     if group is not None:
         # Not a mean over tokens: the gate's mean is taken over all processes first.
         total, count = group.sum(total), group.total(count)
-    mean_probs = total / count.clamp(min=torch.finfo(probs.dtype).tiny)
-    # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     floor = torch.finfo(probs.dtype).tiny
+    mean_probs = total / count.clamp(min=floor)
+    # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
 
 

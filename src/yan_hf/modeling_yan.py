@@ -65,6 +65,9 @@ from .solver import time_grid
 from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
 
 
+logger = logging.get_logger(__name__)
+
+
 @dataclass
 class TimeModulation:
     """What one time contributes to any state: its embedding `(1, d)`, and each flow block's scales and shifts."""
@@ -115,7 +118,7 @@ class YanFlowOutput(ModelOutput):
 @dataclass
 class YanModelOutput(ModelOutput):
     """
-    Output of [`YanModel`].
+    Output of [`YanModel`]; what is not listed is the flow trunk's and the encoder's, when asked for.
 
     Args:
         last_hidden_state: The decoder body's result for the estimated end point `z_t + (1 - t) Σ_k π_k u_k`,
@@ -124,8 +127,6 @@ class YanModelOutput(ModelOutput):
         velocity: The mixture's mean field, `(B, Ly, d)`.
         expert_fields: The experts' fields `u_k(z_t, t)`, `(B, Ly, K, d)`.
         gate_logits: `(B, Ly, K)`.
-        hidden_states, attentions, cross_attentions: Of the flow trunk, when asked for.
-        encoder_hidden_states, encoder_attentions: Of the encoder, when asked for.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -202,13 +203,6 @@ class YanAutoEncodingOutput(ModelOutput):
 
 # Tensor parallelism: attention by heads, feed-forward networks and experts by inner units; the rest is replicated.
 _ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
-_FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
-_EXPERTS_PLAN = {
-    "experts.up_proj": "colwise",
-    "experts.up_proj_bias": "rowwise",  # (K, units): as of any weight but a layer's bias, the last dimension is split
-    "experts.down_proj": "rowwise",
-    "experts": "moe_tp_experts",
-}
 # Expert parallelism: whole experts, some on each rank.
 _EP_PLAN = {
     **{f"experts.{name}": "grouped_gemm" for name in ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")},
@@ -231,10 +225,7 @@ class YanPreTrainedModel(PreTrainedModel):
     # Its loss is a mean, also under gradient accumulation: the batch's MMD and load balance are no sums over tokens.
     accepts_loss_kwargs = False
     _no_split_modules = ["YanEncoderLayer", "YanFlowLayer", "YanDecoderLayer", "YanExperts"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     def __init__(self, config: YanConfig, *args, **kwargs):
@@ -387,11 +378,8 @@ class YanPreTrainedModel(PreTrainedModel):
 
     def freeze(self, *parts: str):
         """
-        Freezes parts of the model by name: they are not trained, and stay in eval mode while the rest trains.
-
-        Args:
-            parts: Of `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"` and `"position_embeddings"`, else
-                `ValueError`. The choice is saved with the configuration.
+        Freezes parts of the model: they are not trained, and stay in eval mode while the rest trains. Named as in
+        `config.frozen_parts`, where the choice is saved; raises `ValueError` for another name.
         """
         for module in self._parts(parts):
             module.requires_grad_(False)
@@ -456,7 +444,8 @@ class YanEncoder(YanPreTrainedModel):
     _can_record_outputs = {"hidden_states": YanEncoderLayer, "attentions": YanAttention}
     _tp_plan = {
         **{f"layers.*.self_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
-        **{f"layers.*.feed_forward.{name}": style for name, style in _FEED_FORWARD_PLAN.items()},
+        "layers.*.feed_forward.up_proj": "colwise",
+        "layers.*.feed_forward.down_proj": "rowwise",
     }
     _fsdp_plan = {"layers.*": "free_full_weight"}
 
@@ -476,12 +465,7 @@ class YanEncoder(YanPreTrainedModel):
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """
-        Args:
-            inputs_embeds: Token plus position embeddings, `(B, L, d)`.
-            attention_mask: `(B, L)`, 1 on real tokens.
-            generator: Source of the latent noise in training.
-        """
+        """Token plus position embeddings `(B, L, d)` → latents `(B, L, d)`, with noise of `generator` in training."""
         mask = attention_mask
         if self.config.encoder_backbone not in MIXERS:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
@@ -507,7 +491,10 @@ class YanFlow(YanPreTrainedModel):
     _tp_plan = {
         **YanEncoder._tp_plan,
         **{f"layers.*.cross_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
-        **_EXPERTS_PLAN,
+        "experts.up_proj": "colwise",
+        "experts.up_proj_bias": "rowwise",  # (K, units): of any weight but a layer's bias, the last dimension is split
+        "experts.down_proj": "rowwise",
+        "experts": "moe_tp_experts",
     }
     _ep_plan = _EP_PLAN
     _fsdp_plan = {"layers.*": "free_full_weight"}
@@ -635,9 +622,6 @@ class YanDecoder(nn.Module):
         return latents
 
 
-logger = logging.get_logger(__name__)
-
-
 def _repeat(values: torch.Tensor | None, repeats: int) -> torch.Tensor | None:
     return values if values is None or repeats == 1 else values.repeat_interleave(repeats, dim=0)
 
@@ -678,9 +662,8 @@ class YanModel(YanPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """
-        Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position.
-
-        The latents of a target (`is_target`) are what the flow regresses: `config.embedding_dropout` is for sources.
+        Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position. What the flow
+        regresses (`is_target`) has no `config.embedding_dropout`.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -805,10 +788,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         return self.lm_head(self.model.decoder(latents))
 
     def predict_lengths(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Logits of the target's length, `(B, max_position_embeddings)`, from the source's latents `(B, Lx, d)` and mask
-        `(B, Lx)`; entry `i` stands for `i + 1` tokens.
-        """
+        """Logits of the target's length from the source's latents and mask, as [`YanLengthHead`] gives them."""
         source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
         return self.length_head(source_latents, source_mask)
 

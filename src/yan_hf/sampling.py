@@ -26,17 +26,10 @@ def predicted_lengths(
     logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The likeliest lengths within the limits, for `num_sequences` rows of each source.
-
-    Args:
-        logits: Of the length head, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens.
-        config: A resolved [`YanGenerationConfig`].
-        num_sequences: Samples times candidates.
-        given_width: Positions that fixed latents or experts hold.
-
-    Returns:
-        Lengths `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the allowed ones; `m`
-        is `num_length_candidates`, or as many as the limits allow.
+    The likeliest lengths within the limits of a resolved [`YanGenerationConfig`], from the length head's logits
+    `(B, max_position_embeddings)`, whose entry `i` stands for `i + 1` tokens; fixed latents or experts hold
+    `given_width` positions. `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the
+    allowed ones; `m` is `num_length_candidates`, or as many as the limits allow.
 
     Raises:
         ValueError: for limits that leave no length, and logits that are not finite.
@@ -392,11 +385,8 @@ def consensus(texts: list[list[int]]) -> list[float]:
     """Mean token F1 of each candidate with the others: the utility of minimum Bayes risk decoding."""
     if len(texts) == 1:
         return [1.0]
-    similarity = [[0.0] * len(texts) for _ in texts]
-    for row, first in enumerate(texts):
-        for column in range(row):
-            similarity[row][column] = similarity[column][row] = token_f1(first, texts[column])
-    return [sum(row) / (len(texts) - 1) for row in similarity]
+    others = [texts[:row] + texts[row + 1 :] for row in range(len(texts))]
+    return [sum(token_f1(text, other) for other in rest) / len(rest) for text, rest in zip(texts, others)]
 
 
 def best_candidates(utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -421,10 +411,8 @@ def solve_flow(
     callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Solves the ODE along one expert for each target token (section 5 of the model's paper).
-
-    The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
-    Euler steps cost `S` passes of the trunk.
+    Solves the ODE along one expert for each target token (section 5 of the model's paper). The first evaluation gives
+    both the gate, from which the experts are chosen, and the first velocity: `S` Euler steps are `S` evaluations.
 
     Args:
         flow: The vector field, [`YanFlow`].
@@ -454,14 +442,9 @@ def solve_flow(
         # One time for the whole batch, so that embedding and modulation are computed for a single row.
         dtype = torch.promote_types(state.dtype, torch.float32)
         timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
-        output = flow(
-            state,
-            timesteps,
-            context,
-            modulation=context.modulations.get(time),
-            expert_indices=known,
-            expert_selector=None if known is not None else lambda log_probs: expert_selector(log_probs, step),
-        )
+        selector = None if known is not None else lambda log_probs: expert_selector(log_probs, step)
+        asked = {"expert_indices": known, "expert_selector": selector}
+        output = flow(state, timesteps, context, modulation=context.modulations.get(time), **asked)
         if known is None:
             choices.append(output.expert_indices)
         return output.velocity
@@ -472,11 +455,9 @@ def solve_flow(
 
 def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor) -> torch.Tensor:
     """
-    The source's latents on the target's canvas: of `n` source tokens and `m` target tokens, position `j` gets that of
-    the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either changes nothing.
-
-    From `h` `(B, Lx, d)`, its mask `(B, Lx)`, or `None` without padding, and the canvas `(B, Ly)` to `(B, Ly, d)`,
-    zeros at padding.
+    The source's latents `(B, Lx, d)` on the target's canvas `(B, Ly)`: of `n` source tokens and `m` target tokens,
+    position `j` gets that of the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either, 0 in the
+    masks, changes nothing. `(B, Ly, d)`, zeros at padding.
     """
     if source_mask is None:
         source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
@@ -573,8 +554,7 @@ def sample(
     Solves the ODE and decodes its end.
 
     Args:
-        model: A [`YanForConditionalGeneration`].
-        options: Static options.
+        model, options: A [`YanForConditionalGeneration`] and static options.
         source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
         lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
         initial_state: The noise of `z0`, or `z0` itself with `options.is_start_given`, `(R, L, d)`.
@@ -620,17 +600,8 @@ def sample(
     context = model.model.prepare_context(source, source_mask, canvas, options.repeats)
     context.source_key_values = flow.cache_cross_attention(source, options.repeats)
     context.modulations = flow.embed_times(list(dict.fromkeys(evaluation_times(times, options.solver))), device)
-    latents, experts = solve_flow(
-        flow,
-        state,
-        context,
-        times,
-        select,
-        None if expert_indices is None else held(expert_indices),
-        options.reselect,
-        options.solver,
-        after_step,
-    )
+    choice = (select, None if expert_indices is None else held(expert_indices), options.reselect)
+    latents, experts = solve_flow(flow, state, context, times, *choice, options.solver, after_step)
     decoded = model.model.decoder(latents)
     tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
     finite, core, paths = zip(*records.values()) if records else ((), (), ())
