@@ -160,8 +160,8 @@ def _load(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{path} cannot be read with `weights_only=True`: it is no checkpoint, or holds more than plain values, so "
-            "that code from the file would run. It is refused; save it again with tensors and plain values."
+            f"{path} cannot be read with `weights_only=True`: it is no checkpoint, or holds more than plain values: "
+            "code from the file would run. It is refused; save it again with tensors and plain values only."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
