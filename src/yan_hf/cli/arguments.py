@@ -42,6 +42,3 @@ def _parse(option: Option, text: str) -> Any:
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, as keyword arguments of `generate`."""
     return {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
-
-
-__all__ = ["add_generation_arguments", "generation_options"]

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from .. import __version__
 from ..data.files import whole_file
 from .info import is_table
 
@@ -141,9 +141,16 @@ def create_model_card(
         "metrics": metrics,
         "speed": f"{rates} new tokens per second, on {hardware}." if rates and hardware else "not measured.",
         "licence": card_data.license or "Not stated.",
-        "version": __version__,
+        "version": _version(),
     }
     return ModelCard.from_template(data, template_str=TEMPLATE.read_text(encoding="utf-8"), **{**texts, **made})
+
+
+def _version() -> str:
+    try:
+        return version("yan-hf")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def check_fields(card_data: ModelCardData, texts: dict[str, Any]):
