@@ -52,8 +52,7 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
         for number, row in enumerate(rows, start=1):
             yield from texts_of(row, options.column, f"{options.dataset}, row {number},")
         return
-    for path in options.files:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
+    if missing := [path for path in options.files if not path.is_file()]:
+        raise FileNotFoundError(f"There is no file {missing[0]}.")
     for path in options.files:
         yield from iterate_column(path, options.column)

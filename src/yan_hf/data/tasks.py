@@ -245,10 +245,8 @@ class TaskEncoder:
         """Raises `ValueError` where a column is missing."""
         for column, name in self.columns.items():
             if name not in available and not (column in self._task.nested and "qas" in available):
-                raise ValueError(
-                    f"{where} has no column `{name}` for the task's `{column}`, but {', '.join(available)}. Name the "
-                    f"right one: `columns={{{column!r}: ...}}`."
-                )
+                found = f"{where} has no column `{name}` for the task's `{column}`, but {', '.join(available)}"
+                raise ValueError(f"{found}. Name the right one: `columns={{{column!r}: ...}}`.")
 
     def pairs(self, row: dict[str, Any]) -> list[TextPair]:
         """The texts of a row, which may hold several questions. Raises `ValueError` for a row that is of no use."""
@@ -365,18 +363,7 @@ def load_splits(
         raise ValueError("Give local files (`train_file`, ...) or the name of a `dataset`, one of the two.")
     if dataset:
         splits = load_dataset(dataset, config, streaming=streaming)
-        if parts is None:
-            return splits
-        found = DatasetDict()
-        for name, part in parts.items():
-            split, sliced, _ = part.partition("[")
-            if split not in splits:
-                continue
-            if sliced and streaming:
-                remedy = "Name a whole split, or leave out `streaming`."
-                raise ValueError(f"{part!r} of {dataset} is a slice, which a stream cannot give. {remedy}")
-            found[name] = load_dataset(dataset, config, split=part) if sliced else splits[split]
-        return found
+        return splits if parts is None else _load_parts(splits, parts, dataset, config, streaming)
     found = DatasetDict()
     for split, name in files.items():
         if not Path(name).is_file():
@@ -395,12 +382,22 @@ def load_splits(
     return found
 
 
+def _load_parts(splits: DatasetDict, parts: dict[str, str], dataset: str, config: str | None, streaming: bool):
+    found = DatasetDict()
+    for name, part in parts.items():
+        split, sliced, _ = part.partition("[")
+        if split in splits and sliced and streaming:
+            remedy = "Name a whole split, or leave out `streaming`."
+            raise ValueError(f"{part!r} of {dataset} is a slice, which a stream cannot give. {remedy}")
+        if split in splits:
+            found[name] = load_dataset(dataset, config, split=part) if sliced else splits[split]
+    return found
+
+
 def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: str = "The data"):
     """
-    A split as tokenized examples: at once, so that bad rows show before training starts, or as a stream.
-
-    Returns:
-        The examples, and the number of rows left out (0 for a stream, which is not read yet).
+    A split as tokenized examples, at once, so that bad rows show before training, or as a stream; and the number
+    of rows left out (0 for a stream, which is not read yet).
 
     Raises:
         ValueError: for a missing column, a row that cannot be used, and a split of which nothing is left.

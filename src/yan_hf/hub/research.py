@@ -92,16 +92,21 @@ def convert_research_checkpoint(
     model.load_state_dict(converted, assign=True)
     model.tie_weights()
     model.eval()
+    entries = {key: value for key, value in checkpoint.items() if key not in ("model", "model_config")}
     metadata = {
-        "entries": {key: value for key, value in checkpoint.items() if key not in ("model", "model_config")},
+        "entries": entries,
         "model_config": checkpoint["model_config"],
         "module_prefix": any(key.startswith("module.") for key in checkpoint["model"]),
     }
+
+    def plain(value: Any) -> Any:  # of the metrics, say
+        return value.tolist() if isinstance(value, torch.Tensor) else str(value)
+
     with staged_save(output_dir) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2, default=_unknown) + "\n")
+        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2, default=plain) + "\n")
     return model
 
 
@@ -225,7 +230,3 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"`dtype` must be float32, float16 or bfloat16, but is {dtype}.")
     return dtype
-
-
-def _unknown(value: Any) -> Any:
-    return value.tolist() if isinstance(value, torch.Tensor) else str(value)  # among the metrics, say
