@@ -1,5 +1,12 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`yan-hf generate`: a text for each source of a file, and files that a killed run can go on with."""
+"""
+`yan-hf generate`: generate a text for each source.
+
+Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: source, text, length,
+length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are gathered in FILE.partial, which
+replaces FILE when all are written; until then FILE is untouched. If something fails, --resume goes on behind the last
+whole row of FILE.partial, or of FILE where there is none.
+"""
 
 import argparse
 import contextlib
@@ -9,37 +16,24 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from ..data.files import check_not_input, check_writable, iterate_column
 from ..evaluation.evaluate import generate_texts
 from .arguments import add_generation_arguments, generation_options
-from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, progress
+from .common import add_loading, load_with_tokenizer, positive, progress
 from .show_experts import expert_lines, is_coloured
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to the command line's."""
-    parser = commands.add_parser(
-        "generate",
-        help="generate a text for each source",
-        description="Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: "
-        "source, text, length, length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are "
-        "gathered in FILE.partial, which replaces FILE when all are written; until then, and where there are no "
-        "sources, FILE is untouched. If something fails, --resume goes on behind the last whole row of FILE.partial, "
-        "or of FILE where there is none.",
-    )
-    add_checkpoint(parser)
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the command's arguments."""
+    add_loading(parser)
     parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
     parser.add_argument("--column", help="the column that holds the sources (JSON Lines)")
     parser.add_argument("--output", default="-", help="file to write; - is standard output (default)")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run, and add the others")
-    parser.add_argument(
-        "--mask-marker", help="what stands for a mask in the sources, such as '<mask>'; default: nothing"
-    )
-    parser.add_argument(
-        "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
-    )
+    parser.add_argument("--mask-marker", help="what stands for a mask, such as '<mask>' (default: nothing)")
+    parser.add_argument("--special-tokens", action="store_true", help="special tokens in a source act as such")
     parser.add_argument("--batch-size", type=positive, default=32, help="rows at once (default: %(default)s)")
     parser.add_argument(
         "--show-experts",
@@ -49,9 +43,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
-    add_loading(parser)
-    add_json(parser, "no progress bar; the output is JSON Lines in any case")
-    return parser
 
 
 def run(options: argparse.Namespace):
@@ -60,20 +51,11 @@ def run(options: argparse.Namespace):
     model, tokenizer = load_with_tokenizer(options)
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
     done = _resume(partial, sources, copies) if options.resume else 0
-    name = "Standard input" if options.input == "-" else options.input
-    rows = generate_texts(
-        model,
-        tokenizer,
-        sources,
-        options.batch_size,
-        options.seed,
-        options.mask_marker,
-        not options.special_tokens,
-        done + 1,
-        f"{name}, source",
-        options.show_experts,
-        **generation_options(options),
-    )
+    choices = {name: getattr(options, name) for name in ("batch_size", "seed", "mask_marker")}
+    choices["split_special_tokens"] = not options.special_tokens
+    choices["where"] = f"{'Standard input' if options.input == '-' else options.input}, source"
+    choices["with_steps"] = options.show_experts
+    rows = generate_texts(model, tokenizer, sources, first=done + 1, **choices, **generation_options(options))
     shown = options.show_experts and options.output == "-"
     with _output(options.output, partial) as file:
         # What is written stays if a later source is refused.
@@ -84,7 +66,9 @@ def run(options: argparse.Namespace):
             file.flush()
             has_rows = True
         if not has_rows:
-            raise ValueError(f"{name} holds no sources.")  # as of a command that failed before a pipe
+            raise ValueError(
+                f"{choices['where'].removesuffix(', source')} holds no sources."
+            )  # as of a command that failed before a pipe
 
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:
@@ -114,36 +98,25 @@ def _check_output(options: argparse.Namespace) -> Path | None:
         check_not_input(output, *inputs)
         check_writable(output)
     if partial.exists() and not options.resume:
-        raise FileExistsError(
-            f"{partial} holds the rows of a run that was not finished: go on with --resume, or delete it."
-        )
+        raise FileExistsError(f"{partial} holds the rows of an unfinished run: go on with --resume, or delete it.")
     return partial
 
 
 def _resume(partial: Path, sources: Iterator[str], copies: int) -> int:
     """
-    Cuts a file of rows behind the last source whose rows are whole, and takes their sources off the others.
-
-    Returns:
-        Their number.
-
-    Raises:
-        ValueError: for rows that were not written for these sources.
+    Cuts a file of rows behind the last source whose rows are whole, and takes their sources off the others. Returns
+    their number. Raises `ValueError` for rows that were not written for these sources.
     """
     written, ends = [], [0]
     earlier = partial if partial.exists() else partial.with_suffix("")
     with earlier.open("rb") if earlier.exists() else contextlib.nullcontext([]) as file:
         for line in file:
+            if not line.endswith(b"\n"):
+                break  # the last one, cut short
             try:
                 source = json.loads(line)["source"]
             except (ValueError, KeyError, TypeError) as error:
-                if line.endswith(b"\n"):
-                    raise ValueError(
-                        f"{earlier}, row {len(ends)}, is no row of this command: --resume stops."
-                    ) from error
-                break  # the last one, cut short
-            if not line.endswith(b"\n"):
-                break
+                raise ValueError(f"{earlier}, row {len(ends)}, is no row of this command: --resume stops.") from error
             written.append(source)
             ends.append(ends[-1] + len(line))
     done = len(written) // copies
