@@ -254,7 +254,7 @@ def main():
         "renames": {kind: renames(kind) for kind in list(KINDS)[1:3]},
         "concurrent_saves": {kind: concurrent_saves(kind, options.seconds) for kind in KINDS},
         "threads": {mode: threads_sharing_a_model(mode == "training") for mode in options.modes},
-        "seeds": {name: seeded_rows(getattr(torch, name)) for name in ("float32", "bfloat16")},
+        "seeds": {name: seeded_rows(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")},
     }
     print(table(report))
     if options.output:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from research_reference import random_checkpoint
 from testing_utils import small_config
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from yan_hf import YanForConditionalGeneration, convert_research_checkpoint, export_with_code, train_tokenizer
 from yan_hf.cli.main import main
+from yan_hf.data.files import whole_file
 from yan_hf.hub.model_card import save_card
 
 
@@ -203,6 +204,22 @@ def test_resume_needs_the_same_sources(files, checkpoint, capsys):
         main(["generate", str(checkpoint), "--resume"])
 
 
+def test_an_output_that_cannot_be_made_stays(files, checkpoint, capsys, monkeypatch):
+    """No sources, as of a command that failed before a pipe; rows of something else; a file that is protected."""
+    output = files / "out.jsonl"
+    output.write_text("mine\n")
+    before = snapshot(files)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert "Standard input holds no sources" in one_line(capsys, "generate", checkpoint, "--output", output)
+    arguments = ["generate", checkpoint, "--input", files / "sources.txt", "--output", output]
+    assert "out.jsonl, row 1" in one_line(capsys, *arguments, "--resume")
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith("out.jsonl"))
+    assert "out.jsonl is protected" in one_line(capsys, *arguments)
+    with pytest.raises(PermissionError), whole_file(output) as file:
+        file.write_text("others'")
+    assert snapshot(files) == before
+
+
 def test_special_tokens_of_a_source_are_text_and_the_marker_masks(checkpoint, files, capsys, monkeypatch):
     tokenizer, asked = AutoTokenizer.from_pretrained(checkpoint), []
     generate = YanForConditionalGeneration.generate
@@ -251,12 +268,40 @@ def test_broken_files_of_a_checkpoint(checkpoint, files, capsys, name, content):
         (files / "broken").mkdir(exist_ok=True)
         (files / "broken" / path.name).write_bytes(path.read_bytes())
     (files / "broken" / name).write_bytes(content.encode("latin-1"))
-    assert "broken" in one_line(capsys, "generate", files / "broken", "--input", files / "sources.txt")
+    named = "broken, tokenizer" if name == "tokenizer.json" else "broken"
+    assert named in one_line(capsys, "generate", files / "broken", "--input", files / "sources.txt")
     if name != "tokenizer.json":
         assert "broken" in one_line(capsys, "info", files / "broken")
     if name == "generation_config.json":
         with pytest.raises((OSError, ValueError), match="generation_config.json"):
             AutoModelForSeq2SeqLM.from_pretrained(files / "broken")
+
+
+def test_a_model_of_another_type_is_refused(files, capsys):
+    """Its weights would be left aside, and random ones taken."""
+    sizes = {"vocab_size": 60, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    BartForConditionalGeneration(BartConfig(**sizes)).save_pretrained(files / "bart")
+    for command in (
+        ["info", files / "bart"],
+        ["generate", files / "bart", "--input", files / "sources.txt"],
+        ["benchmark", files / "bart"],
+        ["export", files / "bart", "--with-code", "--output", files / "new"],
+        ["export", files / "bart", "--to-research", "--output", files / "new"],
+    ):
+        assert "'bart'" in one_line(capsys, *command)
+    assert not (files / "new").exists()
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, f'{{"q": {"1" * 5000}}}'])
+def test_a_line_that_json_gives_up_on_is_named(checkpoint, files, capsys, line):
+    (files / "rows.jsonl").write_text(f'{{"q": "one"}}\n{line}\n')
+    arguments = ["--input", files / "rows.jsonl", "--column", "q", "--output", files / "out"]
+    assert "rows.jsonl, line 2" in one_line(capsys, "generate", checkpoint, *arguments)
+
+
+def test_a_row_that_cannot_be_evaluated_is_named_with_its_file(checkpoint, files, capsys):
+    (files / "rows.jsonl").write_text('{"source": "one", "target": ""}\n')
+    assert "rows.jsonl: Row 0" in one_line(capsys, "evaluate", checkpoint, "--file", files / "rows.jsonl")
 
 
 def test_files_that_are_no_text(checkpoint, files, capsys, monkeypatch):

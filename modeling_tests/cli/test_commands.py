@@ -183,6 +183,25 @@ def pairs(tmp_path):
     return path
 
 
+def test_the_choices_of_experts_are_shown_step_by_step(checkpoint, tmp_path, capsys, monkeypatch):
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("one two\n")
+    options = ["--input", source, "--show-experts", "--expert-scope", "target", "--reselect-experts"]
+    assert run(capsys, "generate", checkpoint, *options, "--output", output)[0] == 0
+    (row,) = map(json.loads, output.read_text().splitlines())
+    assert len(row["steps"]) == 3 and all(len(step) == row["length"] for step in row["steps"])
+    for step in row["steps"]:
+        assert len({expert for _, expert in step}) == 1  # the target shares its choice
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    status, shown, _ = run(capsys, "generate", checkpoint, *options)
+    lines = shown.splitlines()
+    assert status == 0 and lines[0] == "one two" and len(lines) == 4
+    assert all(line.startswith("  step ") and "\x1b[38;5;" in line for line in lines[1:])
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = run(capsys, "generate", checkpoint, *options)[1].splitlines()
+    assert plain[1].startswith(f"  step 1: [{row['steps'][0][0][1]}]") and "\x1b" not in plain[1]
+
+
 def test_evaluate(checkpoint, pairs, capsys):
     arguments = ["--file", pairs, "--seeds", 2, "--steps", 1, 3, "--metrics", "exact_match", "rouge", "--json"]
     status, output, _ = run(capsys, "evaluate", checkpoint, *arguments)

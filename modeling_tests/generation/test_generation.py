@@ -471,6 +471,9 @@ def test_stopping_criteria_cut_the_finished_text(model):
     for criterion in (MaxTimeCriteria(9.0), ConfidenceCriteria(None)):
         with pytest.raises(ValueError, match=f"{type(criterion).__name__}.*it looks at"):
             cut([criterion])
+    for criterion in (lambda ids, scores: scores[-1].max() > 0, lambda ids, scores: scores.max() > 0, lambda *_: None):
+        with pytest.raises(ValueError, match="of function, failed.*`None` for the scores"):
+            cut([criterion])
 
 
 def test_stop_strings_cut_the_finished_text():

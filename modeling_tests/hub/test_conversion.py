@@ -191,6 +191,9 @@ def test_other_files_and_fields_are_named(tmp_path):
         ({"model_config": {"beta_a": {}}}, "time_beta"),
         ({"model": {7: torch.zeros(1)}}, "7 is a key"),
         ({"model": {"decoder.lm_head.bias": [0.0]}}, "no tensor: decoder.lm_head.bias"),
+        ({"model": {"decoder.lm_head.bias": None}}, "no tensor: decoder.lm_head.bias"),
+        ({"model": {"decoder.lm_head.bias": torch.zeros(40).long()}}, "no dense .*: decoder.lm_head.bias"),
+        ({"model": {"decoder.lm_head.bias": torch.zeros(40).to_sparse()}}, "no dense .*: decoder.lm_head.bias"),
     ],
 )
 def test_odd_contents_are_named(tmp_path, change, message):

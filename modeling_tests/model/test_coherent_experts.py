@@ -209,7 +209,10 @@ def winners_of(model, batch):
 
 @pytest.mark.parametrize("anew", [False, True])
 def test_the_winner_explains_the_target_best(anew):
-    """Against every expert followed by hand from the state that the winners before have reached."""
+    """
+    Against every expert followed by hand from the state that the winners before have reached; likelihoods are those
+    among the tokens of the batch's targets.
+    """
     model = model_with("target", anew, start="noise", init_noise=0.0)
     batch = labelled()
     output = winners_of(model, batch)
@@ -227,8 +230,10 @@ def test_the_winner_explains_the_target_best(anew):
             if anew or step == 0:
                 scores = []
                 for expert in range(4):
-                    logits = model.decode(state + (1 - time) * fields[:, :, expert]).log_softmax(-1)
-                    found = logits.gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
+                    logits = model.decode(state + (1 - time) * fields[:, :, expert])
+                    ids = batch["labels"].masked_fill(~counted, model.config.mask_token_id)
+                    tokens, columns = ids.unique(return_inverse=True)
+                    found = logits[..., tokens].log_softmax(-1).gather(-1, columns[..., None])[..., 0]
                     scores.append((found * counted).sum(-1))
                 assert torch.equal(torch.stack(scores, -1).argmax(-1), choice[:, 0])
             state = state + fields.gather(2, choice[..., None, None].expand(-1, -1, 1, 32))[:, :, 0] / steps

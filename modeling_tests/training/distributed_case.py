@@ -23,11 +23,11 @@ from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration
 ROWS, WIDTH = 3, 9
 LOSS_WEIGHTS = {
     "flow": 0.1, "latent": 0.1, "token": 1.0, "gate_entropy": 0.3, "load_balance": 1.0, "mmd": 1.0, "l2": 0.2,
-    "length": 0.5,
+    "length": 0.5, "gate": 0.5, "reconstruction": 0.5,
 }  # fmt: skip
 
 
-def make_model(auto_encoding: bool = False, backbone: str = "transformer") -> torch.nn.Module:
+def make_model(auto_encoding: bool = False, backbone: str = "transformer", **fields) -> torch.nn.Module:
     torch.manual_seed(0)
     config = YanConfig(
         vocab_size=50,
@@ -43,6 +43,7 @@ def make_model(auto_encoding: bool = False, backbone: str = "transformer") -> to
         flow_backbone=backbone,
         loss_weights=LOSS_WEIGHTS,
         experts_implementation="eager",
+        **fields,
     )
     return (YanForAutoEncoding if auto_encoding else YanForConditionalGeneration)(config).train()
 
@@ -88,8 +89,10 @@ def rows_of(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, t
     return batch if size == 1 else {name: value[rank * ROWS : (rank + 1) * ROWS] for name, value in batch.items()}
 
 
-def loss_and_gradients(auto_encoding: bool, backbone: str, max_points: int, rank: int, size: int) -> dict:
-    model = make_model(auto_encoding, backbone)
+def loss_and_gradients(
+    auto_encoding: bool, backbone: str, max_points: int, fields: dict, rank: int, size: int
+) -> dict:
+    model = make_model(auto_encoding, backbone, **fields)
     wrapped = DistributedDataParallel(model) if size == 2 else model
     batch = rows_of(joined_batch(), rank, size)
     with draws_by_row(rank, size), patch("yan_hf.losses.mmd_loss.__defaults__", _defaults(max_points)):
@@ -110,9 +113,11 @@ def _defaults(max_points: int) -> tuple:
     return tuple(max_points if value == 2_000 else value for value in mmd_loss.__defaults__)
 
 
-def train_sharded(folder: Path, rank: int, size: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def train_sharded(
+    folder: Path, rank: int, size: int, **fields
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Three steps of AdamW, sharded by FSDP2 on two processes, and what is written around them; saves the model."""
-    model = make_model()
+    model = make_model(**fields)
     if size == 2:
         for layer in [*model.model.encoder.layers, *model.model.flow.layers]:
             fully_shard(layer)
@@ -151,11 +156,15 @@ def written(model, rank: int, size: int) -> torch.Tensor:
     return torch.cat(both)
 
 
+BLOCK = {"expert_scope": "block", "routing_block_size": 3}
+ANEW = {"expert_scope": "target", "reselect_experts": True, "start_state": "stretched"}
 CASES = {
-    "full": (False, "transformer", 2_000),
-    "full, few points": (False, "transformer", 20),
-    "mamba": (False, "mamba", 2_000),
-    "auto-encoder": (True, "transformer", 2_000),
+    "full": (False, "transformer", 2_000, {}),
+    "full, few points": (False, "transformer", 20, {}),
+    "mamba": (False, "mamba", 2_000, {}),
+    "auto-encoder": (True, "transformer", 2_000, {}),
+    "winners of blocks": (False, "transformer", 2_000, BLOCK),
+    "winners of targets, anew": (False, "mamba", 2_000, ANEW),
 }
 
 
@@ -163,7 +172,8 @@ def main(folder: Path):
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     results = {name: loss_and_gradients(*case, rank, size) for name, case in CASES.items()}
-    results["sharded"] = train_sharded(folder, rank, size)
+    results["sharded"] = train_sharded(folder / "drawn", rank, size)
+    results["sharded, winners"] = train_sharded(folder / "winners", rank, size, **ANEW)
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_case import (
+    ANEW,
     CASES,
     draws_by_row,
     joined_batch,
@@ -55,14 +56,17 @@ def test_two_processes_equal_one_on_the_joined_batch(results, case):
         torch.testing.assert_close(double["gradients"][name], value, rtol=1e-5, atol=1e-5, msg=f"{case}: {name}")
 
 
-def test_fsdp_trains_and_saves_what_one_process_does(results):
+@pytest.mark.parametrize(
+    ("name", "folder_name", "fields"), [("sharded", "drawn", {}), ("sharded, winners", "winners", ANEW)]
+)
+def test_fsdp_trains_and_saves_what_one_process_does(results, name, folder_name, fields):
     """Three steps sharded by FSDP2 and saved load on one process, with the weights of three steps on one process.
     Sharded models also write what whole ones do, before the first step and after the last."""
-    states, folder = results
-    single, texts = train_sharded(folder, rank=0, size=1)
-    state, sharded_texts = states["sharded"]
-    for name, ids in texts.items():
-        assert torch.equal(sharded_texts[name], ids), name
+    states, folder = results[0], results[1] / folder_name
+    single, texts = train_sharded(folder, rank=0, size=1, **fields)
+    state, sharded_texts = states[name]
+    for when, ids in texts.items():
+        assert torch.equal(sharded_texts[when], ids), when
     loaded = YanForConditionalGeneration.from_pretrained(folder / "sharded").state_dict()
     assert loaded.keys() == single.keys()
     for name, value in single.items():

@@ -22,6 +22,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerState,
+    TrainingArguments,
 )
 
 from yan_hf import (
@@ -230,7 +231,6 @@ def test_what_the_model_cannot_take_stops_before_training(tmp_path):
 @pytest.mark.parametrize("cls", [YanTrainer, Seq2SeqTrainer])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_arguments_that_would_fail_after_hours_are_refused_at_construction(tmp_path, cls, adapted):
-    """Seq2SeqTrainer itself knows nothing of YAN; the callback sees its arguments."""
     refused = {
         "label_smoothing_factor": 0.1,
         "generation_num_beams": 4,
@@ -238,13 +238,21 @@ def test_arguments_that_would_fail_after_hours_are_refused_at_construction(tmp_p
         "generation_config": GenerationConfig(num_beams=2),
     }
     for name, value in refused.items():
-        if name == "generation_config" and cls is Seq2SeqTrainer:
-            continue  # it is set after the callbacks were called
         model = get_peft_model(small_model(), LoraConfig(target_modules="all-linear")) if adapted else small_model()
         with pytest.raises(ValueError, match="num_beams" if name == "generation_config" else name):
-            trainer(tmp_path, model, cls, predict_with_generate=True, callbacks=[LossTermsCallback()], **{name: value})
+            trainer(tmp_path, model, cls, predict_with_generate=True, **{name: value})
     trainer(tmp_path, cls=cls, predict_with_generate=True, generation_num_beams=1, generation_max_length=24)
     trainer(tmp_path, YanForAutoEncoding(small_model().config), cls, generation_max_length=500)
+
+
+@pytest.mark.parametrize("cls", [YanForAutoEncoding, YanForConditionalGeneration])
+def test_smoothing_by_a_plain_trainer_is_refused_at_construction(tmp_path, cls):
+    """It keeps the labels from the model: something else than YAN's loss would be trained, and evaluated."""
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="label_smoothing_factor=0.1"):
+        Trainer(cls(small_model().config), arguments)
+    with pytest.raises(ValueError, match="label_smoothing_factor=0.1"):
+        Trainer(args=arguments, model_init=lambda: cls(small_model().config))
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])

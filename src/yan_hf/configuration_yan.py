@@ -59,9 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "num_experts": 4,
         "init_noise": 1.0,
-        "loss_weights": {
-            name: float(name not in ("length", "gate", "reconstruction")) for name in DEFAULT_LOSS_WEIGHTS
-        },
+        "loss_weights": dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 1.0) | {"length": 0.0, "gate": 0.0, "reconstruction": 0.0},
     },
 }
 
@@ -77,6 +75,7 @@ AUTO_MAP = {
 _OTHER_FIELDS = {*vars(PreTrainedConfig()), *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"} | {
     "model_type", "quantization_config", "experts_implementation", "attn_implementation", "_commit_hash",
     "name_or_path", "transformers_weights", "use_cache",
+    "velocity_field", "detach_target_latents",  # of version 0.1; see `__post_init__`
 }  # fmt: skip
 
 
@@ -105,84 +104,77 @@ class YanConfig(PreTrainedConfig):
     what is accepted.
 
     Args:
-        vocab_size (`int`): Number of tokens `V`.
-        hidden_size (`int`): Width `d` of the latents. Even (the time embedding has a sine and a cosine half).
-        num_attention_heads (`int`): Attention heads; must divide `hidden_size`.
-        attention_bias (`bool`): Whether the query, key and value projections have a bias.
-        feed_forward_multiplier (`int`): Inner width of every feed-forward network and of every expert, in units of
-            `hidden_size`.
-        max_position_embeddings (`int`): The longest source and the longest target, in tokens.
-        num_extra_positions (`int`): Rows of the position table beyond `max_position_embeddings`. Converted research
-            checkpoints have one; it is never read.
-        encoder_layers (`int`): Blocks of the encoder.
-        flow_layers (`int`): Blocks of the flow trunk.
-        decoder_layers (`int`): Residual blocks of the position-wise decoder; may be 0.
-        cross_attention_layers (`list[int]`, *optional*): Indices of the flow blocks with cross-attention to the
-            source; `None` means all of them.
-        encoder_backbone (`str`): `"transformer"` or `"mamba"`.
-        flow_backbone (`str`): `"transformer"` or `"mamba"`.
-        mamba_state_size (`int`): State size of the Mamba mixer.
-        mamba_conv_kernel (`int`): Width of its causal convolution.
-        mamba_expand (`int`): Its expansion factor.
-        mamba_ff_multiplier (`int`): Feed-forward width multiplier of Mamba blocks.
-        mamba_implementation (`str`): How the selective scan and the causal convolution are computed: `"torch"`, on
-            any device; `"cuda"`, by the kernels of mamba-ssm and causal-conv1d, an error without them; `"auto"`, by
-            those kernels where they are installed and the tensors are on a CUDA device, except under `torch.compile`.
-        mamba_padding (`str`): `"exact"`: each row is scanned within its own real tokens, so that padding changes
-            nothing. `"research"`: the whole padded row is scanned, and reversed by a plain flip, as in the research
-            code, for converted checkpoints; a row's result then depends on its padding. Rows without padding are the
-            same in both.
-        num_experts (`int`): Number `K` of expert vector fields; 1 is plain flow matching.
-        gate_temperature (`float`): The gate's logits are divided by it.
-        gate_dim_multiplier (`int`): Inner width of the gate, in units of `hidden_size`.
-        expert_scope (`str`): Whose tokens share one choice of expert. `"token"`: each target token's own, drawn from
-            the gate, in training too, as published. `"block"`: those of `routing_block_size` real tokens. `"target"`:
-            all of the target. In the last two training follows the expert that explains a block's true tokens best
-            (its winner), and the gate learns to name it.
-        reselect_experts (`bool`): Whether experts are chosen anew at every solver step, from the state reached so far,
-            instead of once at t = 0: `S` steps then can tell up to `K^S` texts apart.
-        winner_prior (`float`): How much the gate's own opinion counts when the winner is found: its log-probability
-            is added to the target's log-likelihood with this weight. 0 lets experts divide the texts by what explains
-            them; at 1, full expectation-maximisation, one expert tends to take all.
-        start_state (`str`): Where the flow starts. `"noise"`: from noise alone, as published. `"stretched"`: from the
-            source's latents, stretched over the target's canvas and mapped linearly, plus noise.
-        expert_sigma (`float`): Standard deviation `σ` of each expert's normal density.
-        routing (`str`): `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first
-            agree on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
-            arXiv 2605.30876). It holds in training, where the mixture's weights are restricted too, and in
-            `generate`, which can override this field and the next four.
-        routing_block_size (`int`, *optional*): Real target tokens of a block; `None` is the whole target.
-        routing_top_k (`int`, *optional*): A token votes for its so many likeliest experts; `None`: for all of them.
-        core_threshold (`float`): The core set is the smallest set of most voted-for experts whose share of the votes
-            exceeds it. 1 keeps every expert, which is token routing; 0 keeps the first alone.
-        min_experts (`int`): The core set has at least so many experts.
-        init_noise (`float`): Scale of the initial state `z0`. The flow reads the sum of state and position: noise much
-            louder than the position table hides from the first step which position it is at.
-        latent_noise (`float`): Upper end of the noise scale added to the encoder's output in training.
-        time_beta (`list[float]`): `(a, b)` of the Beta distribution that the training times are drawn from.
-        solver_steps (`int`): Euler steps of the solver that the latent and token terms unroll in training, and the
-            default of `generate`. (The research code counts grid points: one more.)
-        loss_weights (`dict[str, float]`): Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
-        label_smoothing (`float`): Label smoothing of the token term.
-        loss_reduction (`str`): What the training loss of a batch over several processes is. `"global"`: that of the
-            joined batch, gradients included: token counts, the gate's mean (load balance) and the latents (MMD) are
-            exchanged, so that all processes must compute their losses together. `"local"`: each process's own.
-        detach_length_head (`bool`): Whether the length term leaves the encoder's weights alone.
-        length_head_trained (`bool`): Whether the length head means anything. Converted research checkpoints start
-            without one: then `generate` asks for `target_lengths`. Training with a weight on the length term sets it.
-        frozen_parts (`list[str]`): Parts that are not trained and that run in eval mode while the rest trains, of
-            `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"`, `"position_embeddings"`.
-        hidden_act (`str`): Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
-        hidden_dropout (`float`): Dropout after the attention and feed-forward sub-layers.
-        attention_dropout (`float`): Dropout on the attention weights.
-        embedding_dropout (`float`): Dropout on the source's embeddings, tokens and positions together.
-        layer_norm_eps (`float`): Epsilon of every layer normalisation.
-        initializer_range (`float`): Standard deviation of the initial weights.
-        embedding_scale (`float`): Amplitude of the sinusoids that the position table starts with; the token table
-            starts with normal numbers of the same root mean square.
-        pad_token_id, bos_token_id, eos_token_id, mask_token_id (`int`, *optional*): Special tokens. The defaults are
-            those of `yan-hf train-tokenizer`.
-        tie_word_embeddings (`bool`): Whether the vocabulary head shares the token table's weight.
+        vocab_size: Number of tokens `V`.
+        hidden_size: Width `d` of the latents. Even (the time embedding has a sine and a cosine half).
+        num_attention_heads: Attention heads; must divide `hidden_size`.
+        attention_bias: Whether the query, key and value projections have a bias.
+        feed_forward_multiplier: Inner width of feed-forward networks and experts, in units of `hidden_size`.
+        max_position_embeddings: The longest source and the longest target, in tokens.
+        num_extra_positions: Further rows of the position table, never read; converted research checkpoints have one.
+        encoder_layers, flow_layers: Blocks of the encoder, and of the flow trunk.
+        decoder_layers: Residual blocks of the position-wise decoder; may be 0.
+        cross_attention_layers: Indices of the flow blocks with cross-attention to the source; `None`: all of them.
+        encoder_backbone, flow_backbone: `"transformer"` or `"mamba"`.
+        mamba_state_size, mamba_conv_kernel, mamba_expand: Of the Mamba mixer: state size, width of the causal
+            convolution, and expansion factor.
+        mamba_ff_multiplier: Feed-forward width multiplier of Mamba blocks.
+        mamba_implementation: How the selective scan and the causal convolution are computed: `"torch"`, on any device;
+            `"cuda"`, by the kernels of mamba-ssm and causal-conv1d, an error without them; `"auto"`, by those kernels
+            where they are installed and the tensors are on a CUDA device, except under `torch.compile`.
+        mamba_padding: `"exact"`: each row is scanned within its own real tokens, so that padding changes nothing.
+            `"research"`: as in the research code, for converted checkpoints: the whole padded row is scanned, and
+            reversed by a plain flip, so that a row's result depends on its padding.
+        num_experts: Number `K` of expert vector fields; 1 is plain flow matching.
+        gate_temperature: The gate's logits are divided by it.
+        gate_dim_multiplier: Inner width of the gate, in units of `hidden_size`.
+        expert_scope: Whose tokens share one choice of expert. `"token"`: each target token's own, drawn from the gate,
+            in training too, as published. `"block"`: those of `routing_block_size` real tokens. `"target"`: all of the
+            target. In the last two training follows the expert that explains a block's true tokens best (its winner),
+            and the gate learns to name it.
+        reselect_experts: Whether experts are chosen anew at every solver step, from the state reached so far, instead
+            of once at t = 0: `S` steps then can tell up to `K^S` texts apart.
+        winner_prior: Weight of the gate's own log-probability beside the target's log-likelihood when the winner is
+            found. 0 lets experts divide the texts by what explains them; at 1, full expectation-maximisation, one
+            expert tends to take all.
+        start_state: Where the flow starts. `"noise"`: from noise alone, as published. `"stretched"`: from the source's
+            latents, stretched over the target's canvas and mapped linearly, plus noise.
+        expert_sigma: Standard deviation `σ` of each expert's normal density.
+        routing: `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first agree
+            on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
+            arXiv 2605.30876), in training, where the mixture's weights are restricted too, and in `generate`, which
+            can override this field and the next four.
+        routing_block_size: Real target tokens of a block; `None` is the whole target.
+        routing_top_k: A token votes for its so many likeliest experts; `None`: for all of them.
+        core_threshold: The core set is the smallest set of most voted-for experts whose share of the votes exceeds it.
+            1 keeps every expert, which is token routing; 0 keeps the first alone.
+        min_experts: The core set has at least so many experts.
+        init_noise: Scale of the initial state `z0`. The flow reads the sum of state and position: noise much louder
+            than the position table hides from the first step which position it is at.
+        latent_noise: Upper end of the noise scale added to the encoder's output in training.
+        time_beta: `(a, b)` of the Beta distribution that the training times are drawn from.
+        solver_steps: Euler steps of the solver that the latent and token terms unroll in training, and the default of
+            `generate`. (The research code counts grid points: one more.)
+        loss_weights: Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
+        label_smoothing: Label smoothing of the token term.
+        loss_reduction: What the training loss of a batch over several processes is. `"global"`: that of the joined
+            batch, gradients included: token counts, the gate's mean and the latents of the MMD are exchanged, so that
+            all processes must compute their losses together. `"local"`: each process's own.
+        detach_length_head: Whether the length term leaves the encoder's weights alone.
+        length_head_trained: Whether the length head means anything. Converted research checkpoints start without one:
+            then `generate` asks for `target_lengths`. Training with a weight on the length term sets it.
+        frozen_parts: Parts that are not trained and run in eval mode while the rest trains, of `"encoder"`, `"flow"`,
+            `"decoder"`, `"token_embeddings"`, `"position_embeddings"`.
+        hidden_act: Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
+        hidden_dropout: Dropout after the attention and feed-forward sub-layers.
+        attention_dropout: Dropout on the attention weights.
+        embedding_dropout: Dropout on the source's embeddings, tokens and positions together.
+        layer_norm_eps: Epsilon of every layer normalisation.
+        initializer_range: Standard deviation of the initial weights.
+        embedding_scale: Amplitude of the sinusoids that the position table starts with; the token table starts with
+            normal numbers of the same root mean square.
+        pad_token_id, bos_token_id, eos_token_id, mask_token_id: Special tokens, by default those of
+            `yan-hf train-tokenizer`.
+        tie_word_embeddings: Whether the vocabulary head shares the token table's weight.
 
     Example:
 
@@ -196,18 +188,9 @@ class YanConfig(PreTrainedConfig):
 
     model_type = "yan"
     keys_to_ignore_at_inference = [
-        "loss_terms",
-        "last_hidden_state",
-        "encoder_last_hidden_state",
-        "velocity",
-        "expert_fields",
-        "gate_logits",
-        "expert_indices",
-        "expert_scores",
-        "latents",
-        "target_latents",
-        "length_logits",
-    ]
+        "loss_terms", "last_hidden_state", "encoder_last_hidden_state", "velocity", "expert_fields", "gate_logits",
+        "expert_indices", "expert_scores", "latents", "target_latents", "length_logits",
+    ]  # fmt: skip
     attribute_map = {
         "d_model": "hidden_size",
         "num_hidden_layers": "flow_layers",
@@ -217,10 +200,7 @@ class YanConfig(PreTrainedConfig):
         "num_local_experts": "num_experts",
     }
     # A plan here would be merged into every stack that shares this flat configuration, under doubled prefixes.
-    base_model_tp_plan = {}
-    base_model_ep_plan = {}
-    base_model_pp_plan = {}
-    base_model_fsdp_plan = {}
+    base_model_tp_plan, base_model_ep_plan, base_model_pp_plan, base_model_fsdp_plan = {}, {}, {}, {}
 
     vocab_size: int = _count(default=32_000)
     hidden_size: int = interval(min=4)(default=512)
@@ -304,7 +284,8 @@ class YanConfig(PreTrainedConfig):
         self._check_layers()
         self._check_lists()
         self._check_routing()
-        self._check_special_tokens()
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
+            self._check_range(name, getattr(self, name), 0, self.vocab_size - 1, "vocab_size")
 
     def _check_layers(self):
         for name in ("encoder_backbone", "flow_backbone"):
@@ -313,17 +294,11 @@ class YanConfig(PreTrainedConfig):
         if self.hidden_size % 2:
             raise ValueError(f"`hidden_size={self.hidden_size}` must be even: the time embedding has two halves.")
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`num_attention_heads` must divide `hidden_size`, but {self.num_attention_heads} does not divide "
-                f"{self.hidden_size}."
-            )
+            numbers = f"{self.num_attention_heads} does not divide {self.hidden_size}"
+            raise ValueError(f"`num_attention_heads` must divide `hidden_size`, but {numbers}.")
         indices = self.cross_attention_layers
         for index in indices:
-            if not 0 <= index < self.flow_layers:
-                raise ValueError(
-                    f"`cross_attention_layers` names flow blocks by index, 0 to {self.flow_layers - 1} with "
-                    f"`flow_layers={self.flow_layers}`, but contains {index}."
-                )
+            self._check_range("cross_attention_layers", index, 0, self.flow_layers - 1, "flow_layers")
         if len(set(indices)) != len(indices):
             raise ValueError(f"`cross_attention_layers` must not repeat an index, but is {indices}.")
 
@@ -340,36 +315,25 @@ class YanConfig(PreTrainedConfig):
 
     def _check_routing(self):
         if self.routing_block_size is not None and self.routing_block_size < 1:
-            raise ValueError(
-                f"`routing_block_size` must be at least 1, or `None` for the whole target, but is "
-                f"{self.routing_block_size}."
-            )
+            size = self.routing_block_size
+            raise ValueError(f"`routing_block_size` must be at least 1, or `None`, the whole target, but is {size}.")
         if self.expert_scope == "block" and self.routing_block_size is None:
             raise ValueError(
                 '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
                 '`expert_scope="target"`.'
             )
         for name in ("routing_top_k", "min_experts"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= self.num_experts:
-                raise ValueError(
-                    f"`{name}` must be in 1 to {self.num_experts} with `num_experts={self.num_experts}`, but is "
-                    f"{value}."
-                )
+            self._check_range(name, getattr(self, name), 1, self.num_experts, "num_experts")
 
-    def _check_special_tokens(self):
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ValueError(
-                    f"`{name}` must be a token of the vocabulary, 0 to {self.vocab_size - 1} with "
-                    f"`vocab_size={self.vocab_size}`, but is {value}."
-                )
+    def _check_range(self, name: str, value: int | None, lowest: int, highest: int, other: str):
+        if value is not None and not lowest <= value <= highest:
+            limits = f"{lowest} to {highest} with `{other}={getattr(self, other)}`"
+            raise ValueError(f"`{name}` must be in {limits}, but is {value}.")
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
         """
-        As in the base class, and a process killed meanwhile leaves the old file. Where there is an `auto_map`, the
-        modules that it names are written too; entries whose module is not at hand are left out.
+        As in the base class, and a process killed meanwhile leaves the old file. The modules that an `auto_map` names
+        are written too; entries whose module is not at hand are left out.
         """
         kept = getattr(self, "auto_map", None)
         with staged_save(save_directory) as folder:
@@ -397,15 +361,8 @@ class YanConfig(PreTrainedConfig):
     @classmethod
     def from_preset(cls, name: str, **fields: Any) -> "YanConfig":
         """
-        A configuration by name, with fields of your own on top.
-
-        Args:
-            name: `"default"`, what measured best here, or `"paper"`, the published sizes and every term of the paper's
-                loss with the same weight.
-            fields: Fields that replace the preset's.
-
-        Raises:
-            ValueError: for an unknown name, and for invalid fields.
+        A configuration by name, with fields of your own on top: `"default"`, what measured best here, or `"paper"`,
+        the published sizes and every term of the paper's loss with the same weight. Else raises `ValueError`.
         """
         if name not in PRESETS:
             raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, but is {name!r}.")
@@ -419,9 +376,8 @@ class YanConfig(PreTrainedConfig):
     @intermediate_size.setter
     def intermediate_size(self, size: int):
         if size % self.hidden_size:
-            raise ValueError(
-                f"`intermediate_size` must be a multiple of `hidden_size={self.hidden_size}`, but is {size}."
-            )
+            width = self.hidden_size
+            raise ValueError(f"`intermediate_size` must be a multiple of `hidden_size={width}`, but is {size}.")
         self.feed_forward_multiplier = size // self.hidden_size
 
 

@@ -16,12 +16,7 @@ from torch import nn
 
 
 class LossGroup:
-    """
-    The processes that share a batch. All of them have to compute the loss at the same time.
-
-    Args:
-        group: A process group; by default all processes.
-    """
+    """The processes of a group, by default all, that share a batch and compute its loss at the same time."""
 
     def __init__(self, group: "dist.ProcessGroup | None" = None):
         self.group = group
@@ -40,15 +35,19 @@ class LossGroup:
         return all_reduce(values, group=self.group or dist.group.WORLD)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """
-        Rows of all processes in their order, `(n, ...)` → `(size · n, ...)`; gradients flow back to each.
-
-        Every process must have the same number of rows.
-        """
+        """Rows of all processes, as many of each, in order, `(n, ...)` → `(size · n, ...)`, with gradients to each."""
         # A sum of rows that only one process fills: backends without a reduce-scatter have its gradient too.
         slots = values.new_zeros(self.size, *values.shape)
         slots[self.rank] = values
         return self.sum(slots).flatten(0, 1)
+
+    def union(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The distinct tokens of all processes, sorted, from each one's own, `(n,)`."""
+        padded = tokens[:1].repeat(self.largest(len(tokens), tokens.device))
+        padded[: len(tokens)] = tokens
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat(parts).unique()
 
     def largest(self, count: int, device: torch.device) -> int:
         """The largest of the processes' counts."""
@@ -59,26 +58,20 @@ class LossGroup:
 
 def loss_group(model: nn.Module) -> LossGroup | None:
     """
-    The group over which a model's training loss is joined, `None` where each process stands for itself.
-
-    Only in training: evaluation may run on one process. Not under tensor parallelism, where the processes hold the
-    same rows.
+    The group over which a model's training loss is joined, `None` where each process stands for itself: in evaluation,
+    which may run on one process, and under tensor parallelism, where the processes hold the same rows.
     """
-    if model.config.loss_reduction != "global" or not (model.training and torch.is_grad_enabled()):
+    is_joined = model.config.loss_reduction == "global" and model.training and torch.is_grad_enabled()
+    if not is_joined or (getattr(model, "_tp_size", None) or 1) > 1:
         return None
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return None
-    if (getattr(model, "_tp_size", None) or 1) > 1:
-        return None
-    return LossGroup()
+    is_spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return LossGroup() if is_spread else None
 
 
 def run_whole(model: nn.Module, name: str) -> None:
     """
-    Lets a method of a model that FSDP2 shards run with whole weights: as the model's forward, its layers gathered too.
-
-    `generate` uses layers otherwise than through their forward, where FSDP2 gathers a layer's weights. All processes
-    have to call the method together.
+    Lets a method of a model that FSDP2 shards run with whole weights: as the model's forward, its layers gathered too,
+    since `generate` does not use all layers through their forward. All processes have to call the method together.
     """
     if name in vars(model) or not (dist.is_available() and dist.is_initialized()):
         return

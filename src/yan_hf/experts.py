@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 
 from .configuration_yan import YanConfig
-from .layers import KERNELS, apply_linear, linear, linear_gelu
+from .layers import KERNELS, apply_linear, linear, linear_gelu, positions_from_mask
 
 
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
@@ -36,12 +36,10 @@ class YanRoutedExperts(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of the chosen experts: `(T, d)`, `(T, k)`, `(T, k)` → `(T, d)`. The eager implementation."""
         output = torch.zeros_like(hidden_states)
-        expert_of_slot = top_k_index.flatten()
-        slots = expert_of_slot.argsort(stable=True)
+        slots = top_k_index.flatten().argsort(stable=True)
         # Under expert parallelism, indices past the last expert are another rank's.
-        counts = torch.bincount(expert_of_slot, minlength=self.num_experts).tolist()[: self.num_experts]
-        tokens = slots // top_k_index.shape[-1]
-        weights = top_k_weights.flatten()[slots, None]
+        counts = torch.bincount(top_k_index.flatten(), minlength=self.num_experts).tolist()[: self.num_experts]
+        tokens, weights = slots // top_k_index.shape[-1], top_k_weights.flatten()[slots, None]
         start = 0
         for expert, count in enumerate(counts):
             if count == 0:
@@ -101,28 +99,26 @@ class YanExperts(YanRoutedExperts):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """
-        As the eager implementation, in shapes that do not depend on the choice: nothing waits for the device.
-
-        An expert's tokens fill blocks of one size, the last one with zeros. Whatever the choice, `T·k / size + K`
-        blocks are enough; each is multiplied by its expert's weights.
+        As the eager implementation, in shapes that do not depend on the choice: nothing waits for the device. An
+        expert's tokens fill blocks of one size, the last one with zeros; `T·k / size + K` blocks are always enough.
         """
         num_tokens, k = top_k_index.shape
-        # Of all experts, also where this module holds a part of them: the same shapes give the same bits.
-        all_experts = self.config.num_experts
+        all_experts = self.config.num_experts  # also where this module holds a part: the same shapes, the same bits
         size = 8 * max(1, -(-num_tokens * k // (8 * all_experts)))
         num_blocks = num_tokens * k // size + all_experts
         # Under expert parallelism, indices past the last expert are another rank's.
         top_k_weights = top_k_weights * (top_k_index < self.num_experts)
         experts, order = top_k_index.flatten().clamp(max=self.num_experts - 1).sort(stable=True)
-        places = torch.arange(len(experts), device=experts.device)
-        counts = (experts[:, None] == torch.arange(self.num_experts, device=experts.device)).sum(dim=0)
+        arange = partial(torch.arange, device=experts.device)
+        counts = (experts[:, None] == arange(self.num_experts)).sum(dim=0)
         padded = (counts + size - 1) // size * size
         ends = padded.cumsum(0)
-        places = places + ((ends - padded) - (counts.cumsum(0) - counts))[experts]  # of the sorted in the blocks
+        # Of the sorted in the blocks.
+        places = arange(len(experts)) + ((ends - padded) - (counts.cumsum(0) - counts))[experts]
         blocks = hidden_states.new_zeros(num_blocks * size, hidden_states.shape[-1])
         blocks = blocks.index_copy(0, places, hidden_states[order // k]).view(num_blocks, size, -1)
-        starts = torch.arange(num_blocks, device=ends.device) * size
-        expert = torch.searchsorted(ends, starts, right=True).clamp(max=self.num_experts - 1)  # of each block
+        expert = torch.searchsorted(ends, arange(num_blocks) * size, right=True)  # of each block
+        expert = expert.clamp(max=self.num_experts - 1)
         inner = self.act_fn(torch.bmm(blocks, self.up_proj[expert].mT) + self.up_proj_bias[expert, None])
         fields = torch.bmm(inner, self.down_proj[expert].mT) + self.down_proj_bias[expert, None]
         fields = fields.flatten(0, 1)[places[order.argsort()]].view(num_tokens, k, -1)
@@ -154,9 +150,7 @@ def _all_by_index(routed: Callable, hidden_states: torch.Tensor, num_experts: in
 def expert_fields(experts: nn.Module, routed: Callable, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
     """
     Every expert's field, `(T, d)` → `(T, K, d)`, by a call of the module, where adapters and parallelism hook in.
-
-    Where weights are spread over ranks, `routed` is called instead: it takes indices, which is all that those hooks
-    know.
+    Where weights are spread over ranks, `routed` is called instead: those hooks know indices alone.
     """
     if any(isinstance(parameter, DTensor) for parameter in experts.parameters()):
         return _all_by_index(routed, hidden_states, num_experts)
@@ -165,10 +159,8 @@ def expert_fields(experts: nn.Module, routed: Callable, hidden_states: torch.Ten
 
 class YanGate(nn.Module):
     """
-    Gate over the experts, per target token.
-
-    `[r ; pooled source ; time embedding]`, width `3d` → `Linear(3d, m·d) → GELU → Linear(m·d, K)`, divided by the
-    gate's temperature.
+    Gate over the experts, per target token: `[r ; pooled source ; time embedding]`, width `3d` → `Linear(3d, m·d) →
+    GELU → Linear(m·d, K)`, divided by the gate's temperature.
     """
 
     def __init__(self, config: YanConfig):
@@ -182,18 +174,11 @@ class YanGate(nn.Module):
         self, hidden_states: torch.Tensor, pooled_source: torch.Tensor, time_embedding: torch.Tensor
     ) -> torch.Tensor:
         """
-        Args:
-            hidden_states: The trunk's result `r`, `(B, Ly, d)`.
-            pooled_source: Masked mean of the source's latents, `(B, d)`.
-            time_embedding: `(B or 1, d)`.
-
-        Returns:
-            Logits `(B, Ly, K)`, already divided by the temperature.
+        Of the trunk's result `r` `(B, Ly, d)`, the masked mean of the source's latents `(B, d)` and the time embedding
+        `(B or 1, d)`: logits `(B, Ly, K)`, already divided by the temperature.
         """
-        shape = hidden_states.shape
-        features = torch.cat(
-            [hidden_states, pooled_source[:, None].expand(shape), time_embedding[:, None].expand(shape)], dim=-1
-        )
+        others = (values[:, None].expand_as(hidden_states) for values in (pooled_source, time_embedding))
+        features = torch.cat([hidden_states, *others], dim=-1)
         return self.down_proj(nn.functional.gelu(apply_linear(self.up_proj, features))) / self.temperature
 
 
@@ -215,11 +200,8 @@ class YanExpertRoutes(nn.Module):
 
 def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    Log-probabilities of the experts, at least float32.
-
-    Args:
-        gate_logits: `(B, Ly, K)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens; padding gets the uniform distribution.
+    Log-probabilities of the experts, at least float32, from logits `(B, Ly, K)`; padding, 0 in the mask `(B, Ly)`,
+    gets the uniform distribution.
     """
     logits = gate_logits.to(torch.promote_types(gate_logits.dtype, torch.float32))
     # Equal logits are the uniform distribution.
@@ -230,16 +212,8 @@ def choose_experts(
     log_probs: torch.Tensor, uniform: torch.Tensor | None = None, temperature: float = 1.0
 ) -> torch.Tensor:
     """
-    One expert per target token.
-
-    Args:
-        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
-        uniform: Uniform noise of the same shape, for a draw from the categorical distribution by the Gumbel-max
-            trick; `None` takes the most probable expert.
-        temperature: Divides the log-probabilities before the draw; below 1 sharpens the gate.
-
-    Returns:
-        Expert indices `(B, Ly)`, int64.
+    One expert per target token, `(B, Ly)`, int64, from their log-probabilities `(B, Ly, K)`: the most probable one, or
+    with uniform noise of the same shape a draw by the Gumbel-max trick. A temperature below 1 sharpens the gate.
     """
     if uniform is None:
         return log_probs.argmax(dim=-1)
@@ -255,22 +229,14 @@ class RoutingOptions:
 
     Tokens are put into blocks, and a block agrees: on the experts that its tokens may choose from (its core set, with
     `routing="block"`), and, with a `scope` beyond the token, on one choice for all of them, a core set of one.
-
-    Args:
-        routing: `"token"` or `"block"`.
-        block_size: Real target tokens of a block; `None` is the whole target.
-        top_k: Experts that a token votes for; `None` is all of them.
-        core_threshold: Share of the votes that a core set has to exceed.
-        min_experts: Least size of a core set.
-        scope: Whose tokens share one choice: `"token"`, `"block"` or `"target"`.
     """
 
-    routing: str = "token"
-    block_size: int | None = None
-    top_k: int | None = None
-    core_threshold: float = 1.0
-    min_experts: int = 1
-    scope: str = "token"
+    routing: str = "token"  # or "block"
+    block_size: int | None = None  # real target tokens of a block; `None` is the whole target
+    top_k: int | None = None  # experts that a token votes for; `None` is all of them
+    core_threshold: float = 1.0  # share of the votes that a core set has to exceed
+    min_experts: int = 1  # least size of a core set
+    scope: str = "token"  # whose tokens share one choice: or "block", or "target"
 
     @classmethod
     def from_config(cls, config: Any) -> "RoutingOptions":
@@ -296,38 +262,34 @@ def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torc
     """
     if block_size is None:
         return torch.zeros_like(attention_mask, dtype=torch.long)
-    places = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-    return places // block_size
+    return positions_from_mask(attention_mask) // block_size
+
+
+def _block_sums(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+    """The sum over the real tokens of each of a canvas's `N` blocks: `(B, Ly, K)` → `(B, N, K)`."""
+    values = values.masked_fill(~attention_mask.bool()[..., None], 0)
+    blocks = block_of_token(attention_mask, block_size)[..., None].expand_as(values)
+    num_blocks = RoutingOptions(block_size=block_size).num_blocks(values.shape[1])
+    return values.new_zeros(values.shape[0], num_blocks, values.shape[2]).scatter_add(1, blocks, values)
 
 
 def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
     """The sum over each block's real tokens, given to every token of the block: `(B, Ly, K)` → `(B, Ly, K)`."""
-    values = values.masked_fill(~attention_mask.bool()[..., None], 0.0)
     if block_size is None:
-        return values.sum(dim=1, keepdim=True).expand_as(values)
+        return values.masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=1, keepdim=True).expand_as(values)
     blocks = block_of_token(attention_mask, block_size)[..., None].expand_as(values)
-    num_blocks = RoutingOptions(block_size=block_size).num_blocks(values.shape[1])
-    sums = values.new_zeros(values.shape[0], num_blocks, values.shape[2]).scatter_add(1, blocks, values)
-    return sums.gather(1, blocks)
+    return _block_sums(values, attention_mask, block_size).gather(1, blocks)
 
 
 def share_choice(
-    log_probs: torch.Tensor,
-    uniform: torch.Tensor | None,
-    attention_mask: torch.Tensor,
-    options: RoutingOptions,
+    log_probs: torch.Tensor, uniform: torch.Tensor | None, attention_mask: torch.Tensor, options: RoutingOptions
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    The gate and the noise of a choice that the tokens of a block share; as they are where each token has its own.
+    The gate `(B, Ly, K)` and the noise `(B, Ly, K)` of a choice that the tokens of a block share; as they are where
+    each token has its own.
 
     The block's distribution is the softmax of its real tokens' mean log-probabilities (of their logits, that is); its
-    noise is that of its first token.
-
-    Args:
-        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
-        uniform: Noise for the draw, `(B, Ly, K)`, of canvases without padding before their last token; or `None`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens.
-        options: How to route.
+    noise is that of its first token, of canvases without padding before their last token.
     """
     if options.scope == "token":
         return log_probs, uniform
@@ -343,14 +305,8 @@ def choice_log_probs(
     log_probs: torch.Tensor, experts: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
 ) -> torch.Tensor:
     """
-    Log-probability of a row's shared choices, `(B,)`: the sum over its blocks. 0 where each token has its own: there
-    are then as many choices as tokens, and no text can be told apart by them.
-
-    Args:
-        log_probs: As [`share_choice`] gives them, `(B, Ly, K)`.
-        experts: The choices, `(B, Ly)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens.
-        options: How to route.
+    Log-probability of a row's shared choices `(B, Ly)`, `(B,)`: the sum over its blocks of what [`share_choice`]
+    gives, `(B, Ly, K)`. 0 where each token has its own: no text can be told apart by as many choices as tokens.
     """
     if options.scope == "token":
         return log_probs.new_zeros(len(log_probs))
@@ -362,23 +318,15 @@ def choice_log_probs(
 @torch.no_grad()
 def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions) -> torch.Tensor:
     """
-    The core set of experts that each block of target tokens agrees on (dMoE, arXiv 2605.30876).
+    The core set of experts that each block of target tokens agrees on (dMoE, arXiv 2605.30876): whether each expert is
+    in it, `(B, N, K)`, bool, for the `N` blocks of a canvas without padding; none for a block without a real token.
 
     Each real token votes with its probabilities of its `top_k` likeliest experts; the votes of a block are summed and
     normalised; the core set is the smallest prefix of the experts in descending order whose cumulative mass exceeds
     `core_threshold`, the expert that crosses it included, and has at least `min_experts`. Of equals the lower index
     comes first. A threshold of 1 cannot be exceeded and keeps every expert, those without votes too.
-
-    Args:
-        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens; padding does not vote.
-        options: How to route; its `routing` is not looked at.
-
-    Returns:
-        Whether each expert is in the block's core set, `(B, N, K)`, bool, for the `N` blocks of a canvas without
-        padding. A block without a real token has an empty set.
     """
-    (batch_size, length, num_experts), mask = log_probs.shape, attention_mask.bool()
+    (_, length, num_experts), mask = log_probs.shape, attention_mask.bool()
     num_blocks = options.num_blocks(length)
     starts = torch.arange(num_blocks, device=mask.device) * (options.block_size or length)
     is_empty = (starts >= mask.sum(dim=-1, keepdim=True))[..., None]  # (B, N, 1)
@@ -391,11 +339,7 @@ def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options:
         # A stable sort rather than `topk`, which does not say which of equals it takes.
         chosen = votes.argsort(dim=-1, descending=True, stable=True)[..., : options.top_k]
         votes = torch.zeros_like(votes).scatter(-1, chosen, votes.gather(-1, chosen))
-    rows = torch.arange(batch_size, device=mask.device)[:, None] * num_blocks
-    rows = (rows + block_of_token(mask, options.block_size)).masked_fill(~mask, batch_size * num_blocks)
-    # One row more, for what does not vote.
-    total = votes.new_zeros(batch_size * num_blocks + 1, num_experts)
-    votes = total.index_add(0, rows.flatten(), votes.flatten(0, 1))[:-1].view(batch_size, num_blocks, num_experts)
+    votes = _block_sums(votes, mask, options.block_size)
     mass = votes / votes.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
     mass, order = mass.sort(dim=-1, descending=True, stable=True)
     before = nn.functional.pad(mass.cumsum(dim=-1)[..., :-1], (1, 0))
@@ -408,16 +352,9 @@ def restrict_to_core(
     log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    The gate inside the core sets: minus infinity outside, renormalised within; token routing leaves it as it is.
-
-    Args:
-        log_probs: Log-probabilities of the experts, `(B, Ly, K)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens; padding keeps its distribution.
-        options: How to route.
-
-    Returns:
-        Log-probabilities `(B, Ly, K)`, through which gradients reach the gate (the choice of the sets has none), and
-        the core sets `(B, N, K)`, or `None` with token routing.
+    The gate inside the core sets: minus infinity outside, renormalised within; token routing leaves it as it is, and
+    padding keeps its distribution. `(B, Ly, K)`, through which gradients reach the gate (the choice of the sets has
+    none); and the core sets, `(B, N, K)`, or `None` with token routing.
     """
     if options.routing == "token":
         return log_probs, None
@@ -434,40 +371,15 @@ def experts_of_blocks(
     experts: torch.Tensor, attention_mask: torch.Tensor, num_experts: int, block_size: int | None
 ) -> torch.Tensor:
     """
-    Which experts the tokens of each block chose.
-
-    Args:
-        experts: Chosen experts, `(B, Ly)`.
-        attention_mask: `(B, Ly)`, 1 on real target tokens; the others do not count.
-        num_experts: `K`.
-        block_size: Real target tokens of a block; `None` is the whole target.
-
-    Returns:
-        `(B, N, K)`, bool; its sum over the last dimension is the number of distinct experts of each block.
+    Which experts the tokens of each block chose, `(B, N, K)`, bool, of the choices `(B, Ly)` at real target tokens, 1
+    in the mask `(B, Ly)`; its sum over the last dimension is each block's number of distinct experts.
     """
-    batch_size, length = experts.shape
-    num_blocks = RoutingOptions(block_size=block_size).num_blocks(length)
-    mask = attention_mask.bool()
-    # One place more, for what does not count.
-    places = (block_of_token(mask, block_size) * num_experts + experts).masked_fill(~mask, num_blocks * num_experts)
-    used = torch.zeros(batch_size, num_blocks * num_experts + 1, dtype=torch.bool, device=experts.device)
-    return used.scatter(1, places, True)[:, :-1].view(batch_size, num_blocks, num_experts)
+    is_chosen = experts[..., None] == torch.arange(num_experts, device=experts.device)
+    return _block_sums(is_chosen.long(), attention_mask, block_size) > 0
 
 
 __all__ = [
-    "RoutingOptions",
-    "YanExpertRoutes",
-    "YanExperts",
-    "YanGate",
-    "YanRoutedExperts",
-    "block_of_token",
-    "choice_log_probs",
-    "choose_experts",
-    "core_experts",
-    "expert_fields",
-    "experts_of_blocks",
-    "gate_log_probs",
-    "restrict_to_core",
-    "share_choice",
-    "sum_over_blocks",
-]
+    "RoutingOptions", "YanExpertRoutes", "YanExperts", "YanGate", "YanRoutedExperts", "block_of_token",
+    "choice_log_probs", "choose_experts", "core_experts", "expert_fields", "experts_of_blocks", "gate_log_probs",
+    "restrict_to_core", "share_choice", "sum_over_blocks",
+]  # fmt: skip

@@ -46,23 +46,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Option:
-    """
-    An option of `generate`: everything that is said about it, once.
+    """An option of `generate`: everything that is said about it, once."""
 
-    Args:
-        default: What an unset option becomes, or a function of the model's configuration whose docstring says what it
-            returns; with `None` the option stays unset.
-        check: What it may be; `None` where Transformers checks it.
-        help: One line, for the documentation and the command line.
-        only_sampling: Whether it is read with `do_sample` only.
-        command_line: Whether it is an argument of `yan-hf generate`.
-    """
-
+    # What an unset option becomes, or a function of the model's configuration whose docstring says what it returns;
+    # with `None` the option stays unset.
     default: Any
-    check: Check | None
-    help: str
-    only_sampling: bool = False
-    command_line: bool = True
+    check: Check | None  # `None` where Transformers checks it
+    help: str  # one line, for the documentation and the command line
+    only_sampling: bool = False  # whether it is read with `do_sample` only
+    command_line: bool = True  # whether it is an argument of `yan-hf generate`
 
     @property
     def default_text(self) -> str:
@@ -76,11 +68,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _integer(lowest: int) -> Check:
-    def holds(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    return Check(f"an integer of at least {lowest}", holds)
+
+def _integer(lowest: int) -> Check:
+    return Check(f"an integer of at least {lowest}", lambda value: _is_integer(value) and value >= lowest)
 
 
 def _one_of(choices: Iterable[str]) -> Check:
@@ -100,9 +93,9 @@ _POSITIVE = Check("positive", lambda value: _is_number(value) and value > 0)
 _NOT_NEGATIVE = Check("at least 0", lambda value: _is_number(value) and value >= 0)
 _SHARE = Check("in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
 _SCHEDULE = Check(f"one of {', '.join(TIME_SCHEDULES)}, or a list of times that increase from 0 to 1", _is_schedule)
-_TOKEN = Check("the number of a token", lambda value: type(value) is int)
+_TOKEN = Check("the number of a token", _is_integer)
 _TOKENS = Check(
-    "a list of token numbers", lambda value: isinstance(value, (list, tuple)) and all(map(_TOKEN.holds, value))
+    "a list of token numbers", lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value))
 )
 _END_TOKENS = Check("a token number, or a list of them", lambda value: _TOKEN.holds(value) or _TOKENS.holds(value))
 _COMPILE_CONFIG = Check("a `CompileConfig`", lambda value: isinstance(value, (CompileConfig, dict)))
@@ -219,10 +212,8 @@ _LEFT_ASIDE = {"early_stopping", "length_penalty"}
 
 # Why they are refused, where more can be said than that `generate` has no use for them.
 _REASONS = {
-    **dict.fromkeys(
-        ("num_beams", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
-        _BEAMS,
-    ),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "diversity_penalty"), _BEAMS),
+    **dict.fromkeys(("constraints", "force_words_ids"), _BEAMS),
     **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "penalty_alpha"), _PREFIX),
     **dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "dola_layers"), _PREFIX),
     **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "decoder_start_token_id"), _PREFIX),
@@ -254,8 +245,6 @@ class YanGenerationConfig(GenerationConfig):
     """
     Generation parameters of [`YanForConditionalGeneration`]: every option of `OPTIONS` is a field, `None` where unset.
 
-    `help(YanGenerationConfig)` and the page on generation list them.
-
     Raises:
         ValueError: for an unknown field, a value out of range, or an option of autoregressive decoding, with the
             reason.
@@ -268,9 +257,8 @@ class YanGenerationConfig(GenerationConfig):
             if name not in inherited:
                 setattr(self, name, kwargs.pop(name, None))
         if unknown := sorted(kwargs.keys() - inherited.keys() - {"_commit_hash", "_original_object_hash"}):
-            raise ValueError(
-                f"`{unknown[0]}` is not a generation parameter of YAN; see the docstring for those it has."
-            )
+            name = unknown[0]
+            raise ValueError(f"`{name}` is not a generation parameter of YAN; see the docstring for those it has.")
         super().__init__(**kwargs)
 
     @classmethod
@@ -291,13 +279,9 @@ class YanGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig) -> "YanGenerationConfig":
-        return cls(
-            pad_token_id=model_config.pad_token_id,
-            bos_token_id=model_config.bos_token_id,
-            eos_token_id=model_config.eos_token_id,
-            max_new_tokens=_default_length(model_config),
-            num_inference_steps=model_config.solver_steps,
-        )
+        tokens = {name: getattr(model_config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        lengths = {"max_new_tokens": _default_length(model_config), "num_inference_steps": model_config.solver_steps}
+        return cls(**tokens, **lengths)
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
@@ -306,10 +290,8 @@ class YanGenerationConfig(GenerationConfig):
 
     def resolve(self, model_config: PreTrainedConfig) -> "YanGenerationConfig":
         """
-        Fills every unset field that `generate` reads, in place.
-
-        Raises:
-            ValueError: where the longest target does not fit the position table.
+        Fills every unset field that `generate` reads, in place. Raises `ValueError` for what does not fit the model's
+        position table, experts or vocabulary.
         """
         if isinstance(self.time_schedule, (list, tuple)):
             self.num_inference_steps = len(self.time_schedule) - 1
@@ -321,18 +303,13 @@ class YanGenerationConfig(GenerationConfig):
                 setattr(self, name, option.default(model_config) if callable(option.default) else option.default)
         if self.do_sample and self.top_k is None:
             self.top_k = GenerationConfig._get_default_generation_params().get("top_k")
-        for name in ("routing_top_k", "min_experts"):
-            if (getattr(self, name) or 1) > model_config.num_experts:
+        limits = dict.fromkeys(("routing_top_k", "min_experts"), "num_experts")
+        for name, limit in {**limits, "max_new_tokens": "max_position_embeddings"}.items():
+            value, highest = getattr(self, name) or 1, getattr(model_config, limit)
+            if value > highest:
                 raise ValueError(
-                    f"`{name}={getattr(self, name)}` is more than the model's `num_experts="
-                    f"{model_config.num_experts}`. Ask for at most that many."
+                    f"`{name}={value}` is more than the model's `{limit}={highest}`. Ask for at most that many."
                 )
-        table_size = model_config.max_position_embeddings
-        if self.max_new_tokens > table_size:
-            raise ValueError(
-                f"`max_new_tokens={self.max_new_tokens}` is more than the position table's "
-                f"`max_position_embeddings={table_size}`. Ask for at most that many."
-            )
         for token in (*(self.suppress_tokens or ()), *self.end_token_ids(), self.pad_token_id or 0):
             if not 0 <= token < model_config.vocab_size:
                 raise ValueError(
@@ -405,10 +382,8 @@ YanGenerationConfig.__doc__ = f"{YanGenerationConfig.__doc__}\n    Args:\n" + ""
 
 def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu") -> LogitsProcessorList:
     """
-    Transformers' processors that the generation configuration asks for, in Transformers' order.
-
-    Raises:
-        ValueError: from the processors themselves, for values out of range.
+    Transformers' processors that the generation configuration asks for, in Transformers' order; they raise
+    `ValueError` for values out of range.
     """
     processors = LogitsProcessorList()
     if config.suppress_tokens is not None:
@@ -428,11 +403,5 @@ def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu"
 
 
 __all__ = [
-    "BOOLEAN",
-    "OPTIONS",
-    "REFUSED_ARGUMENTS",
-    "Option",
-    "YanGenerationConfig",
-    "make_processors",
-    "plain_value",
-]
+    "BOOLEAN", "OPTIONS", "REFUSED_ARGUMENTS", "Option", "YanGenerationConfig", "make_processors", "plain_value",
+]  # fmt: skip

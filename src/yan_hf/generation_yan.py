@@ -4,7 +4,7 @@
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -53,6 +53,11 @@ from .validation import (
 
 logger = logging.get_logger(__name__)
 
+# What `Seq2SeqTrainer` passes along with a batch and its settings.
+_IGNORED_ARGUMENTS = {
+    "labels", "decoder_attention_mask", "token_weights", "synced_gpus", "use_cache", "use_model_defaults",
+}  # fmt: skip
+
 
 @dataclass
 class YanGenerateOutput(ModelOutput):
@@ -60,25 +65,22 @@ class YanGenerateOutput(ModelOutput):
     Output of `generate` with `return_dict_in_generate=True`. `B` counts returned sequences.
 
     Args:
-        sequences (`torch.LongTensor` of shape `(B, L)`): Generated tokens, padding after the end token.
-        sequence_scores (`torch.FloatTensor` of shape `(B,)`): Mean log-probability of each sequence's tokens by the
-            vocabulary head, before any processor.
-        lengths (`torch.LongTensor` of shape `(B,)`): Tokens of each sequence, the end token included.
-        length_mode (`str`): Where the canvas's length came from: `"predicted"` by the length head, `"slack"`
-            (predicted and `length_slack` longer, so that the end token decides), or `"given"` by `target_lengths`.
-        latents (`torch.FloatTensor` of shape `(B, L, d)`): The ODE's end.
-        logits (`torch.FloatTensor` of shape `(B, L, V)`, *optional*): With `output_scores`; before any processor.
-        trajectory (`torch.FloatTensor` of shape `(S + 1, B, L, d)`, *optional*): With `output_trajectory`: the initial
-            state and the state after every solver step.
-        expert_indices (`torch.LongTensor` of shape `(B, L)`, *optional*): With `output_expert_indices`; of shape
-            `(S, B, L)` where experts are chosen anew at every one of `S` solver steps.
-        distinct_experts (`torch.LongTensor` of shape `(B, N)`, *optional*): With `output_routing`: how many experts
-            the tokens of each of a canvas's `N` blocks of `routing_block_size` tokens chose; 0 behind a shorter
-            canvas. With token routing too.
-        core_experts (`torch.BoolTensor` of shape `(B, N, K)`, *optional*): With `output_routing`: which experts each
-            block could choose from; all with token routing, none behind a shorter canvas. Absent where
-            `expert_indices` were given, since no gate was asked.
-        num_field_evaluations (`int`): Passes of the flow trunk.
+        sequences: Generated tokens, `(B, L)`, padding after the end token.
+        sequence_scores: Mean log-probability of each sequence's tokens by the vocabulary head, before any processor,
+            `(B,)`.
+        lengths: Tokens of each sequence, the end token included, `(B,)`.
+        length_mode: Where the canvas's length came from: `"predicted"` by the length head, `"slack"` (predicted and
+            `length_slack` longer, so that the end token decides), or `"given"` by `target_lengths`.
+        latents: The ODE's end, `(B, L, d)`.
+        logits: With `output_scores`, `(B, L, V)`; before any processor.
+        trajectory: With `output_trajectory`, the initial state and that after every solver step, `(S + 1, B, L, d)`.
+        expert_indices: With `output_expert_indices`, `(B, L)`; `(S, B, L)` where experts are chosen anew at every one
+            of `S` solver steps.
+        distinct_experts: With `output_routing`, how many experts the tokens of each of a canvas's `N` blocks of
+            `routing_block_size` tokens chose, `(B, N)`; 0 behind a shorter canvas. With token routing too.
+        core_experts: With `output_routing`, which experts each block could choose from, `(B, N, K)`, bool: all with
+            token routing, none behind a shorter canvas. Absent where `expert_indices` were given.
+        num_field_evaluations: Passes of the flow trunk.
     """
 
     sequences: torch.LongTensor | None = None
@@ -101,51 +103,42 @@ class YanGenerateOutput(ModelOutput):
 
 @dataclass
 class GenerationInputs:
-    """What the caller fixes beyond the configuration."""
+    """One call of `generate`: the resolved configuration, the source, and what else the caller gave."""
 
+    config: YanGenerationConfig
+    source: SourceInputs
+    streamer: BaseStreamer | None
+    logits_processor: LogitsProcessorList | None
+    stopping_criteria: StoppingCriteriaList
     target_lengths: int | list[int] | torch.Tensor | None
     generator: torch.Generator | None
     seeds: torch.Tensor | list[int] | None
     initial_latents: torch.Tensor | None
     expert_indices: torch.Tensor | None
-    stopping_criteria: StoppingCriteriaList
-    has_processors: bool
 
     def width(self) -> int | None:
         """Positions that fixed latents and experts hold."""
         widths = []
         for name in ("initial_latents", "expert_indices"):
-            values = getattr(self, name)
-            if values is not None:
+            if (values := getattr(self, name)) is not None:
                 if values.dim() < 2 or values.numel() == 0:
                     raise ValueError(f"`{name}` must hold a position for each token, but have {tuple(values.shape)}.")
                 widths.append(values.shape[1 if name == "initial_latents" else -1])
         return min(widths, default=None)
 
 
-@dataclass
-class Texts:
-    """
-    The tokens of every row.
+class Texts(NamedTuple):
+    """The tokens of every row."""
 
-    Args:
-        tokens: `(R, L)`, padding behind each text.
-        lengths: Tokens of each text, the end token included, `(R,)`.
-        kept: Which positions are the text's, `(R, L)`.
-        scores: Mean log-probability of each text's tokens, `(R,)`, if asked for.
-        logits: `(R, L, V)`, if asked for.
-    """
-
-    tokens: torch.Tensor
-    lengths: torch.Tensor
-    kept: torch.Tensor
-    scores: torch.Tensor | None
-    logits: torch.Tensor | None
+    tokens: torch.Tensor  # (R, L), padding behind each text
+    lengths: torch.Tensor  # tokens of each text, the end token included, (R,)
+    kept: torch.Tensor  # which positions are the text's, (R, L)
+    scores: torch.Tensor | None  # mean log-probability of each text's tokens, (R,), if asked for
+    logits: torch.Tensor | None  # (R, L, V), if asked for
 
     def rows(self, index: torch.Tensor) -> "Texts":
         """Some of the rows."""
-        values = (self.tokens, self.lengths, self.kept, self.scores, self.logits)
-        return Texts(*(None if value is None else value[index] for value in values))
+        return Texts(*(None if values is None else values[index] for values in self))
 
 
 class YanGenerationMixin:
@@ -184,29 +177,28 @@ class YanGenerationMixin:
 
         Args:
             input_ids: Source tokens, `(B, Lx)`.
-            attention_mask: `(B, Lx)`, 1 on real source tokens. Padding may stand on either side.
+            attention_mask: `(B, Lx)`, 1 on real tokens. Padding may stand on either side.
             generation_config: Replaces the model's; keyword arguments override single fields of either. It may also
                 come second by position, as in Transformers.
             streamer: Gets each step's draft through `put_draft`, where it has that, and then the tokens. Of several
                 candidates the first one's drafts are shown.
             logits_processor: Transformers' processors, applied to the final logits of every position by itself, before
                 those of the configuration. There is no prefix, so the ids they get are the source's.
-            target_lengths: The targets' true lengths, end token included, where they are known: an int, or `(B,)`.
-                Otherwise the length head predicts them.
             generator: Source of the randomness; the global one by default.
+            target_lengths: The targets' true lengths, end token included: an int, or `(B,)`. Otherwise the length head
+                predicts them.
             seeds: One integer for each returned sequence instead of `generator`: a row's result then does not depend
                 on the other rows, on padding or on the batch size. The first candidate is the one without candidates.
             initial_latents: The initial state `z0`, `(B, Ly, d)` for `B` returned sequences, which no noise scale
-                multiplies; candidates share it. Its first positions are used where a target is shorter; predicted
-                lengths stay within it.
+                multiplies; candidates share it. A shorter target uses its first positions; predicted lengths stay
+                within it.
             expert_indices: The experts, `(B, Ly)`, or `(S, B, Ly)` with `reselect_experts`, instead of a choice by the
                 gate; candidates share them.
-            stopping_criteria: Transformers' criteria. Each is asked about every beginning of the finished text, as if
-                it had been written token by token, and the text is cut where one says so.
+            stopping_criteria: Transformers' criteria, each asked about every beginning of the finished text, which is
+                cut where one says so.
             tokenizer: Needed for `stop_strings`.
             inputs: Another name of `input_ids`, Transformers'.
-            kwargs: Fields of [`YanGenerationConfig`]. Model inputs that `generate` has no use for (`labels` and what
-                belongs to them) are ignored.
+            kwargs: Fields of [`YanGenerationConfig`]. `labels` and what belongs to them are ignored.
 
         Returns:
             Tokens `(B · num_return_sequences, L)`, or a [`YanGenerateOutput`].
@@ -225,18 +217,11 @@ class YanGenerationMixin:
         if inputs is not None and input_ids is not None:
             raise ValueError("`inputs` is another name of `input_ids`: pass one of them.")
         input_ids = inputs if input_ids is None else input_ids
-        check_types(
-            {
-                "input_ids": (input_ids, torch.Tensor),
-                "attention_mask": (attention_mask, torch.Tensor),
-                "inputs_embeds": (kwargs.get("inputs_embeds"), torch.Tensor),
-                "initial_latents": (initial_latents, torch.Tensor),
-                "expert_indices": (expert_indices, torch.Tensor),
-                "generation_config": (generation_config, GenerationConfig),
-                "generator": (generator, torch.Generator),
-                "tokenizer": (tokenizer, PreTrainedTokenizerBase),
-            }
-        )
+        tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "initial_latents": initial_latents}
+        tensors |= {"inputs_embeds": kwargs.get("inputs_embeds"), "expert_indices": expert_indices}
+        check_types({name: (value, torch.Tensor) for name, value in tensors.items()})
+        check_types({"generation_config": (generation_config, GenerationConfig)})
+        check_types({"generator": (generator, torch.Generator), "tokenizer": (tokenizer, PreTrainedTokenizerBase)})
         check_functions("logits_processor", logits_processor)
         check_functions("stopping_criteria", stopping_criteria)
         config, inputs_embeds = self._prepare_generation(generation_config, kwargs)
@@ -250,46 +235,44 @@ class YanGenerationMixin:
                 raise ValueError("`stop_strings` are found in the text: pass the `tokenizer` too.")
             criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
         check_stopping_criteria(criteria)
-        given = GenerationInputs(
-            target_lengths, generator, seeds, initial_latents, expert_indices, criteria, bool(logits_processor)
-        )
+        source = SourceInputs(input_ids, attention_mask, inputs_embeds)
+        given = (target_lengths, generator, seeds, initial_latents, expert_indices)
+        call = GenerationInputs(config, source, streamer, logits_processor, criteria, *given)
         # Also a part alone may be in training mode, as an adapter that has just been added is.
         model = eval_view(self) if any(module.training for module in self.modules()) else self
         run_whole(self, "_generate_with")
         with self._fast_kernels(config):
-            source = SourceInputs(input_ids, attention_mask, inputs_embeds)
-            output = self._generate_with(model, config, source, streamer, logits_processor, given)
+            output = self._generate_with(model, source, call)
         return output if config.return_dict_in_generate else output.sequences
 
-    def _generate_with(self, model: "YanGenerationMixin", *arguments: Any) -> YanGenerateOutput:
-        """`_generate` of this model or of its view in eval mode, under whatever gathers this model's weights."""
-        return model._generate(*arguments)
-
-    def _generate(
-        self,
-        config: YanGenerationConfig,
-        source: SourceInputs,
-        streamer: BaseStreamer | None,
-        logits_processor: LogitsProcessorList | None,
-        given: GenerationInputs,
+    def _generate_with(
+        self, model: "YanGenerationMixin", source: SourceInputs, call: GenerationInputs
     ) -> YanGenerateOutput:
-        sampler = self._sampler(config, streamer)
-        layout, length_mode, encoded = self._prepare_lengths(config, sampler, source, given)
-        noise = NoiseSource(layout, given.generator, given.seeds)
-        start = self._prepare_latents(config, layout, noise, given)
-        decoding = self._decoding_options(config, layout, source, logits_processor)
-        sampled = self._sample(config, sampler, layout, source, encoded, start, decoding, streamer, given)
-        texts = self._decode_tokens(config, layout, sampled, noise, decoding, given)
-        layout, sampled, texts = self._select_candidates(config, layout, sampled, texts)
-        if streamer is not None:
-            streamer.put(texts.tokens.cpu())
-            streamer.end()
-        return self._output(config, length_mode, layout, sampled, texts, given)
+        """
+        `_generate` of this model or of its view in eval mode, under whatever gathers this model's weights and moves
+        the source to them.
+        """
+        call.source = source
+        return model._generate(call)
 
-    def _sampler(self, config: YanGenerationConfig, streamer: BaseStreamer | None) -> Sampler:
-        if not config.compile:
+    def _generate(self, call: GenerationInputs) -> YanGenerateOutput:
+        sampler = self._sampler(call)
+        layout, length_mode, encoded = self._prepare_lengths(call, sampler)
+        noise = NoiseSource(layout, call.generator, call.seeds)
+        start = self._prepare_latents(call, layout, noise)
+        decoding = self._decoding_options(call, layout)
+        sampled = self._sample(call, sampler, layout, encoded, start, decoding)
+        texts = self._decode_tokens(call, layout, sampled, noise, decoding)
+        layout, sampled, texts = self._select_candidates(call.config, layout, sampled, texts)
+        if call.streamer is not None:
+            call.streamer.put(texts.tokens.cpu())
+            call.streamer.end()
+        return self._output(call, length_mode, layout, sampled, texts)
+
+    def _sampler(self, call: GenerationInputs) -> Sampler:
+        if not call.config.compile:
             return EagerSampler(self)
-        if hasattr(streamer, "put_draft"):
+        if hasattr(call.streamer, "put_draft"):
             logger.warning_once("`compile=True` is left aside for a streamer that shows drafts after every step.")
             return EagerSampler(self)
         if self.expert_offload is not None:
@@ -297,54 +280,53 @@ class YanGenerationMixin:
                 "`compile=True` is not possible with offloaded experts, whose copies no static program can hold. "
                 "Leave it out, or call `disable_expert_offload()` first."
             )
-        return inference_module("compiled").CompiledSampler(self, config.compile_config)
+        return inference_module("compiled").CompiledSampler(self, call.config.compile_config)
 
     def _prepare_lengths(
-        self, config: YanGenerationConfig, sampler: Sampler, source: SourceInputs, given: GenerationInputs
+        self, call: GenerationInputs, sampler: Sampler
     ) -> tuple[CandidateLayout, str, torch.Tensor | None]:
         """The rows with their lengths, where these come from, and the source's latents if they were needed."""
-        num_sources, device = source.given.shape[0], source.given.device
+        config, source = call.config, call.source.given
+        num_sources, device = len(source), source.device
         num_sequences = config.num_return_sequences * config.num_candidates
         encoded = None
-        if given.target_lengths is None:
+        if call.target_lengths is None:
             if not self.length_head.is_trained(self.config):
                 raise ValueError(
                     "The length head of this model has never been trained (`config.length_head_trained` is False; "
                     "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or "
                     "fine-tune the model; where adapters alone were trained, set `config.length_head_trained` to True."
                 )
-            encoded, length_logits = sampler.encode(source)
-            lengths, log_probs = predicted_lengths(length_logits, config, num_sequences, given.width())
+            encoded, length_logits = sampler.encode(call.source)
+            lengths, log_probs = predicted_lengths(length_logits, config, num_sequences, call.width())
             length_mode = "slack" if config.length_slack else "predicted"
         else:
-            table_size = self.config.max_position_embeddings
-            lengths = given_lengths(
-                given.target_lengths, config, table_size, num_sources, device, num_sequences, given.width()
-            )
+            shape = (self.config.max_position_embeddings, num_sources, device, num_sequences)
+            lengths = given_lengths(call.target_lengths, config, *shape, call.width())
             log_probs, length_mode = torch.zeros(lengths.shape, device=device), "given"
         num_samples, num_lengths = config.num_candidates, lengths.shape[1]
         layout = CandidateLayout(lengths.flatten(), log_probs.flatten(), num_sources, num_samples, num_lengths)
         return layout, length_mode, encoded
 
     def _prepare_latents(
-        self, config: YanGenerationConfig, layout: CandidateLayout, noise: NoiseSource, given: GenerationInputs
+        self, call: GenerationInputs, layout: CandidateLayout, noise: NoiseSource
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         The initial state, `(R, L, d)`; and, for each choice of experts, noise to draw them by, `(R, L, C, K)`, or the
         experts themselves, `(R, L, C)`. The mode of the gate needs neither.
         """
-        hidden_size, num_experts = self.config.hidden_size, self.config.num_experts
+        config, hidden_size, num_experts = call.config, self.config.hidden_size, self.config.num_experts
         num_choices = len(config.times()) - 1 if config.reselect_experts else 1
-        if given.initial_latents is None:
+        rows = (layout.num_sequences, layout.width)
+        if call.initial_latents is None:
             state = config.init_noise * noise.draw(torch.randn, hidden_size)
         else:
-            shape = (layout.num_sequences, layout.width, hidden_size)
-            state = layout.repeat(fitting_values("initial_latents", given.initial_latents, shape, noise.device))
+            shape = (*rows, hidden_size)
+            state = layout.repeat(fitting_values("initial_latents", call.initial_latents, shape, noise.device))
         uniform = experts = None
-        if given.expert_indices is not None:
-            leading = (num_choices,) if config.reselect_experts else ()
-            shape = (*leading, layout.num_sequences, layout.width)
-            experts = fitting_values("expert_indices", given.expert_indices, shape, noise.device, position_dim=-1)
+        if call.expert_indices is not None:
+            shape = (num_choices, *rows) if config.reselect_experts else rows
+            experts = fitting_values("expert_indices", call.expert_indices, shape, noise.device, position_dim=-1)
             experts = check_expert_indices(experts, num_experts)
             experts = layout.repeat(experts.movedim(0, -1) if config.reselect_experts else experts[..., None])
         elif config.expert_selection == "sample":
@@ -352,34 +334,28 @@ class YanGenerationMixin:
         return state, uniform, experts
 
     @staticmethod
-    def _decoding_options(
-        config: YanGenerationConfig,
-        layout: CandidateLayout,
-        source: SourceInputs,
-        logits_processor: LogitsProcessorList | None,
-    ) -> dict[str, Any]:
+    def _decoding_options(call: GenerationInputs, layout: CandidateLayout) -> dict[str, Any]:
         """What [`decode_tokens`] is told for drafts and texts alike."""
-        ids, device = source.input_ids, layout.lengths.device
+        config, ids, device = call.config, call.source.input_ids, layout.lengths.device
         return {
-            "processors": LogitsProcessorList([*(logits_processor or ()), *make_processors(config, device)]),
+            "processors": LogitsProcessorList([*(call.logits_processor or ()), *make_processors(config, device)]),
             "context_ids": None if ids is None else ids.repeat_interleave(layout.rows_per_source, dim=0),
             "end_token_ids": config.end_token_ids(),
             "min_length": config.min_new_tokens,
+            "with_scores": bool(config.return_dict_in_generate) or layout.rows_per_sequence > 1,
         }
 
     def _sample(
         self,
-        config: YanGenerationConfig,
+        call: GenerationInputs,
         sampler: Sampler,
         layout: CandidateLayout,
-        source: SourceInputs,
         encoded: torch.Tensor | None,
         start: tuple[torch.Tensor | None, ...],
         decoding: dict[str, Any],
-        streamer: BaseStreamer | None,
-        given: GenerationInputs,
     ) -> SampleOutput:
         """Solves the ODE; a streamer gets the drafts."""
+        config, source, streamer = call.config, call.source, call.streamer
         end_matters = bool(decoding["end_token_ids"]) and config.min_new_tokens > 1
         options = SamplingOptions(
             times=tuple(config.times()),
@@ -388,61 +364,47 @@ class YanGenerationMixin:
             repeats=layout.rows_per_source,
             keep_states=bool(config.output_trajectory),
             decode_argmax=not (decoding["processors"] or config.do_sample or config.output_scores or end_matters),
-            with_scores=self._needs_scores(config, layout),
+            with_scores=decoding["with_scores"],
             routing=RoutingOptions.from_config(config),
             reselect=bool(config.reselect_experts),
-            is_start_given=given.initial_latents is not None,
+            is_start_given=call.initial_latents is not None,
             keep_core=bool(config.output_routing),
         )
         if getattr(streamer, "skip_prompt", False) and source.input_ids is not None:
             streamer.put(source.input_ids.cpu())  # it skips what is put first
-        first = {
-            name: layout.first(value) if name == "context_ids" and value is not None else value
-            for name, value in decoding.items()
-        }
+        context = decoding["context_ids"]
+        first = {"context_ids": None if context is None else layout.first(context), "with_scores": False}
+        lengths, ends = layout.first(layout.lengths), decoding["end_token_ids"]
 
         def show_draft(state: torch.Tensor):
-            draft = decode_tokens(self.lm_head, self.model.decoder(layout.first(state)), **first)
-            tokens, *_ = truncate_at_eos(
-                draft.tokens, layout.first(layout.lengths), decoding["end_token_ids"], config.pad_token_id or 0
-            )
-            streamer.put_draft(tokens.cpu())
+            draft = decode_tokens(self.lm_head, self.model.decoder(layout.first(state)), **{**decoding, **first})
+            streamer.put_draft(truncate_at_eos(draft.tokens, lengths, ends, config.pad_token_id or 0)[0].cpu())
 
         callback = show_draft if hasattr(streamer, "put_draft") else None
         sampled = sampler.sample(options, source, encoded, layout.lengths, *start, callback_on_step_end=callback)
         check_finite("gate_logits", sampled.is_finite)
         return sampled
 
-    @staticmethod
-    def _needs_scores(config: YanGenerationConfig, layout: CandidateLayout) -> bool:
-        return bool(config.return_dict_in_generate) or layout.rows_per_sequence > 1
-
     def _decode_tokens(
         self,
-        config: YanGenerationConfig,
+        call: GenerationInputs,
         layout: CandidateLayout,
         sampled: SampleOutput,
         noise: NoiseSource,
         decoding: dict[str, Any],
-        given: GenerationInputs,
     ) -> Texts:
         """Every row's tokens, cut behind its end token and where a criterion stops, and their scores."""
-        decoded = sampled.tokens
+        config, decoded = call.config, sampled.tokens
         if decoded is None:
-            decoded = decode_tokens(
-                self.lm_head,
-                sampled.decoded,
-                uniform=noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None,
-                with_scores=self._needs_scores(config, layout),
-                with_logits=bool(config.output_scores),
-                **decoding,
-            )
+            uniform = noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None
+            asked = {"uniform": uniform, "with_logits": bool(config.output_scores)}
+            decoded = decode_tokens(self.lm_head, sampled.decoded, **asked, **decoding)
         check_finite("logits", decoded.is_finite)
-        check_choice(config, decoded.has_choice, given.has_processors)
+        check_choice(config, decoded.has_choice, bool(call.logits_processor))
         pad_token_id = config.pad_token_id or 0
         texts = truncate_at_eos(decoded.tokens, layout.lengths, decoding["end_token_ids"], pad_token_id)
-        if given.stopping_criteria:
-            texts = cut_by_criteria(*texts[:2], given.stopping_criteria, pad_token_id)
+        if call.stopping_criteria:
+            texts = cut_by_criteria(*texts[:2], call.stopping_criteria, pad_token_id)
         tokens, lengths, kept = texts
         scores = None
         if decoded.log_probs is not None:
@@ -476,17 +438,11 @@ class YanGenerationMixin:
         return kept, sampled.rows(chosen), texts.rows(chosen)
 
     def _output(
-        self,
-        config: YanGenerationConfig,
-        length_mode: str,
-        layout: CandidateLayout,
-        sampled: SampleOutput,
-        texts: Texts,
-        given: GenerationInputs,
+        self, call: GenerationInputs, length_mode: str, layout: CandidateLayout, sampled: SampleOutput, texts: Texts
     ) -> YanGenerateOutput:
-        distinct = core = experts = None
+        config, distinct, core, experts = call.config, None, None, None
         if config.output_routing:
-            distinct, core = self._routing(config, sampled, layout.lengths, given.expert_indices is None)
+            distinct, core = self._routing(config, sampled, layout.lengths, call.expert_indices is None)
         if config.output_expert_indices:
             experts = sampled.experts.movedim(-1, 0) if config.reselect_experts else sampled.experts[..., 0]
         return YanGenerateOutput(
@@ -522,18 +478,9 @@ class YanGenerationMixin:
         for name, reason in REFUSED_ARGUMENTS.items():
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"`{name}` is not possible: {reason}.")
-        # What `Seq2SeqTrainer` passes along with a batch and its settings.
-        for name in (
-            "labels",
-            "decoder_attention_mask",
-            "token_weights",
-            "synced_gpus",
-            "use_cache",
-            "use_model_defaults",
-        ):
-            kwargs.pop(name, None)
         # None means "not set", as in Transformers.
         kwargs = {name: plain_value(value) for name, value in kwargs.items() if value is not None}
+        kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
 
         config = self.generation_config if generation_config is None else generation_config
         config = YanGenerationConfig.from_dict(config.to_dict())
@@ -572,37 +519,25 @@ class YanGenerationMixin:
         """PEFT wraps and calls it; `generate` has no steps to prepare inputs for."""
         return {"input_ids": input_ids, **kwargs}
 
-    def adjust_generation_fn(
-        self,
-        generation_config: Any,
-        from_auto_class: Any,
-        from_pipeline: Any,
-        pretrained_model_name_or_path: Any,
-        *args: Any,
-        trust_remote_code: bool | None = None,
-        **kwargs: Any,
-    ):
-        """Called by `from_pretrained`: takes the given generation configuration, or the checkpoint's."""
-        config_class = self.generation_config_class
-        default = self.generation_config
+    def adjust_generation_fn(self, generation_config: Any, auto: Any, pipeline: Any, name: Any, **kwargs: Any):
+        """Called by `from_pretrained`: takes the given generation configuration, or that of the checkpoint `name`."""
+        config_class, default = self.generation_config_class, self.generation_config
+        kwargs.pop("trust_remote_code", None)
         if generation_config is not None:
             self.generation_config = config_class.from_dict(generation_config.to_dict())
-        elif pretrained_model_name_or_path is not None:
+        elif name is not None:
             try:
                 self.generation_config = config_class.from_pretrained(
-                    pretrained_model_name_or_path,
-                    _from_auto=from_auto_class,
-                    _from_pipeline=from_pipeline,
-                    **kwargs,
+                    name, _from_auto=auto, _from_pipeline=pipeline, **kwargs
                 )
             except OSError as error:
                 if isinstance(error.__context__, (json.JSONDecodeError, UnicodeDecodeError)):
                     raise  # the file is there, but broken
                 logger.info("The checkpoint has no generation configuration; the defaults are used.")
         # A file that Transformers wrote for another class may lack them.
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            if getattr(self.generation_config, name) is None:
-                setattr(self.generation_config, name, getattr(default, name))
+        for field in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if getattr(self.generation_config, field) is None:
+                setattr(self.generation_config, field, getattr(default, field))
         if self.generation_config.max_new_tokens is None and self.generation_config.max_length is None:
             self.generation_config.max_new_tokens = default.max_new_tokens
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,11 +22,11 @@ class Kernels(threading.local):
     """
     Faster products for the calling thread, which `yan_hf.inference.cpu_kernels` puts here while `generate` runs.
 
-    `linear` takes states `(..., d)`, weight `(n, d)`, bias and `"none"` or `"gelu"`; it gives the result, or `None`
-    where PyTorch should compute it.
+    `linear` takes states `(..., d)`, weight `(n, d)`, bias and `"none"` or `"gelu"`; it gives `None` where PyTorch
+    should compute the result.
     """
 
-    linear: Callable[..., torch.Tensor | None] | None = None
+    linear: Callable[..., Tensor | None] | None = None
 
 
 KERNELS = Kernels()
@@ -43,15 +43,13 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
-def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`nn.functional.linear`, by the thread's [`Kernels`] where they can."""
     product = None if KERNELS.linear is None else KERNELS.linear(states, weight, bias, "none")
     return nn.functional.linear(states, weight, bias) if product is None else product
 
 
-def linear_gelu(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, act_fn: nn.Module
-) -> torch.Tensor:
+def linear_gelu(states: Tensor, weight: Tensor, bias: Tensor | None, act_fn: nn.Module) -> Tensor:
     """`act_fn(linear(states))`, in one go where the thread's [`Kernels`] can and the activation is the exact GELU."""
     if KERNELS.linear is not None and type(act_fn) is GELUActivation:
         product = KERNELS.linear(states, weight, bias, "gelu")
@@ -60,7 +58,7 @@ def linear_gelu(
     return act_fn(linear(states, weight, bias))
 
 
-def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+def apply_linear(layer: nn.Module, states: Tensor) -> Tensor:
     """`layer(states)`, by the thread's [`Kernels`] where the layer is a plain one."""
     if KERNELS.linear is not None and is_plain_linear(layer):
         return linear(states, layer.weight, layer.bias)
@@ -69,14 +67,14 @@ def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Attention with its weights, from `(B, heads, L, d/heads)` to `(B, Lq, heads, d/heads)`."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -100,49 +98,40 @@ class YanAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        size, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(size, size, bias=bias)
+        self.k_proj = nn.Linear(size, size, bias=bias)
+        self.v_proj = nn.Linear(size, size, bias=bias)
+        self.o_proj = nn.Linear(size, size)
 
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+    def _split_heads(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
-    def project_key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def project_key_value(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of `states` `(B, L, d)`, each `(B, heads, L, d/heads)`."""
-        return self._split_heads(apply_linear(self.k_proj, states)), self._split_heads(
-            apply_linear(self.v_proj, states)
-        )
+        key = self._split_heads(apply_linear(self.k_proj, states))
+        return key, self._split_heads(apply_linear(self.v_proj, states))
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        key_value: tuple[Tensor, Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         query = self._split_heads(apply_linear(self.q_proj, hidden_states))
         key, value = self.project_key_value(hidden_states) if key_value is None else key_value
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if key_value is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        if key_value is not None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             # Flash attention takes padding as a 2-D mask, and unpads the queries by it too: right for a sequence's
             # own keys, wrong for those of another. A padded source goes through sdpa instead.
             attention_interface = ALL_ATTENTION_FUNCTIONS["sdpa"]
             attention_mask = attention_mask.bool()[:, None, None, :]
-        kwargs.pop("is_causal", None)
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            is_causal=False,
-            **kwargs,
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        kwargs |= {"dropout": dropout, "scaling": self.scaling, "is_causal": False}
+        output, weights = attention_interface(self, query, key, value, attention_mask, **kwargs)
         return apply_linear(self.o_proj, output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
@@ -160,7 +149,7 @@ class YanFeedForward(nn.Module):
         self.down_proj = nn.Linear(inner_size, config.hidden_size)
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         if KERNELS.linear is not None and is_plain_linear(self.up_proj):
             inner = linear_gelu(hidden_states, self.up_proj.weight, self.up_proj.bias, self.act_fn)
         else:
@@ -169,18 +158,14 @@ class YanFeedForward(nn.Module):
 
 
 class YanTimeEmbedding(nn.Module):
-    """
-    Sines and cosines of the time, then `Linear(d, d)` and an exact GELU: `(B,)` → `(B, d)`.
-
-    `dtype` is what the layers compute in, which a quantised layer's weight does not tell.
-    """
+    """Sines and cosines of the time, then `Linear(d, d)` and an exact GELU, in a given dtype: `(B,)` → `(B, d)`."""
 
     def __init__(self, config: YanConfig):
         super().__init__()
         self.half_size = config.hidden_size // 2
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         # The angles need more digits than half precision has; the frequencies are cheap, so they are no buffer.
         angle_dtype = torch.promote_types(timesteps.dtype, torch.float32)
         steps = torch.arange(self.half_size, device=timesteps.device, dtype=angle_dtype)
@@ -193,29 +178,25 @@ class YanTimeEmbedding(nn.Module):
 class AdaLNModulation(nn.Linear):
     """
     Scales and shifts of a flow block's norms, from the GELU of the time embedding: `(B, d)` → `(B, 2·n·d)`, `n` norms.
-
     The GELU is the caller's: with it in here an adapter's product, which sees the layer's input, could not be merged.
 
     The chunks are scale and shift of the self-attention norm, of the feed-forward norm and, where the block has one,
-    of the cross-attention norm. A class of its own, since only a leaf can be initialised apart from other `Linear`s:
-    the scale multiplies the normalised state directly (it is not `1 + scale`), so its bias starts at one.
+    of the cross-attention norm. A class of its own, so that it can be initialised apart: the scale multiplies the
+    normalised state directly (it is not `1 + scale`), so its bias starts at one.
     """
 
     def __init__(self, config: YanConfig, num_norms: int):
         super().__init__(config.hidden_size, 2 * num_norms * config.hidden_size)
         self.num_norms = num_norms
 
-    def forward(self, activated: torch.Tensor) -> torch.Tensor:
+    def forward(self, activated: Tensor) -> Tensor:
         return linear(activated, self.weight, self.bias)
 
 
-def adaptive_layer_norm(
-    hidden_states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float
-) -> torch.Tensor:
+def adaptive_layer_norm(hidden_states: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """
     A norm of a flow block: states `(B, Ly, d)`, scale and shift `(B or 1, 1, d)`, two of [`AdaLNModulation`]'s chunks.
-
-    A function, since an adapter that stands in the layer's place has its `forward` and nothing else of it.
+    No method there, since an adapter that stands in the layer's place has its `forward` and nothing else of it.
     """
     size = hidden_states.shape[-1]
     if scale.shape[0] == 1 and scale.dtype == hidden_states.dtype:
@@ -224,11 +205,10 @@ def adaptive_layer_norm(
     return nn.functional.layer_norm(hidden_states, (size,), eps=eps) * scale + shift
 
 
-def zero_padding(hidden_states: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
-    """`(B, L, d)` with zeros where `padding_mask` `(B, L)` is 0."""
-    if padding_mask is None:
-        return hidden_states
-    return hidden_states.masked_fill(~padding_mask.bool()[..., None], 0.0)
+def _add(hidden_states: Tensor, update: Tensor, layer: nn.Module, padding_mask: Tensor | None = None) -> Tensor:
+    """A layer's residual connection, with zeros where `padding_mask` `(B, L)` is 0."""
+    states = hidden_states + nn.functional.dropout(update, layer.dropout, layer.training)
+    return states if padding_mask is None else states.masked_fill(~padding_mask.bool()[..., None], 0.0)
 
 
 class YanEncoderLayer(GradientCheckpointingLayer):
@@ -241,8 +221,7 @@ class YanEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.has_mixer = config.encoder_backbone in MIXERS
-        multiplier = None
+        self.has_mixer, multiplier = config.encoder_backbone in MIXERS, None
         if self.has_mixer:
             self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.mixer = MIXERS[config.encoder_backbone](config)
@@ -255,21 +234,16 @@ class YanEncoderLayer(GradientCheckpointingLayer):
         self.dropout = config.hidden_dropout
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
         if self.has_mixer:
             padding_mask, update = attention_mask, self.mixer(self.mixer_norm(hidden_states), attention_mask)
         else:
             padding_mask = None
             update, _ = self.self_attn(self.self_attn_norm(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        hidden_states = zero_padding(hidden_states, padding_mask)
+        hidden_states = _add(hidden_states, update, self, padding_mask)
         update = self.feed_forward(self.feed_forward_norm(hidden_states))
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        return zero_padding(hidden_states, padding_mask)
+        return _add(hidden_states, update, self, padding_mask)
 
 
 class YanFlowLayer(GradientCheckpointingLayer):
@@ -280,8 +254,7 @@ class YanFlowLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: YanConfig, layer_idx: int):
         super().__init__()
-        self.has_mixer = config.flow_backbone in MIXERS
-        multiplier = None
+        self.has_mixer, multiplier = config.flow_backbone in MIXERS, None
         self.has_cross_attention = layer_idx in config.cross_attention_layers
         if self.has_mixer:
             self.mixer = MIXERS[config.flow_backbone](config)
@@ -297,47 +270,42 @@ class YanFlowLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        time_embedding: torch.Tensor,
-        source_latents: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        source_mask: torch.Tensor | None,
-        modulation: torch.Tensor | None = None,
-        source_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        hidden_states: Tensor,
+        time_embedding: Tensor,
+        source_latents: Tensor | None,
+        attention_mask: Tensor | None,
+        source_mask: Tensor | None,
+        modulation: Tensor | None = None,
+        source_key_value: tuple[Tensor, Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> Tensor:
         if modulation is None:
             modulation = self.adaptive_norm(nn.functional.gelu(time_embedding))  # (B or 1, 2·n·d)
         chunks = modulation.view(modulation.shape[0], -1, 1, hidden_states.shape[-1]).unbind(1)
         normed = adaptive_layer_norm(hidden_states, chunks[0], chunks[1], self.eps)
+        padding_mask = attention_mask if self.has_mixer else None
         if self.has_mixer:
-            padding_mask, update = attention_mask, self.mixer(normed, attention_mask)
+            update = self.mixer(normed, attention_mask)
         else:
-            padding_mask = None
             update, _ = self.self_attn(normed, attention_mask, **kwargs)
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        hidden_states = zero_padding(hidden_states, padding_mask)
+        hidden_states = _add(hidden_states, update, self, padding_mask)
         if self.has_cross_attention:
-            key_value = source_key_value  # computed once where one source serves many steps
-            if key_value is None:
-                key_value = self.cross_attn.project_key_value(source_latents)
+            if source_key_value is None:  # otherwise computed once for many steps
+                source_key_value = self.cross_attn.project_key_value(source_latents)
             normed = adaptive_layer_norm(hidden_states, chunks[4], chunks[5], self.eps)
-            update, _ = self.cross_attn(normed, source_mask, key_value, **kwargs)
-            hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-            hidden_states = zero_padding(hidden_states, padding_mask)
-        normed = adaptive_layer_norm(hidden_states, chunks[2], chunks[3], self.eps)
-        update = self.feed_forward(normed)
-        hidden_states = hidden_states + nn.functional.dropout(update, self.dropout, self.training)
-        return zero_padding(hidden_states, padding_mask)
+            update, _ = self.cross_attn(normed, source_mask, source_key_value, **kwargs)
+            hidden_states = _add(hidden_states, update, self, padding_mask)
+        update = self.feed_forward(adaptive_layer_norm(hidden_states, chunks[2], chunks[3], self.eps))
+        return _add(hidden_states, update, self, padding_mask)
 
 
 class YanPositionEmbedding(nn.Embedding):
     """
-    The learned table of absolute positions. A class of its own, so that it can be initialised apart: it starts as
-    sines and cosines, in which a relative position is a linear map, so that attention to it is easier to learn.
+    The learned table of absolute positions. A class of its own, so that it can be initialised apart: as sines and
+    cosines, in which a relative position is a linear map, so that attention to it is easier to learn.
     """
 
-    def initial_weight(self, scale: float) -> torch.Tensor:
+    def initial_weight(self, scale: float) -> Tensor:
         """Sinusoids of amplitude `scale` (Vaswani et al. 2017, section 3.5), sines in the first half."""
         half_size = self.embedding_dim // 2
         frequencies = torch.exp(torch.arange(half_size) * (-math.log(10_000) / half_size))
@@ -358,17 +326,14 @@ class YanDecoderLayer(GradientCheckpointingLayer):
         self.feed_forward = YanFeedForward(config)
         self.dropout = config.hidden_dropout
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        update = self.feed_forward(self.norm(hidden_states))
-        return hidden_states + nn.functional.dropout(update, p=self.dropout, training=self.training)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return _add(hidden_states, self.feed_forward(self.norm(hidden_states)), self)
 
 
 class YanLengthHead(nn.Module):
     """
-    Distribution over target lengths from the source, pooled by attention with one learned query.
-
-    The query starts at zero, where it takes the mean. It learns to look where the answer belongs, which a mean over
-    a long source drowns.
+    Distribution over target lengths from the source, pooled by attention with one learned query. It starts at zero,
+    where it takes the mean, and learns to look where the answer belongs, which a mean over a long source drowns.
     """
 
     def __init__(self, config: YanConfig):
@@ -377,24 +342,19 @@ class YanLengthHead(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.down_proj = nn.Linear(config.hidden_size, config.max_position_embeddings)
 
-    def is_trained(self, config: YanConfig, state_dict: dict[str, torch.Tensor] | None = None) -> bool:
+    def is_trained(self, config: YanConfig, state_dict: dict[str, Tensor] | None = None) -> bool:
         """
         Whether its lengths mean anything: the configuration says so, or an optimiser has moved the query from zero.
-
-        `state_dict`: The whole model's, where the weights here are a part of them, or elsewhere.
+        The query is the one in the model's `state_dict`, where that has it.
         """
         query = self.query if state_dict is None else state_dict.get("length_head.query", self.query)
         query = query.to_local() if isinstance(query, DTensor) else query
         return config.length_head_trained or (not query.is_meta and bool(query.any()))
 
-    def forward(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, source_latents: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """
-        Args:
-            source_latents: `h`, `(B, Lx, d)`.
-            source_mask: `(B, Lx)`, 1 on real tokens. A row without any is pooled to zeros.
-
-        Returns:
-            Logits, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens, the end token included.
+        Logits `(B, max_position_embeddings)`, entry `i` for `i + 1` tokens with the end token, from `h` `(B, Lx, d)`
+        and the mask `(B, Lx)`, 1 on real tokens. A row without any is pooled to zeros.
         """
         scores = source_latents @ self.query.to(source_latents.dtype) * self.query.shape[0] ** -0.5
         if source_mask is not None:
@@ -406,41 +366,18 @@ class YanLengthHead(nn.Module):
         return self.down_proj(nn.functional.gelu(self.up_proj(pooled_source)))
 
 
-def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position of each token among its row's real tokens, `(B, L)`; padding gets a valid index that nothing reads.
-
-    Counting real tokens makes a row independent of the side and the amount of its padding.
-    """
+def positions_from_mask(attention_mask: Tensor) -> Tensor:
+    """Position of each token among its row's real tokens, `(B, L)`; padding gets a valid index that nothing reads."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` `(B, L, d)` over the positions where `mask` `(B, L)` is set: `(B, d)`; 0 for an empty row."""
     weights = mask.to(values.dtype)[..., None]
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-__all__ = [
-    "KERNELS",
-    "Kernels",
-    "AdaLNModulation",
-    "YanAttention",
-    "YanCrossAttention",
-    "YanDecoderLayer",
-    "YanEncoderLayer",
-    "YanFeedForward",
-    "YanFlowLayer",
-    "YanLengthHead",
-    "YanPositionEmbedding",
-    "YanStartProjection",
-    "YanTimeEmbedding",
-    "adaptive_layer_norm",
-    "apply_linear",
-    "eager_attention_forward",
-    "is_plain_linear",
-    "linear",
-    "linear_gelu",
-    "masked_mean",
-    "positions_from_mask",
-    "zero_padding",
-]
+__all__ = ["KERNELS", "Kernels", "AdaLNModulation", "YanAttention", "YanCrossAttention", "YanDecoderLayer"]
+__all__ += ["YanEncoderLayer", "YanFeedForward", "YanFlowLayer", "YanLengthHead", "YanPositionEmbedding"]
+__all__ += ["YanStartProjection", "YanTimeEmbedding", "adaptive_layer_norm", "apply_linear", "eager_attention_forward"]
+__all__ += ["is_plain_linear", "linear", "linear_gelu", "masked_mean", "positions_from_mask"]

@@ -14,6 +14,7 @@ number of processes, so that the average over the processes, and of their gradie
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,15 +63,8 @@ def sample_times(
 
 def expert_log_densities(expert_fields: torch.Tensor, velocity: torch.Tensor, sigma: float) -> torch.Tensor:
     """
-    `log N(u*; u_k, σ²I)`, the full normal density, for each expert.
-
-    Args:
-        expert_fields: `u_k`, `(..., K, d)`.
-        velocity: `u*`, `(..., d)`.
-        sigma: `σ`.
-
-    Returns:
-        `(..., K)`, float32 at least.
+    `log N(u*; u_k, σ²I)`, the full normal density, for each expert: fields `u_k(z_t, t)`, `(..., K, d)`, and the
+    conditional velocity `u* = z1 - z0`, `(..., d)` → `(..., K)`, float32 at least.
     """
     size = velocity.shape[-1]
     squared_distances = (upcast(expert_fields) - upcast(velocity)[..., None, :]).square().sum(dim=-1)
@@ -81,16 +75,8 @@ def flow_matching_nll(
     expert_fields: torch.Tensor, gate_log_probs: torch.Tensor, velocity: torch.Tensor, sigma: float
 ) -> torch.Tensor:
     """
-    Per-token `-log Σ_k π_k N(u*; u_k, σ²I)` (section 3): the summand of `L_flow`.
-
-    Args:
-        expert_fields: `u_k(z_t, t)`, `(..., K, d)`.
-        gate_log_probs: `log π_k(z_t, t)`, `(..., K)`.
-        velocity: The conditional velocity `u* = z1 - z0`, `(..., d)`.
-        sigma: `σ`.
-
-    Returns:
-        `(...,)`, float32 at least.
+    Per-token `-log Σ_k π_k N(u*; u_k, σ²I)` (section 3), the summand of `L_flow`: `(...,)`, float32 at least.
+    Arguments as of [`expert_log_densities`], and `log π_k(z_t, t)`, `(..., K)`.
     """
     with torch.autocast(expert_fields.device.type, enabled=False):
         log_densities = expert_log_densities(expert_fields, velocity, sigma)
@@ -138,22 +124,13 @@ def token_log_probs(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, labels: torch.Tensor, vocab_size: int
 ) -> torch.Tensor:
     """
-    Log-probability of each label, in chunks, so that the logits of all of them are never there at once.
-
-    Args:
-        decode: From latents `(1, T, d)` to logits `(1, T, V)`.
-        latents: `(N, d)`.
-        labels: `(N,)`.
-        vocab_size: `V`.
-
-    Returns:
-        `(N,)`, float32 at least, without a gradient.
+    Log-probability of each label, latents `(N, d)` and labels `(N,)` → `(N,)`, float32 at least, without a gradient:
+    in chunks, so that the logits of all are never there at once. `decode`: `(1, T, d)` → `(1, T, V)`.
     """
     size = max(1, _CHUNK_ELEMENTS // vocab_size)
-    chunks = []
-    for states, ids in zip(latents.split(size), labels.split(size)):
-        chunks.append(-nn.functional.cross_entropy(upcast(decode(states[None])[0]), ids, reduction="none"))
-    return torch.cat(chunks)
+    chunks = zip(latents.split(size), labels.split(size))
+    cross_entropy = partial(nn.functional.cross_entropy, reduction="none")
+    return -torch.cat([cross_entropy(upcast(decode(states[None])[0]), ids) for states, ids in chunks])
 
 
 def gate_entropy_loss(
@@ -174,9 +151,9 @@ def load_balance_loss(
     if group is not None:
         # Not a mean over tokens: the gate's mean is taken over all processes first.
         total, count = group.sum(total), group.total(count)
-    mean_probs = total / count.clamp(min=torch.finfo(probs.dtype).tiny)
-    # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     floor = torch.finfo(probs.dtype).tiny
+    mean_probs = total / count.clamp(min=floor)
+    # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
 
 
@@ -189,19 +166,11 @@ def mmd_loss(
     group: LossGroup | None = None,
 ) -> torch.Tensor:
     """
-    Unbiased squared maximum mean discrepancy between the target latents and `N(0, I)`.
+    Unbiased squared maximum mean discrepancy, `()`, between the target latents `(B, Ly, d)` and `N(0, I)`, over the
+    tokens whose `mask` `(B, Ly)` is positive; 0 where they are fewer than two.
 
-    The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). Where the batch has
-    more than `max_points` tokens, a random subset of them is taken.
-
-    Args:
-        latents: `(B, Ly, d)`.
-        mask: `(B, Ly)`; tokens with a positive value count.
-        generator: Source of the randomness.
-
-    Returns:
-        A scalar; 0 where fewer than two tokens count. With a `group`, that of the points of all processes, at most
-        `max_points` of them together.
+    The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). A random subset is
+    taken of more than `max_points` tokens, those of all processes of the `group` together.
     """
     points = upcast(latents).flatten(0, 1)  # (n, d)
     # Weights rather than a selection by mask keep the shapes static, for `torch.compile`.
@@ -224,9 +193,7 @@ def mmd_loss(
     count = weights.sum()
     pairs = (count * (count - 1)).clamp(min=1)
     with torch.autocast(points.device.type, enabled=False):
-        within = _kernel_sum(points, points, weights, bandwidths) + _kernel_sum(
-            reference, reference, weights, bandwidths
-        )
+        within = sum(_kernel_sum(x, x, weights, bandwidths) for x in (points, reference))
         across = _kernel_sum(points, reference, weights, bandwidths)
     # Each point's kernel with itself, 1 for each bandwidth, is left out of the unbiased estimate.
     estimate = (within - 2 * len(bandwidths) * count) / pairs - 2 * across / count.clamp(min=1).square()
@@ -252,15 +219,11 @@ def l2_loss(latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None =
 
 def length_loss(length_logits: torch.Tensor, lengths: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
     """
-    Cross-entropy of the length head.
-
-    Args:
-        length_logits: `(B, N)`; entry `i` stands for `i + 1` tokens.
-        lengths: True target lengths, `(B,)`; rows of length 0 do not count.
+    Cross-entropy of the length head: logits `(B, N)`, whose entry `i` stands for `i + 1` tokens, and the true lengths
+    `(B,)`; rows of length 0 do not count.
     """
-    losses = nn.functional.cross_entropy(
-        upcast(length_logits), (lengths - 1).masked_fill(lengths < 1, -100), reduction="none"
-    )
+    labels = (lengths - 1).masked_fill(lengths < 1, -100)
+    losses = nn.functional.cross_entropy(upcast(length_logits), labels, reduction="none")
     return token_mean(losses, lengths > 0, group)
 
 
@@ -292,45 +255,30 @@ def winner_loss(
 
 @dataclass
 class LossInputs:
-    """
-    What one training forward has computed, for the terms to choose from. `None`: it was not computed.
-
-    Args:
-        config: The model's configuration.
-        group: The processes that share the batch.
-        generator: Source of the randomness of estimates.
-        labels: Target ids, `(B, Ly)`, any token where none counts.
-        mask: `(B, Ly)`, 1 on the tokens that count; `token_weights`: the same with the caller's weights.
-        target_latents: `z1`, `(B, Ly, d)`.
-        expert_fields, velocity: `u_k`, `(B, Ly, K, d)`, and `u*`, `(B, Ly, d)`, at the training time.
-        gate_log_probs: The whole gate, `(B, Ly, K)`, at the training time, or else at the solver's first step.
-        routed_log_probs: The gate as routing restricts and shares it, `(B, Ly, K)`, at the training time.
-        latents: The solved ODE's end, `(B, Ly, d)`.
-        logits: For each supervised end point, `(B, Ly, V)`: the ODE's end, or that of every solver step.
-        choices: For each solver step that chose: the gate as it is shared, `(B, Ly, K)`, and the winners, `(B, Ly)`.
-        expert_scores: For each of these choices what the winners were found by, `(B, Ly, K)`.
-        target_logits: Decoded from `z1`, `(B, Ly, V)`.
-        length_logits, lengths: `(B, N)` and `(B,)`.
-    """
+    """What one training forward has computed, for the terms to choose from; `None` or empty where it was not."""
 
     config: PreTrainedConfig
-    group: LossGroup | None
-    generator: torch.Generator | None
-    labels: torch.Tensor
-    mask: torch.Tensor
-    token_weights: torch.Tensor
-    target_latents: torch.Tensor
-    length_logits: torch.Tensor
-    lengths: torch.Tensor
+    group: LossGroup | None  # the processes that share the batch
+    generator: torch.Generator | None  # of the randomness of estimates
+    labels: torch.Tensor  # target ids, (B, Ly), any token where none counts
+    mask: torch.Tensor  # (B, Ly), 1 on the tokens that count
+    token_weights: torch.Tensor  # the same with the caller's weights
+    target_latents: torch.Tensor  # `z1`, (B, Ly, d)
+    length_logits: torch.Tensor  # (B, N)
+    lengths: torch.Tensor  # (B,)
+    # The whole gate, (B, Ly, K), at the training time, or else at the solver's first step.
     gate_log_probs: torch.Tensor | None = None
+    # At the training time: `u_k`, (B, Ly, K, d); `u*`, (B, Ly, d); and the gate as routing restricts and shares it.
     expert_fields: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     routed_log_probs: torch.Tensor | None = None
-    latents: torch.Tensor | None = None
+    latents: torch.Tensor | None = None  # the solved ODE's end, (B, Ly, d)
+    # (B, Ly, V) for each supervised end point: the ODE's end, or that of every solver step.
     logits: list[torch.Tensor] = field(default_factory=list)
+    # For each solver step that chose: the shared gate, (B, Ly, K), and the winners, (B, Ly).
     choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    expert_scores: list[torch.Tensor] = field(default_factory=list)
-    target_logits: torch.Tensor | None = None
+    expert_scores: list[torch.Tensor] = field(default_factory=list)  # what these were found by, (B, Ly, K)
+    target_logits: list[torch.Tensor] = field(default_factory=list)  # that decoded from `z1`, (B, Ly, V)
 
 
 def _flow(inputs: LossInputs) -> torch.Tensor | None:
@@ -351,14 +299,9 @@ def _latent(inputs: LossInputs) -> torch.Tensor | None:
     return latent_loss(inputs.latents, inputs.target_latents, inputs.token_weights, inputs.group)
 
 
-def _token(inputs: LossInputs) -> torch.Tensor | None:
-    if not inputs.logits:
-        return None
-    smoothing = inputs.config.label_smoothing
-    losses = [
-        token_loss(logits, inputs.labels, inputs.token_weights, smoothing, inputs.group) for logits in inputs.logits
-    ]
-    return sum(losses) / len(losses)
+def _token(inputs: LossInputs, logits: list[torch.Tensor], smoothing: float = 0.0) -> torch.Tensor | None:
+    arguments = (inputs.labels, inputs.token_weights, smoothing, inputs.group)
+    return sum(token_loss(values, *arguments) for values in logits) / len(logits) if logits else None
 
 
 def _mmd(inputs: LossInputs) -> torch.Tensor | None:
@@ -368,15 +311,8 @@ def _mmd(inputs: LossInputs) -> torch.Tensor | None:
 
 
 def _gate(inputs: LossInputs) -> torch.Tensor | None:
-    if not inputs.choices:
-        return None
-    return sum(winner_loss(log_probs, winners, inputs.mask, inputs.group) for log_probs, winners in inputs.choices)
-
-
-def _reconstruction(inputs: LossInputs) -> torch.Tensor | None:
-    if inputs.target_logits is None:
-        return None
-    return token_loss(inputs.target_logits, inputs.labels, inputs.token_weights, 0.0, inputs.group)
+    losses = [winner_loss(*choice, inputs.mask, inputs.group) for choice in inputs.choices]
+    return sum(losses) if losses else None
 
 
 # Name → function of the inputs; `None` where the term was not computed. The default weights, and the order in which
@@ -384,7 +320,7 @@ def _reconstruction(inputs: LossInputs) -> torch.Tensor | None:
 LOSS_FUNCTIONS: dict[str, Callable[[LossInputs], torch.Tensor | None]] = {
     "flow": _flow,
     "latent": _latent,
-    "token": _token,
+    "token": lambda inputs: _token(inputs, inputs.logits, inputs.config.label_smoothing),
     # The whole gate: an expert outside every core set must be able to come back.
     "gate_entropy": lambda inputs: gate_entropy_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
     "load_balance": lambda inputs: load_balance_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
@@ -392,7 +328,7 @@ LOSS_FUNCTIONS: dict[str, Callable[[LossInputs], torch.Tensor | None]] = {
     "l2": lambda inputs: l2_loss(inputs.target_latents, inputs.mask, inputs.group),
     "length": lambda inputs: length_loss(inputs.length_logits, inputs.lengths, inputs.group),
     "gate": _gate,
-    "reconstruction": _reconstruction,
+    "reconstruction": lambda inputs: _token(inputs, inputs.target_logits),
 }
 
 
@@ -403,22 +339,7 @@ def loss_terms(inputs: LossInputs) -> dict[str, torch.Tensor]:
 
 
 __all__ = [
-    "LOSS_FUNCTIONS",
-    "LossInputs",
-    "block_flow_matching_nll",
-    "expert_log_densities",
-    "flow_matching_nll",
-    "gate_entropy_loss",
-    "l2_loss",
-    "latent_loss",
-    "length_loss",
-    "load_balance_loss",
-    "loss_terms",
-    "mmd_loss",
-    "responsibilities",
-    "sample_times",
-    "token_log_probs",
-    "token_loss",
-    "token_mean",
-    "winner_loss",
-]
+    "LOSS_FUNCTIONS", "LossInputs", "block_flow_matching_nll", "expert_log_densities", "flow_matching_nll",
+    "gate_entropy_loss", "l2_loss", "latent_loss", "length_loss", "load_balance_loss", "loss_terms", "mmd_loss",
+    "responsibilities", "sample_times", "token_log_probs", "token_loss", "token_mean", "winner_loss",
+]  # fmt: skip

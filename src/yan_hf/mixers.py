@@ -35,10 +35,8 @@ class YanTimeStepProjection(nn.Linear):
 
 class YanCausalConv(nn.Conv1d):
     """
-    The depthwise convolution with its SiLU, `(B, D, L)` → `(B, D, L)`.
-
-    A class of its own, with a `forward` of its own, so that what hooks into a layer's call (as FSDP, which gathers its
-    weights then) finds this one too.
+    The depthwise convolution with its SiLU, `(B, D, L)` → `(B, D, L)`. A layer of its own, so that what hooks into a
+    layer's call (as FSDP, which gathers its weights then) finds this one too.
     """
 
     def __init__(self, size: int, kernel_size: int, implementation: str):
@@ -51,9 +49,8 @@ class YanCausalConv(nn.Conv1d):
 
 class YanMambaMixer(nn.Module):
     """
-    A Mamba-1 layer from left to right: `(B, L, d)` → `(B, L, d)`. Parameters have mamba-ssm's names and shapes.
-
-    Every layer is called as a module, never by its weight, so that adapters in its place are used.
+    A Mamba-1 layer from left to right: `(B, L, d)` → `(B, L, d)`. Parameters have mamba-ssm's names and shapes. Every
+    layer is called as a module, never by its weight, so that adapters in its place are used.
 
     Raises:
         ImportError: where `config.mamba_implementation` demands CUDA kernels that are not installed.
@@ -90,29 +87,17 @@ class YanMambaMixer(nn.Module):
         states, gate = self.in_proj(hidden_states).mT.chunk(2, dim=1)  # (B, D, L) each
         states = self.conv1d(states)
         steps, b, c = self.x_proj(states.mT).split([self.step_rank, self.state_size, self.state_size], dim=-1)
-        output = selective_scan(
-            states,
-            self.dt_proj(steps).mT,
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
-            b.mT,
-            c.mT,
-            self.D,
-            z=gate,
-            delta_softplus=True,
-            implementation=self.implementation,
-        )
+        rates = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        options = {"delta_softplus": True, "implementation": self.implementation}
+        output = selective_scan(states, self.dt_proj(steps).mT, rates, b.mT, c.mT, self.D, gate, **options)
         return self.out_proj(output.mT)
 
 
 def scan_orders(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Where each position of a padded batch stands in the forward and in the backward scan, `(B, L)` each.
-
-    Real tokens come first: in their order in the one, in the opposite order in the other. Padding, wherever it stands,
-    comes after them, where nothing that is real can see it.
-
-    Args:
-        mask: `(B, L)`, true on real tokens.
+    Where each position of a padded batch stands in the forward and in the backward scan, `(B, L)` each. Real tokens,
+    where `mask` `(B, L)` is true, come first: in their order in the one, in the opposite order in the other. Padding,
+    wherever it stands, comes after them, where nothing that is real can see it.
     """
     rank = mask.long().cumsum(dim=-1)
     lengths = rank[:, -1:]
@@ -144,11 +129,7 @@ class YanBidirectionalMamba(nn.Module):
         self.proj = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Args:
-            hidden_states: `(B, L, d)`.
-            padding_mask: `(B, L)`, 1 on real tokens, or `None` without padding.
-        """
+        """From `(B, L, d)` and the mask `(B, L)`, 1 on real tokens, or `None` without padding."""
         if padding_mask is None or not self.exact_padding:
             forward, backward = self.fwd(hidden_states), self.bwd(hidden_states.flip(1)).flip(1)
         else:

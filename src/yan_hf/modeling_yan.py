@@ -7,7 +7,7 @@ Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabu
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,7 @@ from .layers import (
     YanPositionEmbedding,
     YanStartProjection,
     YanTimeEmbedding,
+    is_plain_linear,
     masked_mean,
     positions_from_mask,
 )
@@ -62,17 +63,23 @@ from .mixers import MIXERS, YanMambaMixer
 from .sampling import solve_flow, stretch
 from .saving import staged_save, unreadable_weights, write_code
 from .solver import time_grid
-from .validation import check_labels, check_mask, check_no_cache, check_source, check_state, inference_module
+from .validation import (
+    check_labels,
+    check_mask,
+    check_no_cache,
+    check_source,
+    check_state,
+    check_trainer,
+    inference_module,
+)
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
 class TimeModulation:
-    """What one time contributes to an evaluation of the flow, for any state.
-
-    Args:
-        time_embedding: `(1, d)`.
-        layers: For each flow block the scales and shifts of its norms, `(1, 2·n·d)`.
-    """
+    """What one time contributes to any state: its embedding `(1, d)`, and each flow block's scales and shifts."""
 
     time_embedding: torch.Tensor
     layers: list[torch.Tensor]
@@ -80,43 +87,31 @@ class TimeModulation:
 
 @dataclass
 class YanFlowContext:
-    """What every solver step of one target shares, so that it is computed once.
+    """What every solver step of one target shares, so that it is computed once."""
 
-    Args:
-        source_latents: `h`, `(B, Lx, d)`.
-        source_mask, self_attention_mask: Masks as the attention implementation wants them; no `self_attention_mask`
-            with a backbone of `MIXERS`, which take the canvas itself.
-        pooled_source: Masked mean of the source's latents, `(B, d)`.
-        canvas_mask: The target's canvas, `(B, Ly)`, 1 on real positions.
-        positions: Position embeddings of the canvas, `(B, Ly, d)`.
-        source_key_values: For each flow block the source's keys and values, `None` where it has no cross-attention;
-            without [`YanFlow.cache_cross_attention`] the blocks compute them at every evaluation.
-        modulations: For each time that is known in advance, from [`YanFlow.embed_times`].
-    """
-
-    source_latents: torch.Tensor
-    source_mask: torch.Tensor | None
-    self_attention_mask: torch.Tensor | None
-    pooled_source: torch.Tensor
-    canvas_mask: torch.Tensor
-    positions: torch.Tensor
+    source_latents: torch.Tensor  # `h`, (B, Lx, d)
+    source_mask: torch.Tensor | None  # both masks as the attention implementation wants them
+    self_attention_mask: torch.Tensor | None  # none for mixers, which take the canvas itself
+    pooled_source: torch.Tensor  # masked mean of the source's latents, (B, d)
+    canvas_mask: torch.Tensor  # (B, Ly), 1 on the target's real positions
+    positions: torch.Tensor  # position embeddings of the canvas, (B, Ly, d)
+    # From `YanFlow.cache_cross_attention`, without which each evaluation computes them.
     source_key_values: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+    # For each time that is known in advance, from `YanFlow.embed_times`.
     modulations: dict[float, TimeModulation] = field(default_factory=dict)
 
 
 @dataclass
 class YanFlowOutput(ModelOutput):
     """
-    Output of [`YanFlow`].
+    Output of [`YanFlow`]; `hidden_states`, `attentions` and `cross_attentions` when asked for.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, Ly, d)`): The trunk's result `r`.
-        velocity (`torch.FloatTensor` of shape `(B, Ly, d)`): The chosen experts' field, or the mixture's mean
-            `Σ_k π_k u_k` where every expert was computed.
-        expert_fields (`torch.FloatTensor` of shape `(B, Ly, K, d)`, *optional*): All fields `u_k`.
-        gate_logits (`torch.FloatTensor` of shape `(B, Ly, K)`, *optional*): Logits of the gate; absent where the
-            choice of experts was given.
-        expert_indices (`torch.LongTensor` of shape `(B, Ly)`, *optional*): The chosen experts.
+        last_hidden_state: The trunk's result `r`, `(B, Ly, d)`.
+        velocity: `(B, Ly, d)`: the chosen experts' field, or the mixture's mean `Σ_k π_k u_k` where all were computed.
+        expert_fields: All fields `u_k`, `(B, Ly, K, d)`, where they were computed.
+        gate_logits: `(B, Ly, K)`; absent where the choice of experts was given.
+        expert_indices: The chosen experts, `(B, Ly)`, int64.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -132,17 +127,15 @@ class YanFlowOutput(ModelOutput):
 @dataclass
 class YanModelOutput(ModelOutput):
     """
-    Output of [`YanModel`].
+    Output of [`YanModel`]; what is not listed is the flow trunk's and the encoder's, when asked for.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, Ly, d)`): The decoder body's result for the estimated end
-            point `z_t + (1 - t) Σ_k π_k u_k`.
-        encoder_last_hidden_state (`torch.FloatTensor` of shape `(B, Lx, d)`): The source's latents `h`.
-        velocity (`torch.FloatTensor` of shape `(B, Ly, d)`): The mixture's mean field.
-        expert_fields (`torch.FloatTensor` of shape `(B, Ly, K, d)`): The experts' fields `u_k(z_t, t)`.
-        gate_logits (`torch.FloatTensor` of shape `(B, Ly, K)`): The gate's logits.
-        hidden_states, attentions, cross_attentions: Of the flow trunk, when asked for.
-        encoder_hidden_states, encoder_attentions: Of the encoder, when asked for.
+        last_hidden_state: The decoder body's result for the estimated end point `z_t + (1 - t) Σ_k π_k u_k`,
+            `(B, Ly, d)`.
+        encoder_last_hidden_state: The source's latents `h`, `(B, Lx, d)`.
+        velocity: The mixture's mean field, `(B, Ly, d)`.
+        expert_fields: The experts' fields `u_k(z_t, t)`, `(B, Ly, K, d)`.
+        gate_logits: `(B, Ly, K)`.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -160,27 +153,22 @@ class YanModelOutput(ModelOutput):
 @dataclass
 class YanOutput(ModelOutput):
     """
-    Output of [`YanForConditionalGeneration`].
+    Output of [`YanForConditionalGeneration`]; what is not listed is as in [`YanModelOutput`], with `labels` at the
+    training time.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
-        loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The terms before weighting, detached, by the names of
-            `DEFAULT_LOSS_WEIGHTS`. Without a weight `mmd` is left out, and without one on either, `latent` and
-            `token` are.
-        logits (`torch.FloatTensor` of shape `(B, Ly, V)`): Decoded from the end of the solved ODE with `labels`, and
-            from the estimated end point without. (With `labels` and no weight on the latent and token terms nothing
-            is solved, and the logits come from the estimate too.)
-        expert_indices (`torch.LongTensor` of shape `(C, B, Ly)`, *optional*): With `labels` and an `expert_scope`
-            beyond the token, the winner of every choice: one, or one for each solver step with `reselect_experts`.
-        expert_scores (`torch.FloatTensor` of shape `(C, B, Ly, K)`, *optional*): With these, what the winner was found
-            by: the log-likelihood of the block's tokens under each expert, and the gate's opinion with
-            `winner_prior`.
-        latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the latents that were decoded.
-        target_latents (`torch.FloatTensor` of shape `(B, Ly, d)`, *optional*): With `labels`, the targets' latents.
-        length_logits (`torch.FloatTensor` of shape `(B, max_position_embeddings)`): Of the target's length; entry `i`
-            stands for `i + 1` tokens.
-        velocity, expert_fields, gate_logits, encoder_last_hidden_state, hidden_states, attentions, cross_attentions,
-            encoder_hidden_states, encoder_attentions: As in [`YanModelOutput`]; with `labels`, at the training time.
+        loss: With `labels`, the weighted sum of the terms, `()`.
+        loss_terms: With `labels`, the terms before weighting, detached, by the names of `DEFAULT_LOSS_WEIGHTS`.
+            Without a weight `mmd` is left out, and without one on either, `latent` and `token` are.
+        logits: `(B, Ly, V)`, decoded from the end of the solved ODE with `labels`; from the estimated end point
+            without, and where no weight asks for the solver.
+        latents: With `labels`, the latents that were decoded, `(B, Ly, d)`.
+        target_latents: With `labels`, the targets' latents, `(B, Ly, d)`.
+        length_logits: Of the target's length, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens.
+        expert_indices: With `labels` and an `expert_scope` beyond the token, the winner of every choice,
+            `(C, B, Ly)`: one, or one for each solver step with `reselect_experts`.
+        expert_scores: What each winner was found by, `(C, B, Ly, K)`: the log-likelihood of the block's tokens under
+            each expert, and the gate's opinion with `winner_prior`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -205,15 +193,13 @@ class YanOutput(ModelOutput):
 @dataclass
 class YanAutoEncodingOutput(ModelOutput):
     """
-    Output of [`YanForAutoEncoding`].
+    Output of [`YanForAutoEncoding`]; `hidden_states` and `attentions` of the encoder when asked for.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): The weighted sum of the terms, with `labels`.
-        loss_terms (`dict[str, torch.FloatTensor]`, *optional*): The `token`, `mmd` and `l2` terms, detached.
-        logits (`torch.FloatTensor` of shape `(B, L, V)`): Token for token; `(N, V)`, those of the `N` labels that
-            count, with `sparse_prediction`.
-        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`): The latents.
-        hidden_states, attentions: Of the encoder, when asked for.
+        loss: With `labels`, the weighted sum of the terms, `()`.
+        loss_terms: With `labels`, the `token`, `mmd` and `l2` terms, detached.
+        logits: `(B, L, V)`, token for token; `(N, V)`, of the `N` labels that count, with `sparse_prediction`.
+        last_hidden_state: The latents, `(B, L, d)`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -226,23 +212,16 @@ class YanAutoEncodingOutput(ModelOutput):
 
 # Tensor parallelism: attention by heads, feed-forward networks and experts by inner units; the rest is replicated.
 _ATTENTION_PLAN = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
-_FEED_FORWARD_PLAN = {"up_proj": "colwise", "down_proj": "rowwise"}
-_EXPERTS_PLAN = {
-    "experts.up_proj": "colwise",
-    "experts.up_proj_bias": "rowwise",  # (K, units): as of any weight but a layer's bias, the last dimension is split
-    "experts.down_proj": "rowwise",
-    "experts": "moe_tp_experts",
-}
 # Expert parallelism: whole experts, some on each rank.
-_EXPERT_WEIGHTS = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 _EP_PLAN = {
-    **{f"experts.{name}": "grouped_gemm" for name in _EXPERT_WEIGHTS},
-    **(
-        {"experts": "ep_dispatch_experts"}
-        if "ep_dispatch_experts" in ALL_PARALLEL_STYLES
-        else {"routes": "ep_router", "experts": "moe_tp_experts"}  # Transformers before 5.21
-    ),
+    **{f"experts.{name}": "grouped_gemm" for name in ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")},
+    "experts": "ep_dispatch_experts",
 }
+if "ep_dispatch_experts" not in ALL_PARALLEL_STYLES:  # Transformers before 5.21
+    _EP_PLAN |= {"routes": "ep_router", "experts": "moe_tp_experts"}
+
+
+_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
 
 
 class YanPreTrainedModel(PreTrainedModel):
@@ -252,13 +231,16 @@ class YanPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+
     # Its loss is a mean, also under gradient accumulation: the batch's MMD and load balance are no sums over tokens.
-    accepts_loss_kwargs = False
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """`False`. A `Trainer` asks when it is made, so that arguments which would fail later are refused here."""
+        check_trainer(self)
+        return False
+
     _no_split_modules = ["YanEncoderLayer", "YanFlowLayer", "YanDecoderLayer", "YanExperts"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     def __init__(self, config: YanConfig, *args, **kwargs):
@@ -283,45 +265,35 @@ class YanPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ):
         """
-        Saves as in the base class, into a folder of its own inside `save_directory`, whose files are renamed to their
-        places when all are complete. Other files stay. Where the configuration has an `auto_map`, the code is saved
-        too.
-
-        Raises:
-            OSError: where nothing can be written, as on a full disk; what was there before is untouched.
+        Saves as in the base class, but files appear in `save_directory` when all are complete, and others stay. Where
+        the configuration has an `auto_map`, the code is saved too. Raises `OSError` where nothing can be written;
+        what was there before is untouched.
         """
         if self._auto_class is not None:
             # The base class names the saved class alone; its code brings the others along.
             self.config.auto_map = {**AUTO_MAP, **(getattr(self.config, "auto_map", None) or {})}
-        arguments = {"is_main_process": is_main_process, "state_dict": state_dict, **kwargs}
-        if not is_main_process or kwargs.get("distributed_checkpoint"):
-            # Nothing is written here, or by all processes together.
-            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **arguments)
-            if not kwargs.get("distributed_checkpoint"):
-                self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
-            return
-        hub = {
-            name: arguments.pop(name)
-            for name in ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
-            if name in arguments
-        }
-        with staged_save(save_directory) as folder:
-            if auto_map := getattr(self.config, "auto_map", None):
-                write_code(auto_map, Path(__file__).parent, folder)
-            super().save_pretrained(folder, **arguments)
-        # Only now are the files in their places for the other processes of a sharded model.
-        self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
-        if push_to_hub:
-            repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
-            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict}
+        is_joint = kwargs.get("distributed_checkpoint")  # written by all processes together
+        if is_joint or not is_main_process:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        else:
+            hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+            with staged_save(save_directory) as folder:
+                if auto_map := getattr(self.config, "auto_map", None):
+                    write_code(auto_map, Path(__file__).parent, folder)
+                super().save_pretrained(folder, **kwargs)
+        if not is_joint:
+            # Only now are the files in their places for the other processes of a sharded model.
+            self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
+            if push_to_hub and is_main_process:
+                repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
+                self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
         """
-        As in the base class; parts that the configuration freezes are frozen.
-
-        Raises:
-            OSError: for weights that are damaged or cut short, with the files of a local folder.
+        As in the base class; parts that the configuration freezes are frozen. Raises `OSError` for weights that are
+        damaged or cut short, with the files of a local folder.
         """
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -329,9 +301,8 @@ class YanPreTrainedModel(PreTrainedModel):
             # The library's message names no file.
             folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
             files = ", ".join(map(str, unreadable_weights(folder))) or f"A file of weights of {folder}"
-            raise OSError(
-                f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
-            ) from error
+            message = f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
+            raise OSError(message) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Loading makes new parameters.
         model._apply_frozen()
@@ -358,20 +329,18 @@ class YanPreTrainedModel(PreTrainedModel):
                     self._fsdp_plan |= dict.fromkeys([pattern, *layers], "free_full_weight")
 
     def _apply_frozen(self):
-        for part in self.config.frozen_parts:
-            for module in self._part(part):
-                module.requires_grad_(False)
+        for module in self._parts(self.config.frozen_parts):
+            module.requires_grad_(False)
         self._frozen_to_eval()
 
     def _frozen_to_eval(self):
-        for part in self.config.frozen_parts:
-            for module in self._part(part):
-                module.eval()
-                for layer in module.modules():
-                    if hasattr(layer, "base_layer"):
-                        # An adapter on a frozen layer trains, as does its dropout.
-                        layer.train()
-                        layer.base_layer.eval()
+        for module in self._parts(self.config.frozen_parts):
+            module.eval()
+            for layer in module.modules():
+                if hasattr(layer, "base_layer"):
+                    # An adapter on a frozen layer trains, as does its dropout.
+                    layer.train()
+                    layer.base_layer.eval()
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -383,10 +352,9 @@ class YanPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, YanRoutedExperts):
-            init.normal_(module.up_proj, mean=0.0, std=std)
-            init.zeros_(module.up_proj_bias)
-            init.normal_(module.down_proj, mean=0.0, std=std)
-            init.zeros_(module.down_proj_bias)
+            for weight, bias in ((module.up_proj, module.up_proj_bias), (module.down_proj, module.down_proj_bias)):
+                init.normal_(weight, mean=0.0, std=std)
+                init.zeros_(bias)
         elif isinstance(module, YanStartProjection):
             init.copy_(module.weight, torch.eye(module.out_features, dtype=module.weight.dtype))
         elif isinstance(module, AdaLNModulation):
@@ -409,8 +377,8 @@ class YanPreTrainedModel(PreTrainedModel):
             # Tokens as strong as positions: both have this root mean square.
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_scale / 2**0.5)
 
-    def _part(self, name: str) -> list[nn.Module]:
-        """The modules of a part named in `config.frozen_parts`, as far as this model has them."""
+    def _parts(self, names: Iterable[str]) -> list[nn.Module]:
+        """The modules of parts named as in `config.frozen_parts`, as far as this model has them."""
         base = getattr(self, self.base_model_prefix, self)
         modules = {
             "encoder": [getattr(base, "encoder", None)],
@@ -419,36 +387,33 @@ class YanPreTrainedModel(PreTrainedModel):
             "token_embeddings": [getattr(base, "embed_tokens", None)],
             "position_embeddings": [getattr(base, "embed_positions", None)],
         }
-        if name not in modules:
-            raise ValueError(f"There is no part {name!r} to freeze; the parts are {', '.join(modules)}.")
-        return [module for module in modules[name] if module is not None]
+        if unknown := [name for name in names if name not in modules]:
+            raise ValueError(f"There is no part {unknown[0]!r} to freeze; the parts are {', '.join(modules)}.")
+        return [module for name in names for module in modules[name] if module is not None]
 
     def freeze(self, *parts: str):
         """
-        Freezes parts of the model by name: they are not trained, and stay in eval mode while the rest trains.
-
-        Args:
-            parts: Of `"encoder"`, `"flow"`, `"decoder"`, `"token_embeddings"` and `"position_embeddings"`. The choice
-                is saved with the configuration.
-
-        Raises:
-            ValueError: for another name.
+        Freezes parts of the model: they are not trained, and stay in eval mode while the rest trains. Named as in
+        `config.frozen_parts`, where the choice is saved; raises `ValueError` for another name.
         """
-        for part in parts:
-            for module in self._part(part):
-                module.requires_grad_(False)
+        for module in self._parts(parts):
+            module.requires_grad_(False)
         self.config.frozen_parts = list(dict.fromkeys([*self.config.frozen_parts, *parts]))
         return self.train(self.training)
 
     def unfreeze(self, *parts: str):
         """Undoes [`~YanPreTrainedModel.freeze`] for the named parts, or for all of them."""
         parts = parts or tuple(self.config.frozen_parts)
-        for part in parts:
-            for module in self._part(part):
-                module.requires_grad_(True)
+        for module in self._parts(parts):
+            module.requires_grad_(True)
         self.config.frozen_parts = [part for part in self.config.frozen_parts if part not in parts]
         self._apply_frozen()  # a tied table may belong to a part that is still frozen
         return self.train(self.training)
+
+    def _weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        # Terms without a weight are left out rather than multiplied by zero, which would keep a NaN.
+        weights = self.config.loss_weights
+        return sum((weights[name] * terms[name] for name in terms if weights[name] > 0), terms["l2"] * 0.0)
 
     def train(self, mode: bool = True):
         if mode and self.expert_offload is not None:
@@ -470,11 +435,8 @@ class YanPreTrainedModel(PreTrainedModel):
 
     def enable_expert_offload(self, *arguments: Any, **keywords: Any) -> Any:
         """
-        Keeps the experts' weights in CPU memory and a bounded number of them on the device; arguments and result are
-        those of `yan_hf.inference.offload.enable_expert_offload`.
-
-        Raises:
-            ImportError: where the package is not installed.
+        Keeps the experts' weights in CPU memory and a bounded number of them on the device: arguments and result of
+        `yan_hf.inference.offload.enable_expert_offload`. Raises `ImportError` where the package is not installed.
         """
         return inference_module("offload").enable_expert_offload(self, *arguments, **keywords)
 
@@ -497,7 +459,8 @@ class YanEncoder(YanPreTrainedModel):
     _can_record_outputs = {"hidden_states": YanEncoderLayer, "attentions": YanAttention}
     _tp_plan = {
         **{f"layers.*.self_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
-        **{f"layers.*.feed_forward.{name}": style for name, style in _FEED_FORWARD_PLAN.items()},
+        "layers.*.feed_forward.up_proj": "colwise",
+        "layers.*.feed_forward.down_proj": "rowwise",
     }
     _fsdp_plan = {"layers.*": "free_full_weight"}
 
@@ -517,12 +480,7 @@ class YanEncoder(YanPreTrainedModel):
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """
-        Args:
-            inputs_embeds: Token plus position embeddings, `(B, L, d)`.
-            attention_mask: `(B, L)`, 1 on real tokens.
-            generator: Source of the latent noise in training.
-        """
+        """Token plus position embeddings `(B, L, d)` → latents `(B, L, d)`, with noise of `generator` in training."""
         mask = attention_mask
         if self.config.encoder_backbone not in MIXERS:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
@@ -548,7 +506,10 @@ class YanFlow(YanPreTrainedModel):
     _tp_plan = {
         **YanEncoder._tp_plan,
         **{f"layers.*.cross_attn.{name}": style for name, style in _ATTENTION_PLAN.items()},
-        **_EXPERTS_PLAN,
+        "experts.up_proj": "colwise",
+        "experts.up_proj_bias": "rowwise",  # (K, units): of any weight but a layer's bias, the last dimension is split
+        "experts.down_proj": "rowwise",
+        "experts": "moe_tp_experts",
     }
     _ep_plan = _EP_PLAN
     _fsdp_plan = {"layers.*": "free_full_weight"}
@@ -607,27 +568,26 @@ class YanFlow(YanPreTrainedModel):
             latents: The state `z_t`, `(B, Ly, d)`.
             timesteps: `t`, `(B,)`, or `(1,)` where the batch shares it.
             context: From [`YanModel.prepare_context`].
-            modulation: What depends on `timesteps`, where [`~YanFlow.embed_times`] has computed it.
+            modulation: What [`~YanFlow.embed_times`] has computed of `timesteps`.
             expert_indices: The experts to compute, `(B, Ly)`.
             expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute. Of these alone:
                 offloaded experts are predicted by calling it for an earlier state first.
         """
         if modulation is None:
             # The scales are left to the layers, whose weights may be gathered layer by layer.
-            modulation = TimeModulation(
-                self.time_embedding(timesteps, self.norm.weight.dtype), [None] * len(self.layers)
-            )
+            embedding = self.time_embedding(timesteps, self.norm.weight.dtype)
+            modulation = TimeModulation(embedding, [None] * len(self.layers))
         hidden_states = self.encode_state(latents, context, modulation, **kwargs)
+        gate_logits = fields = None
+        if expert_indices is None:
+            gate_logits = self.gate(hidden_states, context.pooled_source, modulation.time_embedding)
+            if expert_selector is not None:
+                expert_indices = expert_selector(gate_log_probs(gate_logits, context.canvas_mask))
         if expert_indices is not None:
             velocity = self.expert_velocity(hidden_states, expert_indices)
-            return YanFlowOutput(hidden_states, velocity, expert_indices=expert_indices)
-        gate_logits = self.gate(hidden_states, context.pooled_source, modulation.time_embedding)
-        if expert_selector is not None:
-            expert_indices = expert_selector(gate_log_probs(gate_logits, context.canvas_mask))
-            velocity = self.expert_velocity(hidden_states, expert_indices)
-            return YanFlowOutput(hidden_states, velocity, gate_logits=gate_logits, expert_indices=expert_indices)
-        fields, velocity = self.mixture_velocity(hidden_states, gate_logits, context.canvas_mask)
-        return YanFlowOutput(hidden_states, velocity, expert_fields=fields, gate_logits=gate_logits)
+        else:
+            fields, velocity = self.mixture_velocity(hidden_states, gate_logits, context.canvas_mask)
+        return YanFlowOutput(hidden_states, velocity, fields, gate_logits, expert_indices)
 
     def encode_state(
         self, latents: torch.Tensor, context: YanFlowContext, modulation: TimeModulation, **kwargs: Any
@@ -638,16 +598,8 @@ class YanFlow(YanPreTrainedModel):
         mask = context.canvas_mask if self.config.flow_backbone in MIXERS else context.self_attention_mask
         key_values = context.source_key_values or [None] * len(self.layers)
         for layer, scales, key_value in zip(self.layers, modulation.layers, key_values):
-            hidden_states = layer(
-                hidden_states,
-                modulation.time_embedding,
-                context.source_latents,
-                mask,
-                context.source_mask,
-                scales,
-                key_value,
-                **kwargs,
-            )
+            source = (context.source_latents, mask, context.source_mask)
+            hidden_states = layer(hidden_states, modulation.time_embedding, *source, scales, key_value, **kwargs)
         return self.norm(hidden_states)
 
     def expert_velocity(self, hidden_states: torch.Tensor, expert_indices: torch.Tensor) -> torch.Tensor:
@@ -663,9 +615,8 @@ class YanFlow(YanPreTrainedModel):
         states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
         fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
         fields = fields.unflatten(0, hidden_states.shape[:2])
-        log_probs, _ = restrict_to_core(
-            gate_log_probs(gate_logits, canvas_mask), canvas_mask, RoutingOptions.from_config(self.config)
-        )
+        log_probs, routing = gate_log_probs(gate_logits, canvas_mask), RoutingOptions.from_config(self.config)
+        log_probs, _ = restrict_to_core(log_probs, canvas_mask, routing)
         return fields, (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
 
     def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -686,11 +637,16 @@ class YanDecoder(nn.Module):
         return latents
 
 
-logger = logging.get_logger(__name__)
+def _repeat(values: torch.Tensor | None, repeats: int) -> torch.Tensor | None:
+    return values if values is None or repeats == 1 else values.repeat_interleave(repeats, dim=0)
 
 
-def _repeat(states: torch.Tensor, repeats: int) -> torch.Tensor:
-    return states.repeat_interleave(repeats, dim=0) if repeats > 1 else states
+def _traces(flow: ModelOutput, encoded: BaseModelOutput) -> dict[str, Any]:
+    """What a model's output takes from the flow's evaluation and from the encoder."""
+    names = ("velocity", "expert_fields", "gate_logits", "hidden_states", "attentions", "cross_attentions")
+    traces = {name: getattr(flow, name) for name in names}
+    encoder_names = ("last_hidden_state", "hidden_states", "attentions")
+    return traces | {f"encoder_{name}": getattr(encoded, name) for name in encoder_names}
 
 
 class YanModel(YanPreTrainedModel):
@@ -721,14 +677,12 @@ class YanModel(YanPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """
-        Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position.
-
-        The latents of a target (`is_target`) are what the flow regresses: `config.embedding_dropout` is for sources.
+        Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position. What the flow
+        regresses (`is_target`) has no `config.embedding_dropout`.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        positions = self._positions(inputs_embeds.shape[:2], attention_mask, inputs_embeds.device)
-        states = inputs_embeds + positions
+        states = inputs_embeds + self._positions(inputs_embeds.shape[:2], attention_mask, inputs_embeds.device)
         if not is_target:
             # As the encoder's own dropout: off where it is frozen.
             states = nn.functional.dropout(states, self.config.embedding_dropout, self.encoder.training)
@@ -742,16 +696,10 @@ class YanModel(YanPreTrainedModel):
     @staticmethod
     def pool(latents: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Masked mean of the latents `(B, L, d)` over the sequence, `(B, d)`."""
-        if mask is None:
-            return latents.mean(dim=1)
-        return masked_mean(latents, mask)
+        return latents.mean(dim=1) if mask is None else masked_mean(latents, mask)
 
     def start(
-        self,
-        source_latents: torch.Tensor,
-        source_mask: torch.Tensor | None,
-        canvas: torch.Tensor,
-        repeats: int = 1,
+        self, source_latents: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor, repeats: int = 1
     ) -> torch.Tensor | float:
         """
         What the flow's start takes from the source, to which noise is added: `W · A(h)`, `(B · repeats, Ly, d)`, where
@@ -759,8 +707,7 @@ class YanModel(YanPreTrainedModel):
         """
         if self.start_proj is None:
             return 0.0
-        source_mask = None if source_mask is None else _repeat(source_mask, repeats)
-        return stretch(_repeat(self.start_proj(source_latents), repeats), source_mask, canvas)
+        return stretch(_repeat(self.start_proj(source_latents), repeats), _repeat(source_mask, repeats), canvas)
 
     def prepare_context(
         self,
@@ -770,30 +717,19 @@ class YanModel(YanPreTrainedModel):
         repeats: int = 1,
     ) -> YanFlowContext:
         """
-        What the evaluations of the field for one batch of targets share.
-
-        Args:
-            source_latents: `h`, `(B, Lx, d)`.
-            source_mask: `(B, Lx)`, or `None` without padding.
-            canvas_mask: The target's canvas, `(B · repeats, Ly)`.
-            repeats: Targets for each source, next to each other.
+        What the evaluations of the field for one batch of targets share, of the source's latents `(B, Lx, d)` and mask
+        `(B, Lx)` and the targets' canvas `(B · repeats, Ly)`, the targets of one source next to each other.
         """
         positions = self._positions(canvas_mask.shape, canvas_mask, source_latents.device)
         pooled_source = _repeat(self.pool(source_latents, source_mask), repeats)
-        source_latents = _repeat(source_latents, repeats)
-        source_mask = None if source_mask is None else _repeat(source_mask, repeats)
-        return YanFlowContext(
-            source_latents=source_latents,
-            source_mask=create_bidirectional_mask(
-                self.config, positions, source_mask, encoder_hidden_states=source_latents
-            ),
-            self_attention_mask=create_bidirectional_mask(self.config, positions, canvas_mask)
-            if self.config.flow_backbone not in MIXERS
-            else None,
-            pooled_source=pooled_source,
-            canvas_mask=canvas_mask,
-            positions=positions,
+        source_latents, source_mask = _repeat(source_latents, repeats), _repeat(source_mask, repeats)
+        source_mask = create_bidirectional_mask(
+            self.config, positions, source_mask, encoder_hidden_states=source_latents
         )
+        self_attention_mask = None
+        if self.config.flow_backbone not in MIXERS:
+            self_attention_mask = create_bidirectional_mask(self.config, positions, canvas_mask)
+        return YanFlowContext(source_latents, source_mask, self_attention_mask, pooled_source, canvas_mask, positions)
 
     @can_return_tuple
     def forward(
@@ -813,11 +749,10 @@ class YanModel(YanPreTrainedModel):
         Args:
             input_ids: Source tokens, `(B, Lx)`.
             attention_mask: `(B, Lx)`, 1 on real source tokens.
-            latents: The state `z_t`, `(B, Ly, d)`. By default the deterministic start: zeros, on a canvas of the
-                source's length.
+            latents: The state `z_t`, `(B, Ly, d)`. By default zeros, on a canvas of the source's length.
             timesteps: `t` in [0, 1], `(B,)`; 0 by default.
-            decoder_attention_mask: The target's canvas, `(B, Ly)`; by default all ones, or the source's mask where
-                `latents` is absent.
+            decoder_attention_mask: The target's canvas, `(B, Ly)`; by default all ones, or the source's without
+                `latents`.
             inputs_embeds: Source embeddings `(B, Lx, d)` instead of `input_ids`.
             encoder_outputs: The source's latents, where they are known already.
 
@@ -843,18 +778,7 @@ class YanModel(YanPreTrainedModel):
         context = self.prepare_context(source_latents, attention_mask, decoder_attention_mask)
         flow = self.flow(latents, timesteps, context, **kwargs)
         end_point = latents + (1 - timesteps.to(latents.dtype))[:, None, None] * flow.velocity
-        return YanModelOutput(
-            last_hidden_state=self.decoder(end_point),
-            encoder_last_hidden_state=source_latents,
-            velocity=flow.velocity,
-            expert_fields=flow.expert_fields,
-            gate_logits=flow.gate_logits,
-            hidden_states=flow.hidden_states,
-            attentions=flow.attentions,
-            cross_attentions=flow.cross_attentions,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
-        )
+        return YanModelOutput(last_hidden_state=self.decoder(end_point), **_traces(flow, encoder_outputs))
 
 
 class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
@@ -874,20 +798,12 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         self.compiled_programs: set[tuple] = set()
         self.post_init()
 
-    def _weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
-        # Terms without a weight are left out rather than multiplied by zero, which would keep a NaN.
-        weights = self.config.loss_weights
-        return sum((weights[name] * terms[name] for name in terms if weights[name] > 0), terms["l2"] * 0.0)
-
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `(B, Ly, d)` → vocabulary logits `(B, Ly, V)`."""
         return self.lm_head(self.model.decoder(latents))
 
     def predict_lengths(self, source_latents: torch.Tensor, source_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Logits of the target's length, `(B, max_position_embeddings)`, from the source's latents `(B, Lx, d)` and mask
-        `(B, Lx)`; entry `i` stands for `i + 1` tokens.
-        """
+        """Logits of the target's length from the source's latents and mask, as [`YanLengthHead`] gives them."""
         source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
         return self.length_head(source_latents, source_mask)
 
@@ -921,11 +837,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 `labels[:, i]`: nothing is shifted.
             decoder_attention_mask: The target's canvas, `(B, Ly)`; by default where `labels` are not -100. A position
                 of the canvas with an ignored label is shown to the encoder as the mask token.
-            latents: The state `z_t`, `(B, Ly, d)`, without `labels`. Zeros on a canvas of the source's length by
-                default.
-            timesteps: `t`, `(B,)`, without `labels`; 0 by default.
-            inputs_embeds: Source embeddings `(B, Lx, d)` instead of `input_ids`.
-            encoder_outputs: The source's latents, where they are known already.
+            latents, timesteps: As of [`YanModel.forward`], without `labels`.
+            inputs_embeds, encoder_outputs: Instead of `input_ids`, as there.
             token_weights: How much each target token counts in the flow, latent and token terms, `(B, Ly)`.
             generator: Source of the loss's randomness. In eval mode a fixed seed is used by default, so that
                 evaluation repeats; in training the global state.
@@ -937,27 +850,18 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         check_no_cache(kwargs)
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
-            encoder_outputs = self.model.encode(
-                input_ids, attention_mask, inputs_embeds, generator=generator, **kwargs
-            )
+            source = (input_ids, attention_mask, inputs_embeds)
+            encoder_outputs = self.model.encode(*source, generator=generator, **kwargs)
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
             if self.training and latents is None:
                 logger.warning_once(
-                    "A model in training mode got neither `labels` nor `latents`, so there is no YAN loss. If this is "
-                    "a `Trainer` with `label_smoothing_factor`, which takes the labels away: set "
-                    "`config.label_smoothing` instead."
+                    "A model in training mode got neither `labels` nor `latents`, so there is no YAN loss."
                 )
-            output = self.model(
-                attention_mask=attention_mask,
-                latents=latents,
-                timesteps=timesteps,
-                decoder_attention_mask=decoder_attention_mask,
-                encoder_outputs=encoder_outputs,
-                **kwargs,
-            )
-            logits, terms = self.lm_head(output.last_hidden_state), {}
+            state = (latents, timesteps, decoder_attention_mask)
+            output = self.model(None, attention_mask, *state, encoder_outputs=encoder_outputs, **kwargs)
+            logits = self.lm_head(output.last_hidden_state)
             extra = {"length_logits": self.predict_lengths(output.encoder_last_hidden_state, attention_mask)}
         else:
             if latents is not None or timesteps is not None:
@@ -965,21 +869,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             output, logits, terms, extra = self._training_forward(
                 encoder_outputs, attention_mask, labels, decoder_attention_mask, token_weights, generator, **kwargs
             )
-        return YanOutput(
-            loss=self._weighted_sum(terms) if labels is not None else None,
-            loss_terms={name: term.detach() for name, term in terms.items()} if labels is not None else None,
-            logits=logits,
-            velocity=output.velocity,
-            expert_fields=output.expert_fields,
-            gate_logits=output.gate_logits,
-            encoder_last_hidden_state=encoder_outputs[0],
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            cross_attentions=output.cross_attentions,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
-            **extra,
-        )
+            extra["loss"] = self._weighted_sum(terms)
+            extra["loss_terms"] = {name: term.detach() for name, term in terms.items()}
+        return YanOutput(logits=logits, **extra, **_traces(output, encoder_outputs))
 
     def _training_forward(
         self,
@@ -990,7 +882,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         token_weights: torch.Tensor | None,
         generator: torch.Generator | None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[YanFlowOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    ) -> tuple[ModelOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
         """
         The loss terms (arXiv 2604.15009, section 4), with what they were computed from. The solver runs, and the MMD
         is estimated, only if a weight asks for it; the other terms cost little and are always there to be watched.
@@ -1010,9 +902,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
 
         # 2. Flow matching at a random time of the linear path.
-        rand = {"generator": generator, "device": target_latents.device}
-        times = sample_times(labels.shape[0], config.time_beta, target_latents.device, generator)
-        initial_state = (config.init_noise * torch.randn(target_latents.shape, **rand)).to(target_latents.dtype)
+        shape, device, dtype = target_latents.shape, target_latents.device, target_latents.dtype
+        times = sample_times(shape[0], config.time_beta, device, generator)
+        initial_state = (config.init_noise * torch.randn(shape, generator=generator, device=device)).to(dtype)
         initial_state = initial_state + self.model.start(source_latents, attention_mask, canvas)
         context = self.model.prepare_context(source_latents, attention_mask, canvas)
         routing = RoutingOptions.from_config(config)
@@ -1031,7 +923,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         # Where winners are followed, the solver's first step evaluates every expert and trains the gate.
         flow = None
         if weights["flow"] > 0 or routing.scope == "token" or not solved:
-            weight = times.to(target_latents.dtype)[:, None, None]
+            weight = times.to(dtype)[:, None, None]
             state = (1 - weight) * initial_state + weight * target_latents
             flow = self.model.flow(state, times, context, **kwargs)
             inputs.gate_log_probs = gate_log_probs(flow.gate_logits, canvas)
@@ -1040,19 +932,19 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             inputs.expert_fields, inputs.velocity = flow.expert_fields, target_latents - initial_state
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
-        if solved:
+        if not solved:
+            latents = state + (1 - weight) * flow.velocity
+            logits = self.decode(latents)
+        else:
             if routing.scope == "token":
                 latents = self._solve_by_gate(initial_state, context, generator, routing)
                 inputs.logits = [self.decode(latents)]
             else:
                 latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
-                flow = first if flow is None else flow
+                flow = flow or first
             inputs.latents, logits = latents, inputs.logits[-1]
-        else:
-            latents = state + (1 - weight) * flow.velocity
-            logits = self.decode(latents)
         if weights["reconstruction"] > 0:
-            inputs.target_logits = self.decode(target_latents)
+            inputs.target_logits = [self.decode(target_latents)]
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": inputs.length_logits}
         if inputs.choices:
             extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
@@ -1060,11 +952,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         return flow, logits, loss_terms(inputs), extra
 
     def _solve_by_gate(
-        self,
-        initial_state: torch.Tensor,
-        context: YanFlowContext,
-        generator: torch.Generator | None,
-        routing: RoutingOptions,
+        self, state: torch.Tensor, context: YanFlowContext, generator: torch.Generator | None, routing: RoutingOptions
     ) -> torch.Tensor:
         """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
         canvas = context.canvas_mask
@@ -1076,10 +964,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
-        times = time_grid(self.config.solver_steps)
-        return solve_flow(
-            self.model.flow, initial_state, context, times, select, reselect=self.config.reselect_experts
-        )[0]
+        times, reselect = time_grid(self.config.solver_steps), self.config.reselect_experts
+        return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
 
     def _solve_by_winners(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
@@ -1117,10 +1003,18 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
         gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
         """
-        labels = inputs.labels[..., None].expand(end_points.shape[:3])
-        log_probs = token_log_probs(
-            self.decode, end_points.flatten(0, 2), labels.flatten(), self.config.vocab_size
-        ).view(labels.shape)
+        labels, decode, size = inputs.labels, self.decode, self.config.vocab_size
+        if is_plain_linear(self.lm_head):
+            # Among the tokens of the batch's targets: a vocabulary for every expert would cost more than all else.
+            tokens = labels.unique() if inputs.group is None else inputs.group.union(labels.unique())
+            labels = torch.searchsorted(tokens, labels)
+            weight, bias, size = self.lm_head.weight[tokens], self.lm_head.bias[tokens], len(tokens)
+
+            def decode(latents: torch.Tensor) -> torch.Tensor:
+                return nn.functional.linear(self.model.decoder(latents), weight, bias)
+
+        labels = labels[..., None].expand(end_points.shape[:3])
+        log_probs = token_log_probs(decode, end_points.flatten(0, 2), labels.flatten(), size).view(labels.shape)
         scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
         return scores.argmax(dim=-1), scores
 
@@ -1138,14 +1032,14 @@ class YanForAutoEncoding(YanPreTrainedModel):
     """
     Encoder and decoder without a flow: the first training stage.
 
-    The input is the text with spans collapsed to one mask token each, padded to the target's length; the label is the
-    clean text, token for token. `YanForConditionalGeneration.from_pretrained` takes its checkpoints and starts the
-    flow anew.
+    The input is the text with spans collapsed to one mask token each, padded to the length of the clean text, which is
+    the label. `YanForConditionalGeneration.from_pretrained` takes its checkpoints and starts the flow anew.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
+    decode = YanForConditionalGeneration.decode
     # A full model's checkpoint loads too; its flow is not wanted here.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
 
@@ -1175,8 +1069,8 @@ class YanForAutoEncoding(YanPreTrainedModel):
             inputs_embeds: Embeddings `(B, L, d)` instead of `input_ids`.
             token_weights: How much each token counts in the token term, `(B, L)`.
             generator: Source of the randomness, as in [`YanForConditionalGeneration`].
-            sparse_prediction: Whether to decode only the positions whose label counts, row after row, so that `logits`
-                are `(N, V)`. The loss is the same; where few positions count, the vocabulary head costs little.
+            sparse_prediction: Whether to decode only the positions whose label counts, row after row: the loss is the
+                same, and the vocabulary head costs less.
 
         Raises:
             ValueError: for token ids outside the vocabulary, masks or labels of another shape, sequences longer than
@@ -1188,50 +1082,33 @@ class YanForAutoEncoding(YanPreTrainedModel):
         if labels is None:
             if sparse_prediction:
                 raise ValueError("`sparse_prediction=True` needs `labels`, which say where to predict.")
-            logits, loss, terms = self.lm_head(self.model.decoder(latents)), None, None
+            logits, loss, terms = self.decode(latents), None, None
         else:
             if generator is None and not self.training:
                 generator = torch.Generator(latents.device).manual_seed(0)
             check_mask("labels", labels, latents.shape[:2], "input_ids")
             check_labels(self.config, labels, None, latents.shape[0], token_weights)
             labels = labels.long()
-            mask = (labels != -100).to(torch.float32)
+            counted, group = labels != -100, loss_group(self)
+            mask = counted.to(torch.float32)
             token_mask = mask if token_weights is None else mask * token_weights
-            weights, group = self.config.loss_weights, loss_group(self)
             decoded = latents
             if sparse_prediction:
-                counted = labels != -100
                 decoded, labels, token_mask = latents[counted][None], labels[counted][None], token_mask[counted][None]
-            logits = self.lm_head(self.model.decoder(decoded))
+            logits = self.decode(decoded)
             terms = {"token": token_loss(logits, labels, token_mask, self.config.label_smoothing, group)}
             logits = logits[0] if sparse_prediction else logits
-            if weights["mmd"] > 0:
+            if self.config.loss_weights["mmd"] > 0:
                 terms["mmd"] = mmd_loss(latents, mask, generator, group=group)
             terms["l2"] = l2_loss(latents, mask, group)
-            loss = sum(weights[name] * term for name, term in terms.items())
+            loss = self._weighted_sum(terms)
             terms = {name: term.detach() for name, term in terms.items()}
-        return YanAutoEncodingOutput(
-            loss=loss,
-            loss_terms=terms,
-            logits=logits,
-            last_hidden_state=latents,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        traces = (latents, encoded.hidden_states, encoded.attentions)
+        return YanAutoEncodingOutput(loss, terms, logits, *traces)
 
 
 __all__ = [
-    "TimeModulation",
-    "YanAutoEncodingOutput",
-    "YanDecoder",
-    "YanEncoder",
-    "YanFlow",
-    "YanFlowContext",
-    "YanFlowOutput",
-    "YanForAutoEncoding",
-    "YanForConditionalGeneration",
-    "YanModel",
-    "YanModelOutput",
-    "YanOutput",
+    "TimeModulation", "YanAutoEncodingOutput", "YanDecoder", "YanEncoder", "YanFlow", "YanFlowContext",
+    "YanFlowOutput", "YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanModelOutput", "YanOutput",
     "YanPreTrainedModel",
-]
+]  # fmt: skip

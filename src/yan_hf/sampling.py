@@ -3,7 +3,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MethodType
 from typing import Any, NamedTuple, Protocol
@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-)
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
@@ -28,17 +26,10 @@ def predicted_lengths(
     logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The likeliest lengths within the limits.
-
-    Args:
-        logits: Of the length head, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens.
-        config: A resolved [`YanGenerationConfig`].
-        num_sequences: Rows that each source gets before its length candidates: samples times candidates.
-        given_width: Positions that fixed latents or experts hold.
-
-    Returns:
-        Lengths `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the allowed ones; `m`
-        is `num_length_candidates`, or as many as the limits allow.
+    The likeliest lengths within the limits of a resolved [`YanGenerationConfig`], from the length head's logits
+    `(B, max_position_embeddings)`, whose entry `i` stands for `i + 1` tokens; fixed latents or experts hold
+    `given_width` positions. `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the
+    allowed ones; `m` is `num_length_candidates`, or as many as the limits allow.
 
     Raises:
         ValueError: for limits that leave no length, and logits that are not finite.
@@ -52,8 +43,7 @@ def predicted_lengths(
     logits = logits.float()
     check_finite("length_logits", logits)
     allowed = logits[:, config.min_new_tokens - 1 : longest]
-    order = allowed.argsort(dim=-1, descending=True, stable=True)
-    order = order[:, : config.num_length_candidates]
+    order = allowed.argsort(dim=-1, descending=True, stable=True)[:, : config.num_length_candidates]
     log_probs = allowed.log_softmax(dim=-1).gather(1, order)
     lengths = (order + config.min_new_tokens + config.length_slack).clamp(max=longest)
     return lengths.repeat_interleave(num_sequences, dim=0), log_probs.repeat_interleave(num_sequences, dim=0)
@@ -69,20 +59,15 @@ def given_lengths(
     given_width: int | None = None,
 ) -> torch.Tensor:
     """
-    Checks the lengths that the caller knows: an integer, or one for each source.
-
-    Returns:
-        Lengths `(B · num_sequences, 1)`.
+    The lengths that the caller knows, an integer or one for each source, as `(B · num_sequences, 1)`.
 
     Raises:
         ValueError: for lengths that are no integers, not one for each row, outside the position table or the fixed
             latents, or together with options that choose among predicted lengths.
     """
     for name, neutral in (("num_length_candidates", 1), ("length_slack", 0)):
-        if getattr(config, name) != neutral:
-            raise ValueError(
-                f"`{name}={getattr(config, name)}` chooses among predicted lengths, but `target_lengths` gives them."
-            )
+        if (value := getattr(config, name)) != neutral:
+            raise ValueError(f"`{name}={value}` chooses among predicted lengths, but `target_lengths` gives them.")
     try:
         lengths = torch.as_tensor(target_lengths, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -94,10 +79,8 @@ def given_lengths(
     lengths = lengths.long().expand(batch_size)
     shortest, width = torch.stack([lengths.min(), lengths.max()]).tolist()
     if shortest < 1 or width > table_size:
-        raise ValueError(
-            f"`target_lengths` must be in 1 to `max_position_embeddings={table_size}`, but reach from {shortest} to "
-            f"{width}."
-        )
+        limits = f"1 to `max_position_embeddings={table_size}`"
+        raise ValueError(f"`target_lengths` must be in {limits}, but reach from {shortest} to {width}.")
     if given_width is not None and width > given_width:
         raise ValueError(
             f"`target_lengths` reach {width}, but `initial_latents` or `expert_indices` hold {given_width} positions."
@@ -124,19 +107,13 @@ class CandidateLayout:
     The rows of one call: for each source its returned sequences, for each of these its samples, and for each sample
     the lengths that are tried for it, in this order.
 
-    Args:
-        lengths: Lengths of the canvases, `(R,)`.
-        length_log_probs: Their log-probabilities, `(R,)`.
-        num_sources: `B`.
-        num_samples: Samples drawn for each returned sequence.
-        num_lengths: Lengths tried for each sample.
     """
 
-    lengths: torch.Tensor
-    length_log_probs: torch.Tensor
+    lengths: torch.Tensor  # of the canvases, (R,)
+    length_log_probs: torch.Tensor  # (R,)
     num_sources: int
-    num_samples: int
-    num_lengths: int
+    num_samples: int  # drawn for each returned sequence
+    num_lengths: int  # tried for each sample
 
     @property
     def rows_per_source(self) -> int:
@@ -144,17 +121,14 @@ class CandidateLayout:
 
     @property
     def rows_per_sequence(self) -> int:
-        """Candidates of which one is returned."""
         return self.num_samples * self.num_lengths
 
     @property
     def num_sequences(self) -> int:
-        """Returned sequences of all sources."""
         return len(self.lengths) // self.rows_per_sequence
 
     @cached_property
     def width(self) -> int:
-        """Positions of the widest canvas."""
         return int(self.lengths.max())
 
     def repeat(self, values: torch.Tensor) -> torch.Tensor:
@@ -174,13 +148,9 @@ class NoiseSource:
     """
     Draws noise for the positions of a batch of canvases.
 
-    With `seeds`, what a row gets depends on its own seed and length and on nothing else: each row is drawn by itself,
-    as long as itself, on the CPU, so that a seed means the same on every device and in every batch.
-
-    Args:
-        layout: The rows; lengths tried for one sample share its seed.
-        generator: Source of the randomness; the global one by default.
-        seeds: One seed for each returned sequence. Its first sample uses the seed itself.
+    With `seeds`, one for each returned sequence, what a row gets depends on its own seed and length and on nothing
+    else: each row is drawn by itself, as long as itself, on the CPU. Lengths tried for one sample share its seed, and
+    the first sample uses the given one.
 
     Raises:
         ValueError: for seeds that are no integers from 0 to 2⁶³ - 1, or not one for each returned sequence.
@@ -192,8 +162,7 @@ class NoiseSource:
         generator: torch.Generator | None = None,
         seeds: torch.Tensor | list[int] | None = None,
     ):
-        self.shape = (len(layout.lengths), layout.width)
-        self.device = layout.lengths.device
+        self.shape, self.device = (len(layout.lengths), layout.width), layout.lengths.device
         self.generator = generator
         self.row_generators: list[torch.Generator] | None = None
         if seeds is None:
@@ -233,8 +202,7 @@ class NoiseSource:
         return noise.to(self.device)
 
 
-# Logits of one block: 2^25 float32 values are 128 MiB. A whole batch of long targets over a large vocabulary has many
-# gigabytes of logits, and none of them is needed once its token is read.
+# Logits of one block: 2^25 float32 values are 128 MiB, where a whole batch of long targets has many gigabytes.
 _BLOCK_ELEMENTS = 2**25
 # On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
 _CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
@@ -242,32 +210,19 @@ _CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
 
 @dataclass
 class DecodedTokens:
-    """
-    Tokens read off latents.
+    """Tokens read off latents."""
 
-    Args:
-        tokens: `(B, L)`, int64.
-        log_probs: Log-probability of each token by the vocabulary head, before any processor, `(B, L)`, float32;
-            `None` unless asked for.
-        logits: `(B, L, V)`; `None` unless asked for.
-        is_finite: Whether the logits are finite numbers, where a token was chosen by them, a tensor `()`.
-        has_choice: Whether every position had a token left to choose, a tensor `()`; `None` for a plain argmax.
-    """
-
-    tokens: torch.Tensor
-    log_probs: torch.Tensor | None
-    logits: torch.Tensor | None
-    is_finite: torch.Tensor
-    has_choice: torch.Tensor | None = None
+    tokens: torch.Tensor  # (B, L), int64
+    log_probs: torch.Tensor | None  # by the vocabulary head, before any processor, (B, L), float32, if asked for
+    logits: torch.Tensor | None  # (B, L, V), if asked for
+    is_finite: torch.Tensor  # whether the logits are finite numbers, where a token was chosen by them, ()
+    has_choice: torch.Tensor | None = None  # whether each position had a token left, (); `None` for a plain argmax
 
 
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
-    return (
-        states.device.type == "cpu"
-        and not torch.compiler.is_compiling()  # a compiler would unroll the loop
-        and is_plain_linear(head)
-        and head.weight.device == states.device
-    )
+    # A compiler would unroll the loop.
+    is_eager_cpu = states.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_eager_cpu and is_plain_linear(head) and head.weight.device == states.device
 
 
 def _argmax_by_vocabulary(
@@ -278,8 +233,7 @@ def _argmax_by_vocabulary(
     part_size = min(_CPU_VOCABULARY, max(1024, _CPU_BLOCK_ELEMENTS // len(states)))
     for start in range(0, head.out_features, part_size):
         part = slice(start, start + part_size)
-        bias = None if head.bias is None else head.bias[part]
-        logits = linear(states, head.weight[part], bias)
+        logits = linear(states, head.weight[part], None if head.bias is None else head.bias[part])
         part_best, part_tokens = logits.max(dim=-1)
         if with_scores:
             part_sum = logits.float().logsumexp(dim=-1)
@@ -314,14 +268,11 @@ def decode_tokens(
         states: What it reads, `(B, L, d)`.
         processors: Applied to the logits, float32, of each position by itself, `(T, V)`.
         uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.
-        context_ids: Given to the processors as the ids so far, `(B, Lx)`: the source, since there is no prefix.
+        context_ids: The source, `(B, Lx)`, given to the processors as the ids so far, since there is no prefix.
         end_token_ids: Tokens that are not taken at the first `min_length - 1` positions.
-        with_scores: Whether to give the tokens' log-probabilities.
-        with_logits: Whether to give the logits.
+        with_scores, with_logits: Whether to give the tokens' log-probabilities, and the logits.
     """
-    batch_size, length, _ = states.shape
-    flat_states = states.flatten(0, 1)
-    num_tokens = len(flat_states)
+    length, flat_states = states.shape[1], states.flatten(0, 1)
     processors = processors or None
     forbids_end = bool(end_token_ids) and min_length > 1
     is_argmax = processors is None and uniform is None and not with_logits and not forbids_end
@@ -329,26 +280,20 @@ def decode_tokens(
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
     block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
     blocks = []
-    for start in range(0, num_tokens, block_size):
-        block = slice(start, min(start + block_size, num_tokens))
+    for start in range(0, len(flat_states), block_size):
+        block = slice(start, start + block_size)
         if by_vocabulary:
             tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
             blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
-        logits = head(flat_states[block])
-        scores = logits
-        indices = torch.arange(block.start, block.stop, device=states.device)
+        scores = logits = head(flat_states[block])
+        indices = torch.arange(start, start + len(logits), device=states.device)
         if forbids_end:
             early = indices % length < min_length - 1
             scores = scores.clone()
             scores[:, end_token_ids] = scores[:, end_token_ids].masked_fill(early[:, None], -torch.inf)
         if processors is not None:
-            rows = indices // length
-            prefix = (
-                context_ids[rows]
-                if context_ids is not None
-                else torch.empty(len(rows), 0, dtype=torch.long, device=states.device)
-            )
+            prefix = indices.new_empty(len(indices), 0) if context_ids is None else context_ids[indices // length]
             scores = processors(prefix, scores.float().clone())
         if uniform is None:
             best, tokens = scores.max(dim=-1)
@@ -361,19 +306,13 @@ def decode_tokens(
         is_choice = None if is_argmax else is_choice
         blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
 
-    def join(parts: tuple) -> torch.Tensor | None:
-        if parts[0] is None:
-            return None
-        return torch.cat(parts).view(batch_size, length, *parts[0].shape[1:])
-
-    tokens, chosen, largest, partition, is_choice, logits = map(join, zip(*blocks))
-    return DecodedTokens(
-        tokens=tokens,
-        log_probs=chosen.float() - partition if with_scores else None,
-        logits=logits,
-        is_finite=torch.isfinite(largest).all(),
-        has_choice=None if is_choice is None else is_choice.all(),
+    tokens, chosen, largest, partition, is_choice, logits = (
+        None if parts[0] is None else torch.cat(parts).view(*states.shape[:2], *parts[0].shape[1:])
+        for parts in zip(*blocks)
     )
+    log_probs = chosen.float() - partition if with_scores else None
+    has_choice = None if is_choice is None else is_choice.all()
+    return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), has_choice)
 
 
 def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -396,14 +335,8 @@ def truncate_at_eos(
     tokens: torch.Tensor, lengths: torch.Tensor, end_token_ids: list[int] | None, pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Pads behind the first end token of each canvas.
-
-    Args:
-        tokens: `(B, L)`.
-        lengths: Lengths of the canvases, `(B,)`.
-
-    Returns:
-        The tokens, `(B, L)`; their number with the end token, `(B,)`; and which positions are kept, `(B, L)`.
+    Pads behind the first end token of each canvas: tokens `(B, L)` and lengths of the canvases `(B,)` → tokens
+    `(B, L)`, their number with the end token `(B,)`, and which positions are kept, `(B, L)`.
     """
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     for token in end_token_ids or ():
@@ -419,9 +352,19 @@ def cut_by_criteria(
     """
     Cuts each text behind its shortest beginning at which a criterion stops; arguments and result as of
     [`truncate_at_eos`]. The criteria are asked about all rows together, and get no scores, as without `output_scores`.
+
+    Raises:
+        ValueError: for criteria that need scores.
     """
     for length in range(1, tokens.shape[1] + 1):
-        is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        try:
+            is_done = torch.as_tensor(criteria(tokens[:, :length], None), device=tokens.device)
+        except (AttributeError, TypeError) as error:
+            names = ", ".join(type(criterion).__name__ for criterion in criteria)
+            raise ValueError(
+                f"A stopping criterion, of {names}, failed: {error}. It is asked about the finished text: it gets the "
+                "token ids, `None` for the scores, and must return booleans."
+            ) from error
         lengths = torch.where(is_done, lengths.clamp(max=length), lengths)
     return _cut(tokens, lengths, pad_token_id)
 
@@ -433,15 +376,8 @@ def _cut(tokens: torch.Tensor, lengths: torch.Tensor, pad_token_id: int) -> tupl
 
 def cycle_distance(latents: torch.Tensor, encoded: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """
-    How far the latents that were written are from those of the text that was read off them.
-
-    Args:
-        latents: The ODE's end, `(R, L, d)`.
-        encoded: The encoder's latents of the tokens, `(R, L, d)`.
-        kept: Positions of the text, `(R, L)`.
-
-    Returns:
-        Mean over the text's positions of the mean squared difference, `(R,)`, float32.
+    How far the latents that were written, `(R, L, d)`, are from the encoder's of the text that was read off them: the
+    mean of the squared difference over the width and the text's positions `kept` `(R, L)`: `(R,)`, float32.
     """
     difference = (latents.float() - encoded.float()).square().mean(dim=-1) * kept
     return difference.sum(dim=-1) / kept.sum(dim=-1).clamp(min=1)
@@ -459,23 +395,14 @@ def consensus(texts: list[list[int]]) -> list[float]:
     """Mean token F1 of each candidate with the others: the utility of minimum Bayes risk decoding."""
     if len(texts) == 1:
         return [1.0]
-    similarity = [[0.0] * len(texts) for _ in texts]
-    for row, first in enumerate(texts):
-        for column in range(row):
-            similarity[row][column] = similarity[column][row] = token_f1(first, texts[column])
-    return [sum(row) / (len(texts) - 1) for row in similarity]
+    others = [texts[:row] + texts[row + 1 :] for row in range(len(texts))]
+    return [sum(token_f1(text, other) for other in rest) / len(rest) for text, rest in zip(texts, others)]
 
 
 def best_candidates(utility: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """
-    The row of the best candidate of each returned sequence.
-
-    Args:
-        utility: Higher is better, `(B, c)`. Among equal ones the higher score wins, then the first.
-        scores: Mean log-probabilities, `(B, c)`.
-
-    Returns:
-        Indices into the `B · c` rows, `(B,)`.
+    The row, of `B · c`, of the best candidate of each returned sequence, `(B,)`: that of the highest utility `(B, c)`,
+    among equal ones that of the higher score `(B, c)`, then the first.
     """
     is_best = utility == utility.amax(dim=-1, keepdim=True)
     choice = scores.masked_fill(~is_best, -torch.inf).argmax(dim=-1)
@@ -494,15 +421,13 @@ def solve_flow(
     callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Solves the ODE along one expert for each target token (section 5 of the model's paper).
-
-    The first evaluation gives both the gate, from which the experts are chosen, and the first velocity, so that `S`
-    Euler steps cost `S` passes of the trunk.
+    Solves the ODE along one expert for each target token (section 5 of the model's paper). The first evaluation gives
+    both the gate, from which the experts are chosen, and the first velocity: `S` Euler steps are `S` evaluations.
 
     Args:
         flow: The vector field, [`YanFlow`].
         initial_state: `z0`, `(B, Ly, d)`.
-        context: What all evaluations share; may hold the times' part of all of them.
+        context: What all evaluations share, a [`YanFlowContext`].
         times: Increasing grid from 0 to 1.
         expert_selector: From the gate's log-probabilities, `(B, Ly, K)`, and the number of the solver step to the
             experts, `(B, Ly)`.
@@ -512,8 +437,8 @@ def solve_flow(
         callback_on_step_end: Called with every new state.
 
     Returns:
-        The state at the last time, `(B, Ly, d)`, and the experts of every choice, `(B, Ly, C)`: `C` is 1, or the
-        number of solver steps with `reselect`.
+        The state at the last time, `(B, Ly, d)`, and the experts, `(B, Ly, C)`, of every choice: one, or one for each
+        solver step with `reselect`.
     """
     num_stages = len(SOLVERS[solver].nodes)
     choices = [] if expert_indices is None else list(expert_indices.unbind(dim=-1))
@@ -526,14 +451,10 @@ def solve_flow(
         known = choices[step] if step < len(choices) else None
         # One time for the whole batch, so that embedding and modulation are computed for a single row.
         dtype = torch.promote_types(state.dtype, torch.float32)
-        output = flow(
-            state,
-            torch.full((1,), time, device=state.device, dtype=dtype),
-            context,
-            modulation=context.modulations.get(time),
-            expert_indices=known,
-            expert_selector=None if known is not None else lambda log_probs: expert_selector(log_probs, step),
-        )
+        timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
+        selector = None if known is not None else lambda log_probs: expert_selector(log_probs, step)
+        asked = {"expert_indices": known, "expert_selector": selector}
+        output = flow(state, timesteps, context, modulation=context.modulations.get(time), **asked)
         if known is None:
             choices.append(output.expert_indices)
         return output.velocity
@@ -544,16 +465,9 @@ def solve_flow(
 
 def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor) -> torch.Tensor:
     """
-    The source's latents on the target's canvas: of `n` source tokens and `m` target tokens, position `j` gets that of
-    the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either changes nothing.
-
-    Args:
-        source: `h`, `(B, Lx, d)`.
-        source_mask: `(B, Lx)`, 1 on real tokens, or `None` without padding.
-        canvas: `(B, Ly)`, 1 on real positions.
-
-    Returns:
-        `(B, Ly, d)`; zeros at padding.
+    The source's latents `(B, Lx, d)` on the target's canvas `(B, Ly)`: of `n` source tokens and `m` target tokens,
+    position `j` gets that of the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either, 0 in the
+    masks, changes nothing. `(B, Ly, d)`, zeros at padding.
     """
     if source_mask is None:
         source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
@@ -571,74 +485,45 @@ def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torc
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """
-    What is fixed for a whole batch.
+    """What is fixed for a whole batch; hashable, so that a compiled program can be one for each."""
 
-    Args:
-        times: The solver's grid.
-        solver: Its name.
-        expert_temperature: Divides the gate's log-probabilities.
-        repeats: Targets for each source.
-        keep_states: Whether to keep the state after every step.
-        decode_argmax: Whether to read the tokens too, as the argmax.
-        with_scores: Whether to give their log-probabilities.
-        routing: How experts are routed.
-        reselect: Whether they are chosen anew at every solver step.
-        is_start_given: Whether the initial state is `z0` itself, to which nothing of the source is added.
-        keep_core: Whether to keep the core sets.
-    """
-
-    times: tuple[float, ...]
+    times: tuple[float, ...]  # the solver's grid
     solver: str = "euler"
-    expert_temperature: float = 1.0
-    repeats: int = 1
-    keep_states: bool = False
-    decode_argmax: bool = True
-    with_scores: bool = False
+    expert_temperature: float = 1.0  # divides the gate's log-probabilities
+    repeats: int = 1  # targets for each source
+    keep_states: bool = False  # whether to keep the state after every step
+    decode_argmax: bool = True  # whether to read the tokens too, as the argmax
+    with_scores: bool = False  # whether to give their log-probabilities
     routing: RoutingOptions = field(default_factory=RoutingOptions)
-    reselect: bool = False
-    is_start_given: bool = False
-    keep_core: bool = False
+    reselect: bool = False  # whether experts are chosen anew at every solver step
+    is_start_given: bool = False  # whether the initial state is `z0` itself, to which nothing of the source is added
+    keep_core: bool = False  # whether to keep the core sets
 
 
 @dataclass
 class SampleOutput:
-    """
-    What solving and decoding gives.
+    """What solving and decoding gives."""
 
-    Args:
-        latents: The ODE's end, `(R, L, d)`.
-        decoded: What the vocabulary head reads, `(R, L, d)`.
-        experts: `(R, L, C)`: of every choice, one or as many as solver steps.
-        states: The initial state and that after every step, `(S + 1, R, L, d)`, if asked for.
-        tokens: With `decode_argmax`.
-        is_finite: Whether the gate's log-probabilities are finite numbers, a tensor `()`.
-        core: The core sets of experts, `(R, N, K)`, with block routing, if asked for.
-        path_log_probs: Log-probability of all choices of experts that were shared, `(R,)`; 0 with token scope.
-    """
-
-    latents: torch.Tensor
-    decoded: torch.Tensor
-    experts: torch.Tensor | None
-    states: torch.Tensor | None
-    tokens: DecodedTokens | None
-    is_finite: torch.Tensor
-    core: torch.Tensor | None = None
-    path_log_probs: torch.Tensor | None = None
+    latents: torch.Tensor  # the ODE's end, (R, L, d)
+    decoded: torch.Tensor  # what the vocabulary head reads, (R, L, d)
+    experts: torch.Tensor | None  # of every choice, one or as many as solver steps, (R, L, C)
+    states: torch.Tensor | None  # the initial state and that after every step, (S + 1, R, L, d), if asked for
+    tokens: DecodedTokens | None  # with `decode_argmax`
+    is_finite: torch.Tensor  # whether the gate's log-probabilities are finite numbers, ()
+    core: torch.Tensor | None = None  # the core sets of experts, (R, N, K), with block routing, if asked for
+    path_log_probs: torch.Tensor | None = None  # of all shared choices of experts, (R,); 0 with token scope
 
     def rows(self, index: torch.Tensor) -> "SampleOutput":
         """Some of the rows, without their tokens."""
-        chosen = {name: getattr(self, name) for name in ("latents", "decoded", "experts", "core", "path_log_probs")}
-        chosen = {name: None if value is None else value[index] for name, value in chosen.items()}
-        states = None if self.states is None else self.states[:, index]
-        return SampleOutput(**chosen, states=states, tokens=None, is_finite=self.is_finite)
+        names = ("latents", "decoded", "experts", "core", "path_log_probs")
+        chosen = {name: value[index] for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **chosen, states=None if self.states is None else self.states[:, index], tokens=None)
 
 
 def eval_view(module: nn.Module) -> nn.Module:
     """
     A view of a model in eval mode: copies of its modules that share all parameters, buffers and hooks with it.
-
-    Calling `eval()` instead would change the model under another thread, which may be training it.
+    `eval()` would change the model under another thread, which may be training it.
     """
     module = module._modules.get("_orig_mod", module)  # of a compiled part, whose program is that of its own mode
     view = object.__new__(type(module))
@@ -679,8 +564,7 @@ def sample(
     Solves the ODE and decodes its end.
 
     Args:
-        model: A [`YanForConditionalGeneration`].
-        options: Static options.
+        model, options: A [`YanForConditionalGeneration`] and static options.
         source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
         lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
         initial_state: The noise of `z0`, or `z0` itself with `options.is_start_given`, `(R, L, d)`.
@@ -689,12 +573,12 @@ def sample(
         callback_on_step_end: Called with the state after every step.
     """
     # A model that is spread over devices may have its encoder elsewhere than the ids.
-    device = source.device
+    device, flow = source.device, model.model.flow
     lengths, state = lengths.to(device), initial_state.to(device, source.dtype)
     uniform, expert_indices, source_mask = (
         None if value is None else value.to(device) for value in (uniform, expert_indices, source_mask)
     )
-    canvas = (torch.arange(state.shape[1], device=source.device) < lengths[:, None]).long()
+    canvas = (torch.arange(state.shape[1], device=device) < lengths[:, None]).long()
     if not options.is_start_given:
         state = state + model.model.start(source, source_mask, canvas, options.repeats)
     states = [state]
@@ -724,20 +608,10 @@ def sample(
 
     times = list(options.times)
     context = model.model.prepare_context(source, source_mask, canvas, options.repeats)
-    context.source_key_values = model.model.flow.cache_cross_attention(source, options.repeats)
-    unique_times = list(dict.fromkeys(evaluation_times(times, options.solver)))
-    context.modulations = model.model.flow.embed_times(unique_times, source.device)
-    latents, experts = solve_flow(
-        model.model.flow,
-        state,
-        context,
-        times,
-        select,
-        None if expert_indices is None else held(expert_indices),
-        options.reselect,
-        options.solver,
-        after_step if options.keep_states or callback_on_step_end is not None else None,
-    )
+    context.source_key_values = flow.cache_cross_attention(source, options.repeats)
+    context.modulations = flow.embed_times(list(dict.fromkeys(evaluation_times(times, options.solver))), device)
+    choice = (select, None if expert_indices is None else held(expert_indices), options.reselect)
+    latents, experts = solve_flow(flow, state, context, times, *choice, options.solver, after_step)
     decoded = model.model.decoder(latents)
     tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
     finite, core, paths = zip(*records.values()) if records else ((), (), ())
@@ -749,7 +623,7 @@ def sample(
         tokens=tokens,
         is_finite=torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
         core=torch.stack(core).any(dim=0) if options.keep_core and core and core[0] is not None else None,
-        path_log_probs=sum(paths, torch.zeros(lengths.shape, device=source.device)),
+        path_log_probs=sum(paths, torch.zeros(lengths.shape, device=device)),
     )
 
 
@@ -759,14 +633,11 @@ def encode_and_sample(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
-    lengths: torch.Tensor,
-    initial_state: torch.Tensor,
-    uniform: torch.Tensor | None,
-    expert_indices: torch.Tensor | None,
+    *start: torch.Tensor | None,
 ) -> SampleOutput:
-    """Both halves at once, where the lengths do not wait for the encoder."""
+    """Both halves at once, where the lengths do not wait for the encoder; `start` is `lengths` and the rest."""
     source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-    return sample(model, options, source, attention_mask, lengths, initial_state, uniform, expert_indices)
+    return sample(model, options, source, attention_mask, *start)
 
 
 class Sampler(Protocol):
@@ -809,27 +680,8 @@ class EagerSampler:
 
 
 __all__ = [
-    "CandidateLayout",
-    "EagerSampler",
-    "NoiseSource",
-    "DecodedTokens",
-    "Sampler",
-    "SamplingOptions",
-    "SourceInputs",
-    "SampleOutput",
-    "best_candidates",
-    "consensus",
-    "cut_by_criteria",
-    "cycle_distance",
-    "encode",
-    "encode_and_sample",
-    "eval_view",
-    "truncate_at_eos",
-    "given_lengths",
-    "predicted_lengths",
-    "sample",
-    "solve_flow",
-    "stretch",
-    "decode_tokens",
-    "token_f1",
-]
+    "CandidateLayout", "DecodedTokens", "EagerSampler", "NoiseSource", "SampleOutput", "Sampler", "SamplingOptions",
+    "SourceInputs", "best_candidates", "consensus", "cut_by_criteria", "cycle_distance", "decode_tokens", "encode",
+    "encode_and_sample", "eval_view", "given_lengths", "predicted_lengths", "sample", "solve_flow", "stretch",
+    "token_f1", "truncate_at_eos",
+]  # fmt: skip

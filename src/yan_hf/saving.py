@@ -29,11 +29,8 @@ _WEIGHTS = re.compile(
 def staged_save(folder: str | os.PathLike) -> Iterator[Path]:
     """
     A folder inside `folder` to write into, whose files are renamed into `folder` when the block ends without an
-    exception. Files of `folder` that are not written again stay, except weights that the new ones replace.
-
-    Raises:
-        NotADirectoryError: where `folder` is a file.
-        OSError: where nothing can be written, with the old version untouched.
+    exception. Files of `folder` that are not written again stay, except weights that the new ones replace. Raises
+    `NotADirectoryError` where `folder` is a file, `OSError` where nothing can be written; the old version stays.
     """
     folder = Path(folder)
     if folder.name.startswith(_STAGE):  # part of another save, as a configuration is of its model's
@@ -115,21 +112,14 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 def write_code(auto_map: dict[str, str], source: Path, target: Path) -> dict[str, str]:
     """
-    Copies the modules that `auto_map` names, with all that they import, from one folder to another.
-
-    Returns:
-        The entries whose module is in the target now, or in another repository.
+    Copies the modules that `auto_map` names, with all that they import, from one folder to another. Gives the entries
+    whose module is in the target now, or in another repository.
     """
-    auto_map = {name: reference for name, reference in auto_map.items() if isinstance(reference, str)}
-    for reference in auto_map.values():
-        module = source / f"{reference.partition('.')[0]}.py"
+    files = {name: f"{r.partition('.')[0]}.py" for name, r in auto_map.items() if isinstance(r, str)}
+    for module in (source / file for file in files.values()):
         for path in [module, *get_relative_import_files(module)] if module.is_file() else ():
             shutil.copyfile(path, target / Path(path).name)
-    return {
-        name: reference
-        for name, reference in auto_map.items()
-        if "--" in reference or (target / f"{reference.partition('.')[0]}.py").is_file()
-    }
+    return {name: auto_map[name] for name, f in files.items() if "--" in auto_map[name] or (target / f).is_file()}
 
 
 def unreadable_weights(folder: Path) -> list[Path]:

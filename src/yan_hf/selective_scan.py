@@ -10,36 +10,29 @@ and causal-conv1d where they are installed.
 Shapes and names are those of mamba-ssm: `B` batch, `D` inner width, `L` length, `N` state size. No CUDA package is
 imported before a mixer is built.
 
-The fast path goes through the sequence in chunks. Within a chunk, everything but the recurrence itself is a few
-operations on the whole chunk, and the recurrence is one multiply-add per position; only the state at each chunk's
-start is kept for the backward pass, which computes the chunk's states again. So memory is a constant per chunk plus a
-term linear in the length, and no step divides by a product of decays, which underflows. The path is one operator to
-`torch.compile`: no loop is unrolled into its graph.
+The fast path goes through the sequence in chunks. Within a chunk, the recurrence is one multiply-add per position, and
+everything else a few operations on the whole chunk; only the state at each chunk's start is kept for the backward
+pass, which computes the others again. No step divides by a product of decays, which underflows. The path is one
+operator to `torch.compile`: no loop is unrolled into its graph.
 """
 
 import importlib
 import math
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_yan import MambaImplementation
 
-
-_INSTALL = "install them with `pip install yan-hf[mamba]` (this needs a CUDA toolkit), or set it to 'auto' or 'torch'"
 
 # Numbers in a chunk's states: few enough to stay in a CPU's cache; on other devices, enough to fill it.
 _CHUNK_NUMBERS = {"cpu": 2**19}
 _CHUNK_NUMBERS_ELSEWHERE = 2**24
 _LONGEST_CHUNK = 128
-
-_LOG2_E = 1 / math.log(2)
-
-
-# The way is chosen once
 
 
 @lru_cache(maxsize=1)
@@ -55,27 +48,27 @@ def _cuda_kernels() -> tuple | None:
 
 def resolve_implementation(implementation: str, field: str = "implementation") -> str:
     """
-    The way that a mixer will use: `"auto"` and `"cuda"` stay what they are where the kernels can be imported.
+    The way that a mixer will use, `"torch"` where the kernels cannot be imported.
 
     Args:
         implementation: `"torch"`; `"cuda"`, which demands the kernels; or `"auto"`, which takes them if they are
             there, for tensors on a CUDA device in eager mode.
-        field: What the value is called in an error message.
-
-    Raises:
-        ValueError: for another name.
-        ImportError: for `"cuda"` without the packages, with the command that installs them.
+        field: What the value is called in an error message: `ValueError` for another name, `ImportError` for `"cuda"`
+            without the packages.
     """
     if implementation not in (choices := get_args(MambaImplementation)):
         raise ValueError(f"`{field}` must be one of {', '.join(choices)}, but is {implementation!r}.")
     if implementation == "torch" or _cuda_kernels() is not None:
         return implementation
     if implementation == "cuda":
-        raise ImportError(f"`{field}='cuda'` needs the packages mamba-ssm and causal-conv1d: {_INSTALL}.")
+        raise ImportError(
+            f"`{field}='cuda'` needs the packages mamba-ssm and causal-conv1d: install them with `pip install "
+            "yan-hf[mamba]` (this needs a CUDA toolkit), or set it to 'auto' or 'torch'."
+        )
     return "torch"
 
 
-def _use_kernels(implementation: str, states: torch.Tensor, supported: bool = True) -> bool:
+def _use_kernels(implementation: str, states: Tensor, supported: bool = True) -> bool:
     # The kernels are opaque to the compiler and would break its graph; they do not know float64.
     suited = supported and states.device.type == "cuda" and states.dtype != torch.float64
     if implementation == "torch" or (implementation == "auto" and (torch.compiler.is_compiling() or not suited)):
@@ -88,20 +81,7 @@ def _use_kernels(implementation: str, states: torch.Tensor, supported: bool = Tr
     return _cuda_kernels() is not None
 
 
-# The oracle
-
-
-def selective_scan_sequential(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    z: torch.Tensor | None = None,
-    delta_bias: torch.Tensor | None = None,
-    delta_softplus: bool = False,
-) -> torch.Tensor:
+def selective_scan_sequential(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False) -> Tensor:
     """[`selective_scan`], one position after the other, in float32 (float64 for such inputs). The oracle of tests."""
     dtype = torch.promote_types(u.dtype, torch.float32)
     steps = _step_sizes(delta.mT, delta_bias, delta_softplus).unbind(1)  # (B, D) each
@@ -115,7 +95,7 @@ def selective_scan_sequential(
     return _skip_and_gate(torch.stack(outputs, dim=1), u.mT, D, None if z is None else z.mT).mT
 
 
-def _step_sizes(delta: torch.Tensor, bias: torch.Tensor | None, softplus: bool) -> torch.Tensor:
+def _step_sizes(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
     """Δ `(B, L, D)`, in float32 or wider."""
     delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
     if bias is not None:
@@ -123,9 +103,7 @@ def _step_sizes(delta: torch.Tensor, bias: torch.Tensor | None, softplus: bool) 
     return nn.functional.softplus(delta) if softplus else delta
 
 
-def _skip_and_gate(
-    output: torch.Tensor, u: torch.Tensor, D: torch.Tensor | None, z: torch.Tensor | None
-) -> torch.Tensor:
+def _skip_and_gate(output: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     """The output `(B, L, D)`, which is written to, with skip connection and gate, in the dtype of `u`."""
     if D is not None:
         output.addcmul_(u.to(output.dtype), D.to(output.dtype))
@@ -138,7 +116,7 @@ def _skip_and_gate(
 # dimension is the wide one, and a position is one block of memory.
 
 
-def _chunk_length(u: torch.Tensor, state_size: int) -> int:
+def _chunk_length(u: Tensor, state_size: int) -> int:
     numbers = _CHUNK_NUMBERS.get(u.device.type, _CHUNK_NUMBERS_ELSEWHERE)
     return max(8, min(_LONGEST_CHUNK, numbers // max(1, u.shape[0] * u.shape[2] * state_size)))
 
@@ -146,32 +124,26 @@ def _chunk_length(u: torch.Tensor, state_size: int) -> int:
 class _Buffer:
     """Memory for `(T, B, N, D)` that chunks of up to `T` positions share, with a view of each position."""
 
-    def __init__(self, values: torch.Tensor):
-        self.values = values
-        self.rows = values.unbind(0)
+    def __init__(self, values: Tensor):
+        self.values, self.rows = values, values.unbind(0)
 
 
-class _Workspace(threading.local):
+_memory = threading.local()
+
+
+def _workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """
     Memory of a thread's chunks on the CPU, kept from call to call: fresh pages would cost as much as the arithmetic.
     A few chunks' numbers at most; elsewhere PyTorch's caching allocator does the same.
     """
-
-    def __init__(self):
-        self.kept: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-
-    def empty(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        count = math.prod(shape)
-        if like.device.type != "cpu" or count > 2 * _CHUNK_NUMBERS["cpu"]:
-            return like.new_empty(shape)
-        kept = self.kept.get((name, like.dtype))
-        if kept is None or len(kept) < count:
-            with torch.inference_mode(False):  # such a tensor could not be written to later, outside of that mode
-                kept = self.kept[name, like.dtype] = torch.empty(count, dtype=like.dtype)
-        return kept[:count].view(shape)
-
-
-_workspace = _Workspace()
+    count, kept = math.prod(shape), getattr(_memory, key := f"{name}_{like.dtype}", None)
+    if like.device.type != "cpu" or count > 2 * _CHUNK_NUMBERS["cpu"]:
+        return like.new_empty(shape)
+    if kept is None or len(kept) < count:
+        with torch.inference_mode(False):  # such a tensor could not be written to later, outside of that mode
+            kept = torch.empty(count, dtype=like.dtype)
+        setattr(_memory, key, kept)
+    return kept[:count].view(shape)
 
 
 def _recur(link: _Buffer, states: _Buffer, length: int, reverse: bool = False) -> None:
@@ -180,53 +152,44 @@ def _recur(link: _Buffer, states: _Buffer, length: int, reverse: bool = False) -
     link[t + 1] · states[t + 1]` for `t` from `length - 2` to 0. On the CPU one operation per position; elsewhere,
     where a launch costs more than the work, by doubling.
     """
+    used, written = (slice(1, length), slice(length)) if reverse else (slice(length), slice(length + 1))
     if states.values.device.type != "cpu":
-        if reverse:
-            _recur_by_doubling(link.values[1:length], states.values[:length], reverse)
-        else:
-            _recur_by_doubling(link.values[:length], states.values[: length + 1])
+        _recur_by_doubling(link.values[used], states.values[written], reverse)
         return
-    if reverse:
-        links, rows = link.rows[1:length][::-1], states.rows[:length][::-1]
-    else:
-        links, rows = link.rows[:length], states.rows[: length + 1]
+    order = slice(None, None, -1 if reverse else 1)
+    links, rows = link.rows[used][order], states.rows[written][order]
     for factor, row, following in zip(links, rows, rows[1:]):
         following.addcmul_(factor, row)
 
 
-def _recur_by_doubling(link: torch.Tensor, states: torch.Tensor, reverse: bool = False) -> None:
+def _recur_by_doubling(link: Tensor, states: Tensor, reverse: bool = False) -> None:
     """The same in about `log2(T)` operations on the whole chunk (Hillis and Steele 1986)."""
     product, span = link, 1  # the factor between `t` and `t + span`; at most one, so an underflow to zero is right
     while span < len(states):
-        if reverse:
-            states[:-span] = torch.addcmul(states[:-span], product, states[span:])
-        else:
-            states[span:] = torch.addcmul(states[span:], product, states[:-span])
+        first, last = states[:-span], states[span:]
+        target, source = (first, last) if reverse else (last, first)
+        target.copy_(torch.addcmul(target, product, source))
         product = product[:-span] * product[span:]
         span *= 2
 
 
 class _Scan:
-    """
-    The inputs of a scan, positions first, and the buffers that its chunks of `T` positions share.
-    """
+    """The inputs of a scan, positions first, and the buffers that its chunks of `T` positions share."""
 
-    def __init__(self, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor):
+    def __init__(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor):
         dtype = torch.promote_types(u.dtype, torch.float32)
-        self.u, self.delta, self.b, self.c = (
-            values.transpose(0, 1).to(dtype).contiguous() for values in (u, delta, B, C)
-        )
+        self.u, self.delta, self.b, self.c = (x.transpose(0, 1).to(dtype).contiguous() for x in (u, delta, B, C))
         self.rate = A.to(dtype).t().contiguous()  # (N, D)
         # As a power of two, which PyTorch computes several times faster than `exp` on some processors.
-        self.binary_rate = self.rate * _LOG2_E
-        length = _chunk_length(u, A.shape[1])
-        self.places = [slice(start, min(start + length, len(self.u))) for start in range(0, len(self.u), length)]
-        longest = min(length, len(self.u))
+        self.binary_rate = self.rate / math.log(2)
+        total = len(self.u)
+        length = min(_chunk_length(u, A.shape[1]), total)
+        self.places = [slice(start, min(start + length, total)) for start in range(0, total, max(length, 1))]
         self.state_shape = (u.shape[0], *self.rate.shape)
-        self.decay = self.buffer("decay", longest)
-        self.states = self.buffer("states", longest + 1)  # before each position and after the last
+        self.decay = self.buffer("decay", length)
+        self.states = self.buffer("states", length + 1)  # before each position and after the last
 
-    def run(self, place: slice, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def run(self, place: slice, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs Δ·u `(T, B, D)`, decays `(T, B, N, D)` and states `(T + 1, B, N, D)` of one chunk."""
         length = place.stop - place.start
         decay, states = self.decay.values[:length], self.states.values[: length + 1]
@@ -239,19 +202,16 @@ class _Scan:
         return scaled, decay, states
 
     def buffer(self, name: str, length: int) -> _Buffer:
-        return _Buffer(_workspace.empty(name, (length, *self.state_shape), self.rate))
+        return _Buffer(_workspace(name, (length, *self.state_shape), self.rate))
 
-    def empty(self, *shape: int) -> torch.Tensor:
+    def empty(self, *shape: int) -> Tensor:
         return self.rate.new_empty(shape)
 
 
 def _scan_forward(
-    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, differentiable: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    `y` `(L, B, D)`, and where `differentiable`, the state before each chunk, `(chunks, B, N, D)`; inputs `(B, L, ·)`
-    and A `(D, N)`.
-    """
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor]:
+    """`y` `(L, B, D)`, and where `differentiable`, the state before each chunk; inputs `(B, L, ·)`, A `(D, N)`."""
     scan = _Scan(u, delta, A, B, C)
     output = scan.empty(*scan.u.shape)
     borders = scan.empty(len(scan.places) if differentiable else 0, *scan.state_shape)
@@ -266,18 +226,9 @@ def _scan_forward(
 
 
 def _scan_backward(
-    grad: torch.Tensor,
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    borders: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Gradients of the five inputs, positions first, from that of the output `(L, B, D)`. The adjoint of the state is
-    the same recurrence, from the end.
-    """
+    grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, borders: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the inputs, positions first. The adjoint of the state is the same recurrence, from the end."""
     scan = _Scan(u, delta, A, B, C)
     grad_u, grad_delta, grad_b, grad_c = (scan.empty(*values.shape) for values in (scan.u, scan.delta, scan.b, scan.c))
     # One for each place in a chunk, summed at the end: one pass over memory less, and shorter sums.
@@ -311,19 +262,18 @@ def _scan_backward(
     )
 
 
-def _contract(values: torch.Tensor, states: torch.Tensor, out: torch.Tensor) -> None:
-    """Sum over the width: `(T, B, D)`, `(T, B, N, D)` → `(T, B, N)`."""
-    # The other order is a slow kernel on the CPU.
+def _contract(values: Tensor, states: Tensor, out: Tensor) -> None:
+    """Sum over the width: `(T, B, D)`, `(T, B, N, D)` → `(T, B, N)`; the other order is a slow kernel on the CPU."""
     torch.matmul(values[:, :, None], states.mT, out=out[:, :, None])
 
 
-def _register_operators() -> tuple:
+def _register_operator() -> Callable[..., tuple[Tensor, Tensor]]:
     """
-    Forward and backward as operators, which compilers take as they are. A checkpoint that brings this file along is a
-    second module in the same process: it uses the operators that are there.
+    The scan as an operator, which compilers take as it is. A checkpoint that brings this file along is a second module
+    in the same process: it uses the operator that is there.
     """
     if hasattr(torch.ops.yan_hf, "selective_scan"):
-        return torch.ops.yan_hf.selective_scan, torch.ops.yan_hf.selective_scan_backward
+        return torch.ops.yan_hf.selective_scan
     forward = torch.library.custom_op("yan_hf::selective_scan", _scan_forward, mutates_args=())
     backward = torch.library.custom_op("yan_hf::selective_scan_backward", _scan_backward, mutates_args=())
 
@@ -349,58 +299,48 @@ def _register_operators() -> tuple:
         return grads[0], grads[1], grad_a, grads[2], grads[3], None
 
     forward.register_autograd(differentiate, setup_context=save)
-    return forward, backward
+    return forward
 
 
-_SCAN, _ = _register_operators()
-
-
-# What the mixer calls
+_SCAN = _register_operator()
 
 
 def selective_scan(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    z: torch.Tensor | None = None,
-    delta_bias: torch.Tensor | None = None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     implementation: str = "auto",
-) -> torch.Tensor:
+) -> Tensor:
     """
-    The selective scan, with the arguments of mamba-ssm's `selective_scan_fn`.
-
-    The state and its inputs are float32 (float64 where the inputs are) whatever the inputs' dtype.
+    The selective scan, with the arguments of mamba-ssm's `selective_scan_fn`. The state is float32, or float64 for
+    such inputs.
 
     Args:
-        u: The input, `(B, D, L)`.
-        delta: Step sizes Δ, `(B, D, L)`, before the bias and the softplus where these are asked for.
+        u: The input, `(B, D, L)`. So is the output, in its dtype.
+        delta: Step sizes Δ, `(B, D, L)`, before `delta_bias` `(D,)` and, with `delta_softplus`, the softplus.
         A: Rates, `(D, N)`, negative.
         B, C: Into and out of the state, each `(B, N, L)`.
         D: Weight of the skip connection, `(D,)`.
         z: Gate, `(B, D, L)`; its SiLU multiplies the output.
-        delta_bias: `(D,)`, added to `delta`.
-        delta_softplus: Whether the softplus of `delta` is the step size.
         implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`].
-
-    Returns:
-        `(B, D, L)`, in the dtype of `u`.
 
     Raises:
         ValueError: for shapes that contradict each other; for another implementation; for `"cuda"` off CUDA.
         ImportError: for `"cuda"` without mamba-ssm.
     """
     width, state_size = A.shape
-    batch_size, length = u.shape[0], u.shape[-1]
-    shapes = {"u": (u, width), "delta": (delta, width), "B": (B, state_size), "C": (C, state_size)}
-    for name, (values, size) in shapes.items():
-        if tuple(values.shape) != (batch_size, size, length):
+    sizes = {"u": (u, width), "delta": (delta, width), "B": (B, state_size), "C": (C, state_size)}
+    for name, (values, size) in sizes.items():
+        if values.shape != (shape := (u.shape[0], size, u.shape[-1])):
             raise ValueError(
-                f"`{name}` must have the shape {(batch_size, size, length)}, as `u` and `A` `{(width, state_size)}` "
-                f"have it, but has {tuple(values.shape)}."
+                f"`{name}` must have the shape {shape}, as `u` and `A` `{(width, state_size)}` have it, but has "
+                f"{tuple(values.shape)}."
             )
     if _use_kernels(implementation, u):
         scan, _ = _cuda_kernels()
@@ -416,29 +356,20 @@ def selective_scan(
     return _skip_and_gate(output.transpose(0, 1).contiguous(), u, D, None if z is None else z.mT).mT
 
 
-def causal_conv(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, implementation: str = "auto"
-) -> torch.Tensor:
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, implementation: str = "auto") -> Tensor:
     """
     Causal depthwise convolution and SiLU: position `t` sees `t - K + 1` to `t`, and zeros before the start.
 
     Args:
-        x: `(B, D, L)`.
+        x: `(B, D, L)`. So is the output, in its dtype.
         weight: `(D, 1, K)`, as `nn.Conv1d` has it.
         bias: `(D,)`.
-        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`]. causal-conv1d has kernels for
-            widths of 2 to 4; `"auto"` falls back for others.
-
-    Returns:
-        `(B, D, L)`, in the dtype of `x`.
-
-    Raises:
-        ValueError: for another implementation; for `"cuda"` off CUDA or with another width.
-        ImportError: for `"cuda"` without causal-conv1d.
+        implementation: As in [`selective_scan`], with its errors; `"cuda"` has kernels for widths of 2 to 4.
     """
     kernel_size = weight.shape[-1]
-    if _use_kernels(implementation, x, supported=2 <= kernel_size <= 4):
-        if not 2 <= kernel_size <= 4:
+    supported = 2 <= kernel_size <= 4
+    if _use_kernels(implementation, x, supported):
+        if not supported:
             raise ValueError(
                 f"causal-conv1d has kernels for widths 2, 3 and 4, but `mamba_conv_kernel` is {kernel_size}: choose "
                 "`mamba_implementation='auto'` or 'torch'."
@@ -456,9 +387,4 @@ def causal_conv(
     return nn.functional.silu(output).to(x.dtype).mT
 
 
-__all__ = [
-    "causal_conv",
-    "resolve_implementation",
-    "selective_scan",
-    "selective_scan_sequential",
-]
+__all__ = ["causal_conv", "resolve_implementation", "selective_scan", "selective_scan_sequential"]

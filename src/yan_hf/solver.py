@@ -105,12 +105,4 @@ def integrate(
     return state
 
 
-__all__ = [
-    "DEFAULT_TIME_SHIFT",
-    "SOLVERS",
-    "TIME_SCHEDULES",
-    "Tableau",
-    "evaluation_times",
-    "integrate",
-    "time_grid",
-]
+__all__ = ["DEFAULT_TIME_SHIFT", "SOLVERS", "TIME_SCHEDULES", "Tableau", "evaluation_times", "integrate", "time_grid"]

@@ -8,17 +8,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.stopping_criteria import ConfidenceCriteria, MaxTimeCriteria, StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
 
-def _values_can_be_read(tensor: torch.Tensor) -> bool:
+def _values_can_be_read(tensor: Tensor) -> bool:
     # Reading a value would break a graph being traced, and a meta tensor has none.
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)
 
 
-def check_mask(name: str, mask: torch.Tensor | None, shape: torch.Size, like: str) -> None:
+def check_mask(name: str, mask: Tensor | None, shape: torch.Size, like: str) -> None:
     """Raises `ValueError` unless `mask` is `None` or has the shape `(B, L)`."""
     if mask is not None and mask.shape != shape:
         raise ValueError(
@@ -49,18 +50,14 @@ def check_no_prefix_tuning(model: PreTrainedModel) -> None:
 
 def check_source(
     config: PreTrainedConfig,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
     allow_empty_rows: bool = True,
 ) -> None:
     """
-    Checks a source batch.
-
-    Raises:
-        ValueError: for a missing, doubled or empty source, a mask of another shape, a row without a real token
-            (unless `allow_empty_rows`), a source longer than the position table, and a token id outside the
-            vocabulary.
+    Raises `ValueError` for a missing, doubled, empty or too long source, a mask of another shape, a row without a real
+    token (unless `allow_empty_rows`), and a token id outside the vocabulary.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -83,14 +80,13 @@ def check_source(
         longest, shortest = torch.stack([counts.max(), counts.min()]).tolist()
         check_length(config, name, longest)
         if shortest == 0 and not allow_empty_rows:
-            row = int(counts.argmin())
             raise ValueError(
-                f"Row {row} of `attention_mask` has no real token, so there is nothing to generate from. Leave the "
-                "row out or give it at least one token."
+                f"Row {int(counts.argmin())} of `attention_mask` has no real token, so there is nothing to generate "
+                "from. Leave the row out or give it at least one token."
             )
 
 
-def check_ids(config: PreTrainedConfig, name: str, ids: torch.Tensor) -> None:
+def check_ids(config: PreTrainedConfig, name: str, ids: Tensor) -> None:
     """Raises `TypeError` for ids that are not integers, `ValueError` for ids outside the vocabulary."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"`{name}` must hold integer token ids, but its dtype is {ids.dtype}.")
@@ -107,30 +103,20 @@ def check_ids(config: PreTrainedConfig, name: str, ids: torch.Tensor) -> None:
 
 def check_length(config: PreTrainedConfig, name: str, length: int) -> None:
     """Raises `ValueError` for more tokens than the position table holds."""
-    if length > config.max_position_embeddings:
-        raise ValueError(
-            f"`{name}` has {length} tokens, but the position table holds "
-            f"`max_position_embeddings={config.max_position_embeddings}`. Truncate to that length."
-        )
+    longest = config.max_position_embeddings
+    if length > longest:
+        raise ValueError(f"`{name}` has {length} tokens, over `max_position_embeddings={longest}`: truncate them.")
 
 
 def check_state(
-    config: PreTrainedConfig,
-    latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    decoder_attention_mask: torch.Tensor,
-    batch_size: int,
+    config: PreTrainedConfig, latents: Tensor, timesteps: Tensor, decoder_attention_mask: Tensor, batch_size: int
 ) -> None:
     """Raises `ValueError` for a state, times or canvas whose shapes do not fit the source or the configuration."""
     if latents.dim() != 3 or latents.shape[0] != batch_size or latents.shape[2] != config.hidden_size:
-        raise ValueError(
-            f"`latents` must have shape (batch size {batch_size}, target length, hidden_size={config.hidden_size}), "
-            f"but have {tuple(latents.shape)}."
-        )
+        shape = f"({batch_size}, target length, hidden_size={config.hidden_size})"
+        raise ValueError(f"`latents` must have shape {shape}, but have {tuple(latents.shape)}.")
     if timesteps.shape != (batch_size,):
-        raise ValueError(
-            f"`timesteps` must hold one time for each row, shape ({batch_size},), but have {tuple(timesteps.shape)}."
-        )
+        raise ValueError(f"`timesteps` must have shape ({batch_size},), but have {tuple(timesteps.shape)}.")
     check_mask("decoder_attention_mask", decoder_attention_mask, latents.shape[:2], "latents")
     if _values_can_be_read(timesteps) and not ((timesteps >= 0) & (timesteps <= 1)).all():
         raise ValueError(f"`timesteps` must be in [0, 1], from noise to text, but are {timesteps.tolist()}.")
@@ -139,40 +125,24 @@ def check_state(
 
 
 def check_labels(
-    config: PreTrainedConfig,
-    labels: torch.Tensor,
-    decoder_attention_mask: torch.Tensor | None,
-    batch_size: int,
-    token_weights: torch.Tensor | None = None,
+    config: PreTrainedConfig, labels: Tensor, canvas: Tensor | None, batch_size: int, weights: Tensor | None = None
 ) -> None:
-    """
-    Raises for labels of another batch size, empty or too long ones, ids outside the vocabulary, and weights that are
-    negative or of another shape.
-    """
+    """Raises for labels of another batch size, empty, too long or outside the vocabulary, and for unfit weights."""
     if labels.dim() != 2 or labels.shape[0] != batch_size or labels.shape[1] == 0:
-        raise ValueError(
-            f"`labels` must have shape (batch size {batch_size}, target length), but have {tuple(labels.shape)}."
-        )
-    check_mask("decoder_attention_mask", decoder_attention_mask, labels.shape, "labels")
-    check_mask("token_weights", token_weights, labels.shape, "labels")
-    if token_weights is not None and _values_can_be_read(token_weights) and not (token_weights >= 0).all():
+        raise ValueError(f"`labels` must have shape ({batch_size}, target length), but have {tuple(labels.shape)}.")
+    check_mask("decoder_attention_mask", canvas, labels.shape, "labels")
+    check_mask("token_weights", weights, labels.shape, "labels")
+    if weights is not None and _values_can_be_read(weights) and not (weights >= 0).all():
         raise ValueError("`token_weights` must not be negative or NaN: a token with weight 0 does not count.")
     check_ids(config, "labels", labels.masked_fill(labels == -100, 0))
-    canvas = decoder_attention_mask if decoder_attention_mask is not None else labels != -100
+    canvas = labels != -100 if canvas is None else canvas
     if _values_can_be_read(labels):
         check_length(config, "labels", int(canvas.bool().sum(dim=-1).max()))
 
 
-def check_finite(name: str, values: torch.Tensor) -> None:
-    """
-    Raises `ValueError` where something computed in generation is not a finite number.
-
-    Args:
-        values: The numbers, or booleans that say whether they were.
-    """
-    if not _values_can_be_read(values):
-        return
-    if not (values if values.dtype == torch.bool else torch.isfinite(values)).all():
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises `ValueError` where something computed is not finite: `values`, or booleans that say whether it was."""
+    if _values_can_be_read(values) and not (values if values.dtype == torch.bool else values.isfinite()).all():
         raise ValueError(
             f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in half "
             "precision. Check the checkpoint, or load it with `dtype=torch.float32`."
@@ -182,9 +152,7 @@ def check_finite(name: str, values: torch.Tensor) -> None:
 def inference_module(name: str) -> ModuleType:
     """
     A module of `yan_hf.inference`: what works on a model from outside does not travel with a checkpoint's code.
-
-    Raises:
-        ImportError: where the package is not installed.
+    Raises `ImportError` where the package is not installed.
     """
     try:
         return importlib.import_module(f"yan_hf.inference.{name}")
@@ -198,13 +166,11 @@ def inference_module(name: str) -> ModuleType:
 
 
 def fitting_values(
-    name: str, values: torch.Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
-) -> torch.Tensor:
+    name: str, values: Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
+) -> Tensor:
     """
-    What the caller fixes for every position, cut to the canvas and moved to the device.
-
-    Raises:
-        ValueError: unless `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
+    What the caller fixes for every position, cut to the canvas and moved to the device. Raises `ValueError` unless
+    `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
     """
     others = list(shape)
     others[position_dim] = values.shape[position_dim] if values.dim() == len(shape) else -1
@@ -216,7 +182,7 @@ def fitting_values(
     return values
 
 
-def check_expert_indices(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+def check_expert_indices(experts: Tensor, num_experts: int) -> Tensor:
     """The indices as int64; raises `ValueError` unless they are integers in 0 to `num_experts - 1`."""
     if experts.is_floating_point() or experts.dtype == torch.bool:
         raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
@@ -229,14 +195,10 @@ def check_expert_indices(experts: torch.Tensor, num_experts: int) -> torch.Tenso
     return experts.long()
 
 
-def check_choice(config: PreTrainedConfig, has_choice: torch.Tensor | None, has_processors: bool) -> None:
+def check_choice(config: PreTrainedConfig, has_choice: Tensor | None, has_processors: bool) -> None:
     """
-    Raises `ValueError` where the options of `generate` left no token to choose at some position.
-
-    Args:
-        config: A resolved [`YanGenerationConfig`].
-        has_choice: Whether every position had one; `None` where no option was in the way.
-        has_processors: Whether the caller gave logits processors.
+    Raises `ValueError` where options of a resolved `config`, or the caller's processors, left some position without a
+    token to choose; `has_choice` is `None` where no option was in the way.
     """
     if has_choice is None or bool(has_choice):
         return
@@ -270,44 +232,62 @@ def check_stopping_criteria(criteria: StoppingCriteriaList) -> None:
         MaxTimeCriteria: "it looks at the clock, but all tokens are generated at once; lower `num_inference_steps`",
         ConfidenceCriteria: "it looks at the scores of an assistant's drafts, and there is no assistant",
     }
-    for criterion in criteria:
-        for kind, reason in reasons.items():
-            if isinstance(criterion, kind):
-                raise ValueError(f"`{kind.__name__}` cannot stop `generate`: {reason}.")
+    for kind, reason in reasons.items():
+        if any(isinstance(criterion, kind) for criterion in criteria):
+            raise ValueError(f"`{kind.__name__}` cannot stop `generate`: {reason}.")
 
 
 def check_no_text_generation_pipeline() -> None:
     """Raises `ValueError` within Transformers' pipeline for language models that continue a prompt."""
-    module = sys.modules.get("transformers.pipelines.text_generation")
-    if module is None:
-        return
-    # Nothing among the arguments tells that the pipeline has called, so its frame is looked for.
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is module.TextGenerationPipeline._forward.__code__:
+    if _caller("transformers.pipelines.text_generation", "TextGenerationPipeline", "_forward") is not None:
+        raise ValueError(
+            'The pipeline "text-generation" continues a prompt, and cuts as many tokens as it has off the output. '
+            "YAN generates a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
+            'return_tensors="pt"))` and `tokenizer.batch_decode(ids, skip_special_tokens=True)`.'
+        )
+
+
+def check_trainer(model: PreTrainedModel) -> None:
+    """Within the construction of Transformers' `Trainer`: checks its arguments."""
+    trainer = _caller("transformers.trainer", "Trainer", "__init__")
+    if trainer is not None:
+        check_training_arguments(trainer.args, model)
+
+
+def check_training_arguments(arguments: Any, model: nn.Module) -> None:
+    """
+    Raises `ValueError` for training arguments that would fail or mislead later: `label_smoothing_factor`, and what
+    `generate` would refuse at the first evaluation (`generation_num_beams`, `generation_max_length`,
+    `generation_config`).
+    """
+    if arguments.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor={arguments.label_smoothing_factor}` takes the labels away from the model, and "
+            "with them YAN's loss. Set `model.config.label_smoothing` instead."
+        )
+    given = {name: getattr(arguments, f"generation_{name}", None) for name in ("max_length", "num_beams")}
+    config = getattr(arguments, "generation_config", None)
+    wanted = getattr(arguments, "predict_with_generate", False) or any(value is not None for value in given.values())
+    if wanted and hasattr(model, "_prepare_generation"):
+        try:
+            model._prepare_generation(config if hasattr(config, "to_dict") else model.generation_config, given)
+        except ValueError as error:
+            names = ", ".join(f"`generation_{name}={value}`" for name, value in given.items() if value is not None)
             raise ValueError(
-                'The pipeline "text-generation" continues a prompt, and cuts as many tokens as it has off the output. '
-                "YAN generates a target for a source: call `ids = model.generate(**tokenizer(texts, padding=True, "
-                'return_tensors="pt"))` and `tokenizer.batch_decode(ids, skip_special_tokens=True)`.'
-            )
+                f"Evaluations with `generate` would fail, by {names or 'its configuration'}: {error}"
+            ) from error
+
+
+def _caller(module: str, cls: str, method: str) -> Any:
+    """
+    The object of whose method this is a part, or `None`: nothing among a model's arguments tells who has called. A
+    module that was never imported has not.
+    """
+    cls = getattr(sys.modules.get(module), cls, None)
+    code = getattr(getattr(cls, method, None), "__code__", None)
+    frame = sys._getframe(1) if code is not None else None
+    while frame is not None:
+        if frame.f_code is code:
+            return frame.f_locals["self"]
         frame = frame.f_back
-
-
-__all__ = [
-    "check_choice",
-    "check_finite",
-    "check_expert_indices",
-    "check_functions",
-    "check_ids",
-    "check_labels",
-    "check_length",
-    "check_mask",
-    "check_no_cache",
-    "check_no_text_generation_pipeline",
-    "check_source",
-    "check_state",
-    "fitting_values",
-    "inference_module",
-    "check_stopping_criteria",
-    "check_types",
-]
+    return None

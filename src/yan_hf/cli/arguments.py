@@ -9,18 +9,14 @@ from typing import Any
 from ..generation_config_yan import BOOLEAN, OPTIONS, Option
 
 
-_SHORT = {"num_inference_steps": "--steps"}
-
-
 def add_generation_arguments(parser: argparse.ArgumentParser, *left_out: str):
     """Adds `--num-inference-steps` and so on, for every option that makes sense on a command line."""
-    group = parser.add_argument_group(
-        "generation", "Options left out are the checkpoint's. A list is written '[0, 0.2, 1]'."
-    )
+    about = "Options left out are the checkpoint's. A list is written '[0, 0.2, 1]'."
+    group = parser.add_argument_group("generation", about)
     for name, option in OPTIONS.items():
         if not option.command_line or name in left_out:
             continue
-        flags = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
+        flags = [f"--{name.replace('_', '-')}", *(["--steps"] if name == "num_inference_steps" else [])]
         text = option.help.replace("%", "%%")
         if option.check is BOOLEAN:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
@@ -42,6 +38,3 @@ def _parse(option: Option, text: str) -> Any:
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, as keyword arguments of `generate`."""
     return {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
-
-
-__all__ = ["add_generation_arguments", "generation_options"]

@@ -1,5 +1,10 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`yan-hf benchmark`: measures a checkpoint's speed."""
+"""
+`yan-hf benchmark`: measure a checkpoint's speed.
+
+Latency and tokens per second of generate on random sources, with the target's length given; the median of several
+rounds after a warm-up.
+"""
 
 import argparse
 import time
@@ -9,32 +14,23 @@ from typing import Any
 import torch
 
 from ..hub.model_card import describe_hardware
-from .common import add_checkpoint, add_json, add_loading, load_checkpoint, positive, print_rows, progress
+from .common import add_loading, load_model, positive, print_rows, progress
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to the command line's."""
-    parser = commands.add_parser(
-        "benchmark",
-        help="measure a checkpoint's speed",
-        description="Latency and tokens per second of generate on random sources, with the target's length given; "
-        "the median of several rounds after a warm-up.",
-    )
-    add_checkpoint(parser)
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the command's arguments."""
+    add_loading(parser)
     parser.add_argument("--source-length", type=positive, help="tokens (default: 64, or all that fit)")
     parser.add_argument("--lengths", type=positive, nargs="+", default=[16, 64], help="target tokens")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--compile", action="store_true", help="the compiled fast path")
     parser.add_argument("--steps", type=positive, help="solver steps (default: the checkpoint's)")
-    add_loading(parser)
-    add_json(parser)
-    return parser
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the command."""
-    model, _ = load_checkpoint(options)
+    model = load_model(options)
     limit = model.config.max_position_embeddings
     source_length = options.source_length or min(64, limit)
     for name, longest in (("source-length", source_length), ("lengths", max(options.lengths))):
@@ -48,27 +44,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for number in progress(range(options.rounds + 2), options, "rounds"):
         for length, batch in shapes:
             ids = torch.randint(0, model.config.vocab_size, (batch, source_length), generator=generator)
+            choices = {"target_lengths": length, "max_new_tokens": length, "num_inference_steps": steps}
             ids = ids.to(model.device)
             began = time.perf_counter()
-            sequences = model.generate(
-                ids,
-                target_lengths=length,
-                max_new_tokens=length,
-                num_inference_steps=steps,
-                compile=options.compile,
-            )
-            sequences.sum().item()  # waits for the device
+            model.generate(ids, compile=options.compile, **choices).sum().item()  # waits for the device
             if number >= 2:
                 seconds[length, batch].append(time.perf_counter() - began)
-    results = [
-        {
-            "target_length": length,
-            "batch_size": batch,
-            "milliseconds": 1000 * median(times),
-            "tokens_per_second": batch * length / median(times),
-        }
-        for (length, batch), times in seconds.items()
-    ]
+    results = []
+    for (length, batch), times in seconds.items():
+        speed = {"milliseconds": 1000 * median(times), "tokens_per_second": batch * length / median(times)}
+        results.append({"target_length": length, "batch_size": batch, **speed})
     conditions = {"hardware": describe_hardware(), "dtype": str(model.dtype), "steps": steps, "rounds": options.rounds}
     if options.json:
         return {**conditions, "results": results}

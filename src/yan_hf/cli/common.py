@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
-
-# What the commands that write a folder do to what is there.
-FOLDER_HELP = (
-    "The folder must be new or empty; with --overwrite the files of a checkpoint or tokenizer in it that are written "
-    "again are replaced, when all is done, and the others stay. Any other folder is refused, untouched."
-)
+from ..hub.info import check_model_type
 
 
 def positive(text: str) -> int:
@@ -28,31 +23,22 @@ def positive(text: str) -> int:
     return value
 
 
-def add_json(parser: argparse.ArgumentParser, help: str = "print the result as JSON"):
-    """The option of every command."""
-    parser.add_argument("--json", action="store_true", help=help)
-
-
 def add_output_folder(parser: argparse.ArgumentParser, help: str = "folder to write"):
     """The options of commands that write a folder."""
+    parser.description += (
+        " The folder must be new or empty; with --overwrite the files of a checkpoint or tokenizer in it that are "
+        "written again are replaced, when all is done, and the others stay. Any other folder is refused, untouched."
+    )
     parser.add_argument("--output", type=Path, required=True, help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, as said above")
 
 
-def add_checkpoint(parser: argparse.ArgumentParser):
-    """The checkpoint, for commands that look at it."""
-    parser.add_argument("checkpoint", help="its folder, or for commands that load it, its name on the Hub")
-
-
 def add_loading(parser: argparse.ArgumentParser):
-    """Where and how a model is loaded."""
+    """The checkpoint, and how it is loaded."""
+    parser.add_argument("checkpoint", help="its folder, or its name on the Hub")
     parser.add_argument("--device", help="default: cuda where there is one")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights (default: the checkpoint's)",
-    )
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="auto", choices=dtypes, help="of the weights (default: the checkpoint's)")
 
 
 @contextlib.contextmanager
@@ -66,31 +52,29 @@ def naming(name: str | Path) -> Iterator[None]:
         raise ValueError(f"{name}: {str(error) or type(error).__name__}") from error
 
 
-def load_checkpoint(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Model in eval mode on its device, and tokenizer (`None` where the checkpoint has none)."""
-    logging.disable_progress_bar()
+def load_model(options: argparse.Namespace) -> PreTrainedModel:
+    """The model in eval mode on its device."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(
-            f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Name another one, such as cpu."
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here: {reason}. Name another one, such as cpu.") from error
+    logging.disable_progress_bar()
     with naming(options.checkpoint):
+        check_model_type(options.checkpoint, AutoConfig.from_pretrained(options.checkpoint).model_type)
         model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, dtype=options.dtype).eval().to(device)
-        logging.enable_progress_bar()
-        found = cached_file(options.checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-        return model, AutoTokenizer.from_pretrained(options.checkpoint) if found else None
+    logging.enable_progress_bar()
+    return model
 
 
-def load_with_tokenizer(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The same for commands that need the tokenizer."""
-    model, tokenizer = load_checkpoint(options)
-    if tokenizer is None:
-        raise FileNotFoundError(
-            f"{options.checkpoint} has no tokenizer: save one there with tokenizer.save_pretrained(...)."
-        )
-    return model, tokenizer
+def load_with_tokenizer(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same with the tokenizer, for commands that need it."""
+    model, name = load_model(options), options.checkpoint
+    if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is None:
+        raise FileNotFoundError(f"{name} has no tokenizer: save one there with tokenizer.save_pretrained(...).")
+    with naming(f"{name}, tokenizer"):
+        return model, AutoTokenizer.from_pretrained(name)
 
 
 def progress(items: Iterable, options: argparse.Namespace, description: str, unit: str = "it") -> Iterable:
@@ -101,7 +85,5 @@ def progress(items: Iterable, options: argparse.Namespace, description: str, uni
 def print_rows(rows: Iterable[dict[str, Any]]):
     """Prints a line for each row."""
     for row in rows:
-        cells = (
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-        )
-        print(", ".join(cells), flush=True)
+        cells = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
+        print(", ".join(f"{name} {value}" for name, value in cells.items()), flush=True)

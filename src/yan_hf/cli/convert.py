@@ -1,27 +1,24 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`yan-hf convert`: reads a checkpoint of the research code."""
+"""
+`yan-hf convert`: read a checkpoint of the research code.
+
+Converts a checkpoint of the research code to a folder for from_pretrained.
+"""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from ..hub.research import convert_research_checkpoint
-from .common import FOLDER_HELP, add_json, add_output_folder, naming
+from .common import add_output_folder, naming
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to the command line's."""
-    parser = commands.add_parser(
-        "convert",
-        help="read a checkpoint of the research code",
-        description="Converts a checkpoint of the research code to a folder for from_pretrained. " + FOLDER_HELP,
-    )
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the command's arguments."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="the research file")
     add_output_folder(parser)
     parser.add_argument("--tokenizer", help="the tokenizer's folder, saved beside the model")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the file's")
-    add_json(parser)
-    return parser
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -30,9 +27,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         model = convert_research_checkpoint(
             options.checkpoint, options.output, options.tokenizer, options.dtype, options.overwrite
         )
-    return {
-        "output": str(options.output),
-        "model": type(model).__name__,
-        "parameters": model.num_parameters(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
+    sizes = {"parameters": model.num_parameters(), "dtype": str(model.dtype).removeprefix("torch.")}
+    return {"output": str(options.output), "model": type(model).__name__, **sizes}

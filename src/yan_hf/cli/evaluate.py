@@ -1,5 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`yan-hf evaluate`: measures a checkpoint on a task's rows."""
+"""
+`yan-hf evaluate`: measure a checkpoint on a task's rows.
+
+Metrics with predicted and with true lengths, means over sampling seeds, one row for each number of solver steps.
+"""
 
 import argparse
 import json
@@ -9,18 +13,12 @@ from ..data.checks import check_vocabulary
 from ..data.collator import YanDataCollator
 from ..evaluation.evaluate import LENGTH_MODES, evaluate_model
 from .arguments import add_generation_arguments, generation_options
-from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, print_rows
+from .common import add_loading, load_with_tokenizer, positive, print_rows
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to the command line's."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a checkpoint on a task's rows",
-        description="Metrics with predicted and with true lengths, means over sampling seeds, one row for each number "
-        "of solver steps.",
-    )
-    add_checkpoint(parser)
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the command's arguments."""
+    add_loading(parser)
     parser.add_argument("--file", help="JSON Lines (.gz or not), CSV or Parquet file")
     parser.add_argument("--dataset", help="name for datasets.load_dataset, instead of a file")
     parser.add_argument("--dataset-config", help="its configuration")
@@ -43,9 +41,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--steps", "--num-inference-steps", **steps)
     parser.add_argument("--batch-size", type=positive, default=64, help="rows at once (default: %(default)s)")
     add_generation_arguments(parser, "num_inference_steps", "num_return_sequences")
-    add_loading(parser)
-    add_json(parser)
-    return parser
 
 
 def _mapping(text: str) -> dict[str, str]:
@@ -71,34 +66,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.max_rows is not None:
         rows = rows.take(min(options.max_rows, len(rows)))
     limit = model.config.max_position_embeddings
-    if options.max_source_length is not None and options.max_source_length > limit:
-        raise ValueError(f"--max-source-length is {options.max_source_length}, but the model takes {limit} at most.")
-    encoder = TaskEncoder.from_options(
-        options,
-        tokenizer=tokenizer,
-        label_names=options.class_names,
-        max_source_length=options.max_source_length or limit,
-        max_target_length=limit,
-    )
-    examples, skipped = encode_split(rows, encoder, "The data")
+    longest = options.max_source_length or limit
+    if longest > limit:
+        raise ValueError(f"--max-source-length is {longest}, but the model takes {limit} at most.")
+    lengths = {"max_source_length": longest, "max_target_length": limit}
+    encoder = TaskEncoder.from_options(options, tokenizer=tokenizer, label_names=options.class_names, **lengths)
+    examples, skipped = encode_split(rows, encoder, options.file or f"{options.dataset}, {options.split}")
     choices = generation_options(options)
     default = model.generation_config.num_inference_steps or model.config.solver_steps
     if isinstance(schedule := choices.get("time_schedule", model.generation_config.time_schedule), list):
         default = len(schedule) - 1
+    choices |= {name: getattr(options, name) for name in ("seeds", "metrics", "batch_size", "length_modes")}
+    choices |= {"steps": options.steps or [default], "progress": not options.json}
     results = []
-    for row in evaluate_model(
-        model,
-        tokenizer,
-        examples,
-        YanDataCollator(tokenizer, encoder.objective),
-        options.steps or [default],
-        options.seeds,
-        options.metrics,
-        options.batch_size,
-        options.length_modes,
-        progress=not options.json,
-        **choices,
-    ):
+    for row in evaluate_model(model, tokenizer, examples, YanDataCollator(tokenizer, encoder.objective), **choices):
         results.append(row)
         if not options.json:
             print_rows([row])

@@ -1,5 +1,12 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`yan-hf generate`: a text for each source of a file, and files that a killed run can go on with."""
+"""
+`yan-hf generate`: generate a text for each source.
+
+Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: source, text, length,
+length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are gathered in FILE.partial, which
+replaces FILE when all are written; until then FILE is untouched. If something fails, --resume goes on behind the last
+whole row of FILE.partial, or of FILE where there is none.
+"""
 
 import argparse
 import contextlib
@@ -9,41 +16,33 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from ..data.files import check_not_input, iterate_column
+from ..data.files import check_not_input, check_writable, iterate_column
 from ..evaluation.evaluate import generate_texts
 from .arguments import add_generation_arguments, generation_options
-from .common import add_checkpoint, add_json, add_loading, load_with_tokenizer, positive, progress
+from .common import add_loading, load_with_tokenizer, positive, progress
+from .show_experts import expert_lines, is_coloured
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to the command line's."""
-    parser = commands.add_parser(
-        "generate",
-        help="generate a text for each source",
-        description="Reads sources, one a line, or one column of JSON Lines, and writes a JSON line for each text: "
-        "source, text, length, length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are "
-        "gathered in FILE.partial, which replaces FILE when all are written; until then FILE is untouched. If "
-        "something fails, --resume goes on behind the last whole row of FILE.partial, or of FILE where there is none.",
-    )
-    add_checkpoint(parser)
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the command's arguments."""
+    add_loading(parser)
     parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
     parser.add_argument("--column", help="the column that holds the sources (JSON Lines)")
     parser.add_argument("--output", default="-", help="file to write; - is standard output (default)")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run, and add the others")
-    parser.add_argument(
-        "--mask-marker", help="what stands for a mask in the sources, such as '<mask>'; default: nothing"
-    )
-    parser.add_argument(
-        "--special-tokens", action="store_true", help="special tokens that a source spells out act as such"
-    )
+    parser.add_argument("--mask-marker", help="what stands for a mask, such as '<mask>' (default: nothing)")
+    parser.add_argument("--special-tokens", action="store_true", help="special tokens in a source act as such")
     parser.add_argument("--batch-size", type=positive, default=32, help="rows at once (default: %(default)s)")
+    parser.add_argument(
+        "--show-experts",
+        action="store_true",
+        help="print every solver step's draft with a colour for each expert instead of JSON; with --output, rows hold "
+        "them as `steps`: for each step, tokens and their experts",
+    )
     add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
-    add_loading(parser)
-    add_json(parser, "no progress bar; the output is JSON Lines in any case")
-    return parser
 
 
 def run(options: argparse.Namespace):
@@ -52,23 +51,24 @@ def run(options: argparse.Namespace):
     model, tokenizer = load_with_tokenizer(options)
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
     done = _resume(partial, sources, copies) if options.resume else 0
-    rows = generate_texts(
-        model,
-        tokenizer,
-        sources,
-        options.batch_size,
-        options.seed,
-        options.mask_marker,
-        not options.special_tokens,
-        done + 1,
-        "Standard input, source" if options.input == "-" else f"{options.input}, source",
-        **generation_options(options),
-    )
+    choices = {name: getattr(options, name) for name in ("batch_size", "seed", "mask_marker")}
+    choices["split_special_tokens"] = not options.special_tokens
+    choices["where"] = f"{'Standard input' if options.input == '-' else options.input}, source"
+    choices["with_steps"] = options.show_experts
+    rows = generate_texts(model, tokenizer, sources, first=done + 1, **choices, **generation_options(options))
+    shown = options.show_experts and options.output == "-"
     with _output(options.output, partial) as file:
         # What is written stays if a later source is refused.
+        has_rows = done > 0
         for row in progress(rows, options, "generating", " texts"):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines = expert_lines(row, is_coloured()) if shown else [json.dumps(row, ensure_ascii=False)]
+            file.write("".join(f"{line}\n" for line in lines))
             file.flush()
+            has_rows = True
+        if not has_rows:
+            raise ValueError(
+                f"{choices['where'].removesuffix(', source')} holds no sources."
+            )  # as of a command that failed before a pipe
 
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:
@@ -96,52 +96,42 @@ def _check_output(options: argparse.Namespace) -> Path | None:
             inputs[-1] = sys.stdin.fileno()
     for output in (path, partial):
         check_not_input(output, *inputs)
+        check_writable(output)
     if partial.exists() and not options.resume:
-        raise FileExistsError(
-            f"{partial} holds the rows of a run that was not finished: go on with --resume, or delete it."
-        )
+        raise FileExistsError(f"{partial} holds the rows of an unfinished run: go on with --resume, or delete it.")
     return partial
 
 
 def _resume(partial: Path, sources: Iterator[str], copies: int) -> int:
     """
-    Cuts a file of rows behind the last source whose rows are whole, and takes their sources off the others.
-
-    Returns:
-        Their number.
-
-    Raises:
-        ValueError: for rows that were not written for these sources.
+    Cuts a file of rows behind the last source whose rows are whole, and takes their sources off the others. Returns
+    their number. Raises `ValueError` for rows that were not written for these sources.
     """
     written, ends = [], [0]
-    if not partial.exists() and partial.with_suffix("").exists():
-        shutil.copyfile(partial.with_suffix(""), partial)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("a+b") as file:
-        file.seek(0)
+    earlier = partial if partial.exists() else partial.with_suffix("")
+    with earlier.open("rb") if earlier.exists() else contextlib.nullcontext([]) as file:
         for line in file:
+            if not line.endswith(b"\n"):
+                break  # the last one, cut short
             try:
                 source = json.loads(line)["source"]
             except (ValueError, KeyError, TypeError) as error:
-                if line.endswith(b"\n"):
-                    raise ValueError(
-                        f"{partial}, row {len(ends)}, is no row of this command: --resume stops."
-                    ) from error
-                break  # the last one, cut short
-            if not line.endswith(b"\n"):
-                break
+                raise ValueError(f"{earlier}, row {len(ends)}, is no row of this command: --resume stops.") from error
             written.append(source)
             ends.append(ends[-1] + len(line))
-        done = len(written) // copies
-        for number in range(done):
-            source = next(sources, None)
-            if written[number * copies : (number + 1) * copies] != [source] * copies:
-                raise ValueError(
-                    f"{partial} was not written for these sources: at source {number + 1} it has "
-                    f"{written[number * copies][:80]!r}, the input {source!r:.80}. --resume needs the input, and the "
-                    "number of texts for each source, of the first run."
-                )
-        file.truncate(ends[done * copies])
+    done = len(written) // copies
+    for number in range(done):
+        source = next(sources, None)
+        if written[number * copies : (number + 1) * copies] != [source] * copies:
+            raise ValueError(
+                f"{earlier} was not written for these sources: at source {number + 1} it has "
+                f"{written[number * copies]!r:.80}, the input {source!r:.80}. --resume needs the input, and the "
+                "number of texts for each source, of the first run."
+            )
+    if earlier != partial and earlier.exists():
+        shutil.copyfile(earlier, partial)
+    if partial.exists():
+        os.truncate(partial, ends[done * copies])
     return done
 
 

@@ -1,24 +1,21 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`yan-hf info`: what a checkpoint is."""
+"""
+`yan-hf info`: what a checkpoint is.
+
+Prints a checkpoint's sizes, configuration, solver steps, routing, dtype and licence. Reads no weights, only their
+headers.
+"""
 
 import argparse
 from typing import Any
 
 from ..hub.info import checkpoint_info
-from .common import add_checkpoint, add_json, naming
+from .common import naming
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to the command line's."""
-    parser = commands.add_parser(
-        "info",
-        help="what a checkpoint is",
-        description="Prints a checkpoint's sizes, configuration, solver steps, routing, dtype and licence. Reads no "
-        "weights, only their headers.",
-    )
-    add_checkpoint(parser)
-    add_json(parser)
-    return parser
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the command's arguments."""
+    parser.add_argument("checkpoint", help="its folder")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 
-# Modules of this room, each with an `add_parser` and a `run`.
+# Modules of this room, each with `add_arguments` and `run`; their docstrings are the help.
 COMMANDS = ("train_tokenizer", "convert", "export", "info", "generate", "evaluate", "benchmark")
 
 
@@ -23,14 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f".{name}", __package__)
-        command = module.add_parser(commands)
+        summary, _, text = (module.__doc__ or "").partition("\n\n")
+        help = summary.partition(": ")[2].rstrip(".")
+        command = commands.add_parser(name.replace("_", "-"), help=help, description=text)
+        command.add_argument("--json", action="store_true", help="print results as JSON, and no progress bar")
+        module.add_arguments(command)
         command.set_defaults(run=module.run, error=command.error)
     options = parser.parse_args(arguments)
     try:
         result = options.run(options)
-    except BrokenPipeError:
-        # Whatever took the output has seen enough; nothing may be written at exit either.
+    except BrokenPipeError:  # whatever took the output has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"yan-hf {options.command}: interrupted", file=sys.stderr)
         return 1
     except Exception as error:
         # Errors that are foreseen explain themselves; of others the type says more than the message.
@@ -40,21 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("YAN_HF_TRACEBACK"):
             raise
         return 1
-    except KeyboardInterrupt:
-        print(f"yan-hf {options.command}: interrupted", file=sys.stderr)
-        return 1
-    if result is None:
-        return 0  # the command's output is what it wrote
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value}")
+    if result is not None:  # otherwise the command's output is what it wrote
+        print(json.dumps(result) if options.json else "\n".join(f"{name}: {result[name]}" for name in result))
     return 0
 
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-__all__ = ["main"]

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -17,37 +16,11 @@ _ROUNDED = (8, 16, 32, 64, 128)
 _BATCH = 10_000
 
 
-def check_arguments(arguments: TrainingArguments, model: nn.Module) -> None:
-    """
-    Raises `ValueError` for training arguments that would fail or mislead later.
-
-    That is: `label_smoothing_factor`, and what `generate` would refuse at the first evaluation
-    (`generation_num_beams`, `generation_max_length`, `generation_config`).
-    """
-    if arguments.label_smoothing_factor:
-        raise ValueError(
-            f"`label_smoothing_factor={arguments.label_smoothing_factor}` takes the labels away from the model, and "
-            "with them YAN's loss. Set `model.config.label_smoothing` instead."
-        )
-    given = {name: getattr(arguments, f"generation_{name}", None) for name in ("max_length", "num_beams")}
-    wanted = getattr(arguments, "predict_with_generate", False) or any(value is not None for value in given.values())
-    if wanted and hasattr(model, "_prepare_generation"):
-        try:
-            model._prepare_generation(model.generation_config, given)
-        except ValueError as error:
-            names = ", ".join(f"`generation_{name}={value}`" for name, value in given.items() if value is not None)
-            raise ValueError(
-                f"Evaluations with `generate` would fail, by {names or 'its configuration'}: {error}"
-            ) from error
-
-
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """
-    Raises `ValueError` where a tokenizer does not belong to a model.
-
-    That is: another number of tokens (the model's may be rounded up to a multiple of 8 to 128), special tokens other
-    than those of the configuration, or, for a model from a local folder with a tokenizer, other ids than that one's.
-    [`prepare_tokenizer`] makes a tokenizer the model's own.
+    Raises `ValueError` where a tokenizer does not belong to a model: another number of tokens (the model's may be
+    rounded up), special tokens other than the configuration's, or, for a model from a local folder with a tokenizer,
+    other ids than that one's. [`prepare_tokenizer`] makes a tokenizer the model's own.
     """
     size = model.config.vocab_size
     remedy = (
@@ -60,9 +33,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
         ours, theirs = getattr(tokenizer, name), getattr(model.config, name)
         if ours is None or ours != theirs:
-            raise ValueError(
-                f"`{name}` is {ours} in the tokenizer but {theirs} in the model's configuration. {remedy}"
-            )
+            raise ValueError(f"`{name}` is {ours} in the tokenizer but {theirs} in the configuration. {remedy}")
     if getattr(model, "_tokenizer_prepared", False):
         return
     file = Path(model.config.name_or_path or ".", "tokenizer.json")
@@ -70,10 +41,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
         given = tokenizer.get_vocab()
         for token, index in Tokenizer.from_file(str(file)).get_vocab().items():
             if given.get(token) != index:
-                raise ValueError(
-                    f"The tokenizer is not the model's: {token!r} has the id {given.get(token)}, but {index} in the "
-                    f"tokenizer of {model.config.name_or_path}. {remedy}"
-                )
+                found = f"{token!r} has the id {given.get(token)}, but {index} in the tokenizer of {file.parent}"
+                raise ValueError(f"The tokenizer is not the model's: {found}. {remedy}")
     elif len(tokenizer) < size and all(-(-len(tokenizer) // unit) * unit != size for unit in _ROUNDED):
         raise ValueError(sizes)
 
@@ -85,30 +54,28 @@ def check_examples(
     Raises `ValueError` for the first tokenized example that a model cannot take, with its number.
 
     Args:
-        examples: A `datasets.Dataset` or a list of dictionaries, with `input_ids` and, as far as they are there,
-            `labels`. Anything else is left to the model, which sees it batch by batch.
+        examples: A `datasets.Dataset` or a list of dictionaries with `input_ids` and, where they are there, `labels`.
+            Anything else is left to the model, which sees it batch by batch.
         config: The model's configuration: its position table and vocabulary are what must hold the examples.
         where: What the examples are, for the message.
         cut_inputs: Whether the collator cuts `input_ids`, so that they may be of any length.
     """
-    longest = config.max_position_embeddings
     for start, name, lengths, ids in _columns(examples):
-        limit = None if cut_inputs and name == "input_ids" else longest
-        for row in np.flatnonzero((lengths < 1) | (lengths > limit if limit else False))[:1]:
-            found = f"has {lengths[row]} tokens in `{name}`"
+        limit = np.inf if cut_inputs and name == "input_ids" else config.max_position_embeddings
+        for row in np.flatnonzero((lengths < 1) | (lengths > limit))[:1]:
+            found = f"{where}, row {start + row}, has {lengths[row]} tokens in `{name}`"
             if lengths[row] < 1:
-                raise ValueError(f"{where}, row {start + row}, {found}. Leave such rows out.")
+                raise ValueError(f"{found}. Leave such rows out.")
             raise ValueError(
-                f"{where}, row {start + row}, {found}, but the model's `max_position_embeddings` is {limit}. Cut such "
-                "rows or leave them out, as `TaskEncoder` does with `max_source_length` and `max_target_length`."
+                f"{found}, but the model's `max_position_embeddings` is {limit}. Cut such rows or leave them out, as "
+                "`TaskEncoder` does with `max_source_length` and `max_target_length`."
             )
         wrong = (ids >= config.vocab_size) | (ids < 0) & ((ids != -100) | (name != "labels"))
         for place in np.flatnonzero(wrong)[:1]:
             row = start + int(np.searchsorted(np.cumsum(lengths), place, side="right"))
-            raise ValueError(
-                f"{where}, row {row}, has the token id {ids[place]} in `{name}`, but the model's `vocab_size` is "
-                f"{config.vocab_size}. Tokenize the data with the model's own tokenizer."
-            )
+            found = f"{where}, row {row}, has the token id {ids[place]} in `{name}`"
+            limit = f"the model's `vocab_size` is {config.vocab_size}"
+            raise ValueError(f"{found}, but {limit}. Tokenize the data with the model's own tokenizer.")
 
 
 def _columns(examples: Any) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
@@ -121,17 +88,10 @@ def _columns(examples: Any) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]
                     values = [np.asarray(row[name]).reshape(-1) for row in rows]
                     yield start, name, np.array([len(value) for value in values]), np.concatenate(values)
     elif hasattr(examples, "with_format") and hasattr(examples, "__len__") and len(examples) > 0:
+        import pyarrow.compute as compute  # comes with datasets, which made the columns
+
         for number, table in enumerate(examples.with_format("arrow").iter(_BATCH)):
             for name in ("input_ids", "labels"):
                 if name in table.column_names:
-                    yield number * _BATCH, name, *_lists(table[name])
-
-
-def _lists(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    import pyarrow.compute as compute  # comes with datasets, which made the column
-
-    lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy()
-    return lengths, compute.list_flatten(column).to_numpy()
-
-
-__all__ = ["check_examples", "check_vocabulary"]
+                    lengths = compute.fill_null(compute.list_value_length(table[name]), 0).to_numpy()
+                    yield number * _BATCH, name, lengths, compute.list_flatten(table[name]).to_numpy()

@@ -48,15 +48,14 @@ def encode_pairs(
         ids = [*ids, tokenizer.eos_token_id]
         if max_target_length is not None and len(ids) > max_target_length:
             if not truncate_targets:
-                raise ValueError(
-                    f"Target {row} has {len(ids)} tokens with its end token, more than `max_target_length="
-                    f"{max_target_length}`: {targets[row][:80]!r}. Raise the limit, or pass `truncate_targets=True`."
-                )
+                found = f"Target {row} has {len(ids)} tokens with its end token, more than `max_target_length="
+                remedy = "Raise the limit, or pass `truncate_targets=True`."
+                raise ValueError(f"{found}{max_target_length}`: {targets[row][:80]!r}. {remedy}")
             ids = [*ids[: max_target_length - 1], tokenizer.eos_token_id]
         labels.append(ids)
-    for row, ids in enumerate(input_ids):
-        if not ids:
-            raise ValueError(f"Source {row} has no tokens: {sources[row]!r}. Leave the row out.")
+    if [] in input_ids:
+        row = input_ids.index([])
+        raise ValueError(f"Source {row} has no tokens: {sources[row]!r}. Leave the row out.")
     return {"input_ids": input_ids, "labels": labels}
 
 
@@ -70,12 +69,11 @@ def corrupt_spans(
         ids: Tokens of one text, `(L,)`.
         mask_token_id: The mask token.
         rng: Source of the randomness.
-        rate: Share of the tokens that is masked: at least one token, and at most as many as spans of `max_span` with
-            kept tokens between them can cover.
+        rate: Share of the tokens that is masked: at least one, and at most what spans that do not touch can cover.
         max_span: Spans are 1 to `max_span` tokens long, evenly drawn; the last one is cut to meet the rate.
 
     Returns:
-        The shorter text. Spans never touch, so that every mask token stands for one span.
+        The shorter text, where every mask token stands for one span.
     """
     length = len(ids)
     if length == 0:
@@ -85,35 +83,28 @@ def corrupt_spans(
     while -(-num_masked // max_span) > length - num_masked + 1:
         num_masked -= 1
     spans = rng.integers(1, max_span + 1, size=num_masked)
-    count = int(np.searchsorted(np.cumsum(spans), num_masked)) + 1
-    spans = spans[:count]
+    spans = spans[: int(np.searchsorted(np.cumsum(spans), num_masked)) + 1]
     spans[-1] -= spans.sum() - num_masked
     # `k` spans that do not touch lie in the `n - masked + 1` gaps between kept tokens, at most one in each.
     num_gaps = length - num_masked + 1
-    if count > num_gaps:
+    if len(spans) > num_gaps:
         # Too many short ones: as few as possible instead, in random order.
-        count = -(-num_masked // max_span)
-        spans = np.full(count, max_span)
+        spans = np.full(-(-num_masked // max_span), max_span)
         spans[-1] -= spans.sum() - num_masked
         rng.shuffle(spans)
-    gaps = np.sort(rng.choice(num_gaps, size=count, replace=False))
-    starts = gaps + np.concatenate([[0], np.cumsum(spans)[:-1]])
-    edges = np.zeros(length + 1, dtype=np.int64)
-    np.add.at(edges, starts, 1)
-    np.add.at(edges, starts + spans, -1)
-    masked = np.cumsum(edges)[:length] > 0
-    kept = ~masked
-    kept[starts] = True
-    return np.where(masked, mask_token_id, ids)[kept]
+    gaps = np.sort(rng.choice(num_gaps, size=len(spans), replace=False))
+    ends = gaps + np.cumsum(spans)
+    kept, corrupted = np.ones(length, dtype=bool), ids.copy()
+    for start, end in zip(ends - spans, ends):
+        corrupted[start], kept[start + 1 : end] = mask_token_id, False
+    return corrupted[kept]
 
 
 @dataclass
 class YanDataCollator:
     """
-    Makes padded batches out of tokenized examples.
-
-    Every random choice is a function of `seed`, the epoch and the example's tokens alone: batches are the same with
-    any number of loader workers.
+    Makes padded batches out of tokenized examples. Every random choice is a function of `seed`, the epoch and the
+    example's tokens alone, whatever the number of loader workers.
 
     Args:
         tokenizer: Gives the pad, mask and end tokens and the padding side of sources.
@@ -151,10 +142,9 @@ class YanDataCollator:
         for name, value in (("mask_rate", self.mask_rate), ("canvas_slack", self.canvas_slack)):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], but is {value}.")
-        if self.max_span < 1 or self.max_slack < 1:
-            raise ValueError(
-                f"`max_span` and `max_slack` must be at least 1, but are {self.max_span} and {self.max_slack}."
-            )
+        for name, value in (("max_span", self.max_span), ("max_slack", self.max_slack)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
         for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
             if getattr(self.tokenizer, name) is None:
                 raise ValueError(f"The tokenizer has no `{name}`; call `yan_hf.prepare_tokenizer(tokenizer, model)`.")
@@ -169,12 +159,8 @@ class YanDataCollator:
 
     def __call__(self, features: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        Args:
-            features: Examples with lists of token ids.
-
-        Returns:
-            `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100; and
-            `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label.
+        A batch: `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100; and
+        `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label.
 
         Raises:
             ValueError: for an example without the columns or the tokens that the objective needs.
@@ -182,8 +168,7 @@ class YanDataCollator:
         features = list(features)
         if not features:
             raise ValueError("There are no examples to make a batch of.")
-        rows = [self._build(row, feature) for row, feature in enumerate(features)]
-        sources, masks, labels = zip(*rows)
+        sources, masks, labels = zip(*(self._build(row, feature) for row, feature in enumerate(features)))
         side = self.tokenizer.padding_side
         batch = {
             "input_ids": self._pad(sources, self.tokenizer.pad_token_id, side),
@@ -193,13 +178,9 @@ class YanDataCollator:
             "labels": self._pad(labels, -100, side if self.objective == "auto_encoding" else "right"),
         }
         if self.objective == "pairs" and all("token_weights" in feature for feature in features):
-            # One weight for each label; the end tokens of a longer canvas count in full.
+            # The end tokens of a longer canvas count in full.
             weights = [
-                np.pad(
-                    np.asarray(feature["token_weights"], np.float32),
-                    (0, len(target) - len(feature["labels"])),
-                    constant_values=1.0,
-                )
+                np.append(feature["token_weights"], np.ones(len(target) - len(feature["labels"]))).astype(np.float32)
                 for feature, target in zip(features, labels)
             ]
             batch["token_weights"] = self._pad(weights, 0, "right")
@@ -208,9 +189,8 @@ class YanDataCollator:
     def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for name in ("input_ids", "labels") if self.objective == "pairs" else ("input_ids",):
             if name not in feature:
-                raise ValueError(
-                    f"Example {row} has no column `{name}`, but {sorted(feature)}; tokenize the data first."
-                )
+                found = f"Example {row} has no column `{name}`, but {sorted(feature)}"
+                raise ValueError(f"{found}; tokenize the data first.")
             if feature[name] is None or len(feature[name]) == 0:
                 raise ValueError(f"Example {row} has an empty `{name}`. Leave such rows out.")
         ids = _token_ids(feature, "input_ids", row)
@@ -220,9 +200,7 @@ class YanDataCollator:
             source, target = ids, _token_ids(feature, "labels", row)
             mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=np.int64)
             if mask.shape != ids.shape:
-                raise ValueError(
-                    f"Example {row} has {len(ids)} `input_ids`, but an `attention_mask` of shape {mask.shape}."
-                )
+                raise ValueError(f"Example {row}: `attention_mask` is {mask.shape}, but `input_ids` {ids.shape}.")
         else:
             text = ids[:-1] if ids[-1] == eos else ids
             if self.max_length is not None:
@@ -252,10 +230,6 @@ class YanDataCollator:
 def _token_ids(feature: dict[str, Any], name: str, row: int) -> np.ndarray:
     values = np.asarray(feature[name])
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(
-            f"Example {row} must hold a list of whole numbers in `{name}`, but has {str(feature[name])[:80]}."
-        )
+        found = str(feature[name])[:80]
+        raise ValueError(f"Example {row} must hold a list of whole numbers in `{name}`, but has {found}.")
     return values.astype(np.int64)
-
-
-__all__ = ["YanDataCollator", "corrupt_spans", "encode_pairs"]

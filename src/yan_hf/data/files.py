@@ -15,8 +15,8 @@ from typing import Any
 
 def _iterate_lines(path: Path | None) -> Iterator[str]:
     """
-    The lines of a file, or of standard input for `None`, without a byte order mark, and unpacked where the name ends
-    in `.gz`. What cannot be read is an error that names it: `datasets` names no line, and has no standard input.
+    The lines of a file (unpacked where the name ends in `.gz`), or of standard input for `None`, without a byte order
+    mark. Own code, since `datasets` names no line in its errors, and has no standard input.
     """
     try:
         opener = gzip.open if path and path.suffix == ".gz" else io.open
@@ -34,17 +34,15 @@ def _name(path: Path | None) -> str:
 
 def iterate_rows(path: Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """
-    The objects of a JSON Lines file, or of standard input for `None`, with the numbers of their lines.
-
-    Raises:
-        ValueError: for a line that is no JSON object, with its number.
+    The objects of a JSON Lines file, or of standard input for `None`, with the numbers of their lines. Raises
+    `ValueError` for a line that is no JSON object, with its number.
     """
     for number, line in enumerate(_iterate_lines(path), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number too long, or too many brackets
             raise ValueError(f"{_name(path)}, line {number}, is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{_name(path)}, line {number}, is not a JSON object: {line[:80].strip()}")
@@ -53,11 +51,8 @@ def iterate_rows(path: Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def iterate_column(path: Path | None, column: str | None) -> Iterator[str]:
     """
-    The texts of a file, or of standard input for `None`: one column of JSON Lines (a list of texts counts as several),
-    or without a column the lines of a text file.
-
-    Raises:
-        ValueError: where the column is missing, or not named for JSON Lines, and for a file that is not UTF-8.
+    The texts of a file, or of standard input for `None`: one column of JSON Lines, see [`texts_of`], or without a
+    column the lines of a text file. Raises `ValueError` for what cannot be read, and JSON Lines without a column.
     """
     if column is None:
         if path is not None and path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
@@ -69,30 +64,28 @@ def iterate_column(path: Path | None, column: str | None) -> Iterator[str]:
 
 
 def texts_of(row: dict[str, Any], column: str, where: str) -> list[str]:
-    """
-    The texts in a column of a row: a string, or a list of strings.
-
-    Raises:
-        ValueError: where the column is missing or holds anything else, with the place named by `where`.
-    """
+    """The texts in a column, a string or a list of them. Raises `ValueError` for any other, naming it by `where`."""
     if column not in row:
         raise ValueError(f"{where} has no column `{column}`, but {', '.join(row)}.")
     texts = row[column] if isinstance(row[column], list) else [row[column]]
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{where} holds no text in column `{column}`, but {text!r}.")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{where} holds no text in column `{column}`, but {wrong[0]!r}.")
     return texts
 
 
 def check_not_input(output: str | os.PathLike, *inputs: str | os.PathLike | int | None):
     """Raises `ValueError` where an output is one of the inputs by any name, a link to it too; `None` is no input."""
-    # A device such as a terminal may be both.
-    if not (os.path.isfile(output) or os.path.isdir(output)):
-        return
-    for given in inputs:
+    is_device = not (os.path.isfile(output) or os.path.isdir(output))  # a terminal, say, which may be both
+    for given in () if is_device else inputs:
         if given is not None and os.path.exists(given) and os.path.samefile(output, given):
             name = "standard input" if isinstance(given, int) else given
             raise ValueError(f"The output {output} is the input {name}, which would be lost: name another output.")
+
+
+def check_writable(path: Path):
+    """Raises `PermissionError` for a file that is protected from writing, which a renamed one could replace."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} is protected from writing: name another file.")
 
 
 def check_output_folder(folder: str | os.PathLike, overwrite: bool = False):
@@ -101,36 +94,33 @@ def check_output_folder(folder: str | os.PathLike, overwrite: bool = False):
 
     Raises:
         NotADirectoryError: for a file.
-        FileExistsError: for a folder with a checkpoint or a tokenizer, unless `overwrite`, and for one with anything
-            else but them; with a list of what is there.
+        FileExistsError: for a folder with a checkpoint or a tokenizer, unless `overwrite`, or with anything else.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if not folder.exists():
+        return
+    if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; the output must be a folder.")
     # What a save that was killed has left is no one's.
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    names = [name for name in names if not name.startswith(".saving-")]
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".saving-"))
     if not names:
         return
     listed = ", ".join(names[:50]) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
     config = folder / "config.json"
     has_model = config.is_file() and b'"model_type"' in config.read_bytes()
     if not (has_model or (folder / "tokenizer_config.json").is_file()):
-        raise FileExistsError(
-            f"{folder} is not empty, and what it holds is no checkpoint that could be replaced, but {listed}. Name a "
-            "new or empty folder."
-        )
+        found = f"{folder} is not empty, and what it holds is no checkpoint that could be replaced, but {listed}"
+        raise FileExistsError(f"{found}. Name a new or empty folder.")
     if not overwrite:
-        raise FileExistsError(
-            f"{folder} holds a checkpoint already: {listed}. Name a new folder, or replace the files that are written "
-            "again with `overwrite=True` (--overwrite)."
-        )
+        remedy = "Name a new folder, or replace the files that are written again with `overwrite=True` (--overwrite)."
+        raise FileExistsError(f"{folder} holds a checkpoint already: {listed}. {remedy}")
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place when the block ends without an error."""
     path = Path(path).resolve()  # the file that a link names
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -138,13 +128,3 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-__all__ = [
-    "check_not_input",
-    "check_output_folder",
-    "iterate_column",
-    "iterate_rows",
-    "texts_of",
-    "whole_file",
-]

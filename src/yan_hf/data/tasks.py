@@ -1,9 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""
-Tasks: how the columns of a data set become source and target texts, and how these become token ids.
-
-A task is one entry in `TASKS`, at the end of the builders.
-"""
+"""How the columns of a data set become source and target texts, and these token ids; a task is an entry in `TASKS`."""
 
 import os
 import re
@@ -50,12 +46,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def middle_sentence(text: str) -> TextPair:
-    """
-    Story infilling: the third sentence replaced by a single mask → the whole story.
-
-    Raises:
-        ValueError: where the story has no third sentence.
-    """
+    """Story infilling: the third sentence masked → the whole story. Raises `ValueError` where there is no third."""
     sentences = split_sentences(text)
     if len(sentences) < 3:
         raise ValueError(f"The third sentence cannot be masked: the story has {len(sentences)} sentences.")
@@ -63,12 +54,7 @@ def middle_sentence(text: str) -> TextPair:
 
 
 def last_word(text: str) -> TextPair:
-    """
-    Word prediction: the last alphabetic word replaced by a mask, the punctuation after it kept → that word.
-
-    Raises:
-        ValueError: for a text without a word.
-    """
+    """Word prediction: the last word masked, punctuation after it kept → the word. Raises `ValueError` without one."""
     match = _LAST_WORD.search(text)
     if match is None:
         raise ValueError(f"There is no alphabetic word to mask in {text!r}.")
@@ -81,19 +67,13 @@ def question_answering(context: str, question: str, answer: str) -> TextPair:
 
 
 def classification(text: str, label: int | str, label_names: Sequence[str] | None) -> TextPair:
-    """
-    Classification as generation: document → label text, as in "1 positive".
-
-    Raises:
-        ValueError: for a label, a number or a name, that is none of the classes, and without their names.
-    """
+    """Document → label text, as in "1 positive". Raises `ValueError` for a label, number or name, of no class."""
     if label_names is None:
         raise ValueError("classification needs `label_names`, or a column of the type `ClassLabel`")
     number = list(label_names).index(label) if label in label_names else label
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(label_names):
-        raise ValueError(
-            f"`label` must be in 0 to {len(label_names) - 1} or one of {list(label_names)}, but is {label!r}"
-        )
+        known = f"in 0 to {len(label_names) - 1} or one of {list(label_names)}"
+        raise ValueError(f"`label` must be {known}, but is {label!r}")
     return TextPair(text, f"{number} {label_names[number]}")
 
 
@@ -101,19 +81,18 @@ def space_with_answer(pair: TextPair) -> TextPair:
     """
     Moves the space before the mask to the target: `"on the <mask>."`, `"mat"` → `"on the<mask>."`, `" mat"`.
 
-    In subword vocabularies the space before a word is part of the word's token. Without it a target such as "mat" is
-    other tokens, and more of them, than the same word anywhere else. Sources without a space before the mask stay.
+    In subword vocabularies that space is part of the word's token: without it "mat" is other tokens, and more of them,
+    than anywhere else. Sources without a space before the mask stay.
     """
-    spaced = f" {MASK_MARKER}"
-    if spaced not in pair.source:
-        return pair
-    return TextPair(pair.source.replace(spaced, MASK_MARKER), f" {pair.target}")
+    source = pair.source.replace(f" {MASK_MARKER}", MASK_MARKER)
+    return pair if source == pair.source else TextPair(source, f" {pair.target}")
 
 
 def _text(row: dict[str, Any], column: str) -> str:
     """The text in a column, or that of a list of texts joined."""
     value = row[column]
-    value = " ".join(value) if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value) else value
+    if isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value):
+        value = " ".join(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"column `{column}` holds no text but {value!r}")
     if MASK_MARKER in value:
@@ -121,7 +100,7 @@ def _text(row: dict[str, Any], column: str) -> str:
     return value.strip()
 
 
-def _questions(row: dict[str, Any]) -> list[TextPair]:
+def _questions(row: dict[str, Any], names: Sequence[str] | None) -> list[TextPair]:
     """A row's question, or those in its column `qas`."""
     context, pairs = _text(row, "context"), []
     for item in row.get("qas") or [row]:
@@ -158,38 +137,32 @@ class Task(NamedTuple):
     has_target: bool = True
 
 
+def _two_columns(source: str, target: str) -> Task:
+    return Task((source, target), lambda row, names: [TextPair(_text(row, source), _text(row, target))], masked=True)
+
+
+def _story(build: Callable[[str], TextPair], **fields: Any) -> Task:
+    return Task(("text",), lambda row, names: [build(_text(row, "text"))], story=True, **fields)
+
+
 TASKS = {
-    "pairs": Task(
-        ("source", "target"), lambda row, names: [TextPair(_text(row, "source"), _text(row, "target"))], masked=True
-    ),
+    "pairs": _two_columns("source", "target"),
     "question_answering": Task(
-        ("context", "question", "answer"),
-        lambda row, names: _questions(row),
-        keep="question",
-        nested=("question", "answer"),
+        ("context", "question", "answer"), _questions, keep="question", nested=("question", "answer")
     ),
     "classification": Task(
         ("text", "label"), lambda row, names: [classification(_text(row, "text"), row["label"], names)], masked=True
     ),
-    "last_word": Task(("text",), lambda row, names: [last_word(_text(row, "text"))], keep="tail", story=True),
-    "middle_sentence": Task(("text",), lambda row, names: [middle_sentence(_text(row, "text"))], story=True),
-    "summarization": Task(
-        ("document", "summary"),
-        lambda row, names: [TextPair(_text(row, "document"), _text(row, "summary"))],
-        masked=True,
-    ),
-    "span_infilling": Task(
-        ("text",),
-        lambda row, names: [TextPair(_text(row, "text"), "")],
-        story=True,
-        has_target=False,
-    ),
+    "last_word": _story(last_word, keep="tail"),
+    "middle_sentence": _story(middle_sentence),
+    "summarization": _two_columns("document", "summary"),
+    "span_infilling": _story(lambda text: TextPair(text, ""), has_target=False),
 }
 
 
-def _names(**fields: bool) -> str:
-    """The tasks with these fields, for messages."""
-    return ", ".join(name for name, task in TASKS.items() if all(getattr(task, k) is v for k, v in fields.items()))
+def _names(field: str) -> str:
+    """The tasks with this field, for messages."""
+    return ", ".join(name for name, task in TASKS.items() if getattr(task, field))
 
 
 @dataclass(eq=False)
@@ -202,17 +175,16 @@ class TaskEncoder:
         tokenizer: A tokenizer with the special tokens YAN needs.
         columns: Names of the task's columns in the data, where they differ.
         label_names: Names of the classes, in the order of their numbers.
-        max_source_length: Longer sources are cut, never in the question; where the mask would be cut off, the row is a
-            bad one.
+        max_source_length: Longer sources are cut, never in the question; a row whose mask is cut off is a bad one.
         max_target_length: Longest target, the end token included.
-        skip_bad_rows: Whether rows that are empty, unusable or too long are left out, and counted in `skipped`,
-            instead of raising. Worker processes (`num_proc`) log their counts.
+        skip_bad_rows: Whether unusable rows are left out, and counted in `skipped` (worker processes log their
+            counts), instead of raising.
         add_mask: Whether a source without a mask token gets one at its end, where the answer belongs: it lets the
             auto-encoder stage predict answers of tasks such as classification.
-        mask_first: Whether that token comes first instead. Answers then stand at the same positions in every row, and
-            the auto-encoder stage cannot see how long they are. Give `generate` sources that start with the mask then.
-        space_in_target: Whether the space before a mask token goes to the target ([`space_with_answer`]), so that an
-            answer is the same tokens there as in the text. Give `generate` sources without that space then.
+        mask_first: Whether that token comes first instead, so that answers stand at the same positions in every row,
+            and the auto-encoder stage cannot see their length. `generate` then needs sources that start with it too.
+        space_in_target: Whether the space before a mask token goes to the target, see [`space_with_answer`].
+            `generate` then needs sources without that space too.
         max_sentences: Only so many sentences of a text, the first ones, in tasks that read stories.
         mask_marker: What stands for the mask token in the sources of tasks that make none themselves, such as
             `"<mask>"`. Without one, and everywhere else, special tokens that a text spells out are text.
@@ -242,15 +214,10 @@ class TaskEncoder:
         if self.mask_first and not self.add_mask:
             raise ValueError("`mask_first=True` says where the mask goes that `add_mask=True` adds: give both.")
         if self.max_sentences is not None and (self.max_sentences < 1 or not self._task.story):
-            raise ValueError(
-                f"`max_sentences` must be at least 1, in one of the tasks {_names(story=True)}, but is "
-                f"{self.max_sentences} in {self.task}."
-            )
+            wanted = f"at least 1, in one of the tasks {_names('story')}"
+            raise ValueError(f"`max_sentences` must be {wanted}, but is {self.max_sentences} in {self.task}.")
         if self.mask_marker and not self._task.masked:
-            raise ValueError(
-                f"`mask_marker` belongs to the tasks {_names(masked=True)}, but the task is {self.task}, which "
-                "makes its own masks."
-            )
+            raise ValueError(f"`mask_marker` belongs to {_names('masked')}; the task {self.task} makes its own masks.")
         own = self._task.columns
         if unknown := (self.columns or {}).keys() - set(own):
             raise ValueError(f"The task {self.task} has no column `{min(unknown)}`, but {', '.join(own)}.")
@@ -278,16 +245,11 @@ class TaskEncoder:
         """Raises `ValueError` where a column is missing."""
         for column, name in self.columns.items():
             if name not in available and not (column in self._task.nested and "qas" in available):
-                raise ValueError(
-                    f"{where} has no column `{name}` for the task's `{column}`, but {', '.join(available)}. Name the "
-                    f"right one: `columns={{{column!r}: ...}}`."
-                )
+                found = f"{where} has no column `{name}` for the task's `{column}`, but {', '.join(available)}"
+                raise ValueError(f"{found}. Name the right one: `columns={{{column!r}: ...}}`.")
 
     def pairs(self, row: dict[str, Any]) -> list[TextPair]:
-        """
-        The texts of a row, which may hold several questions, with `MASK_MARKER` of [`tokenization`] for masks. Raises
-        `ValueError` for a row that is of no use.
-        """
+        """The texts of a row, which may hold several questions. Raises `ValueError` for a row that is of no use."""
         row = {**row, **{column: row[name] for column, name in self.columns.items() if name in row}}
         if self.max_sentences is not None:
             row["text"] = " ".join(split_sentences(_text(row, "text"))[: self.max_sentences])
@@ -299,17 +261,14 @@ class TaskEncoder:
         return [space_with_answer(pair) for pair in pairs] if self.space_in_target else pairs
 
     def _with_mask(self, pair: TextPair) -> TextPair:
-        parts = (MASK_MARKER, pair.source) if self.mask_first else (pair.source, MASK_MARKER)
-        return pair._replace(source=" ".join(parts))
+        text = pair.source
+        return pair._replace(source=f"{MASK_MARKER} {text}" if self.mask_first else f"{text} {MASK_MARKER}")
 
     def encode(self, pair: TextPair, context: str = "") -> dict[str, list[int]]:
         """
         Tokens of one pair. Raises `ValueError` for a target that is too long, and where a source's mask is cut off.
 
-        Args:
-            pair: Source and target.
-            context: What the source starts with and may lose the end of; for question answering, where it is all but
-                the last sentence by default.
+        `context` is what a question's source starts with and may lose the end of, or all but its last sentence.
         """
         (ids,) = encode_text(self.tokenizer, [pair.source], MASK_MARKER)
         ids = self._cut(ids, pair.source, context)
@@ -319,10 +278,8 @@ class TaskEncoder:
         labels = [*labels, self.tokenizer.eos_token_id]
         limit = self.max_target_length
         if limit is not None and len(labels) > limit:
-            raise ValueError(
-                f"the target has {len(labels)} tokens with its end token, more than `max_target_length={limit}`: "
-                f"{pair.target[:80]!r}"
-            )
+            found = f"the target has {len(labels)} tokens with its end token"
+            raise ValueError(f"{found}, more than `max_target_length={limit}`: {pair.target[:80]!r}")
         return {"input_ids": ids, "labels": labels}
 
     def _cut(self, ids: list[int], source: str, context: str) -> list[int]:
@@ -346,19 +303,14 @@ class TaskEncoder:
             kept = ids[: limit - tail] + ids[-tail:]
         mask = self.tokenizer.mask_token_id
         if mask in ids and mask not in kept:
-            raise ValueError(
-                f"the source has {len(ids)} tokens, `max_source_length` is {limit}, and its mask lies where it is cut"
-            )
+            found = f"the source has {len(ids)} tokens, `max_source_length` is {limit}"
+            raise ValueError(f"{found}, and its mask lies where it is cut")
         return kept
 
     def __call__(self, batch: dict[str, list[Any]], indices: Sequence[int] | None = None) -> dict[str, list]:
         """
-        Args:
-            batch: Columns of rows.
-            indices: Their numbers, for error messages: `datasets.map(with_indices=True)`.
-
-        Returns:
-            `input_ids`, and `labels` unless the task is span infilling: lists of token ids, one for each pair.
+        `input_ids`, and `labels` unless the task is span infilling, of each pair in a batch of columns. `indices` are
+        the rows' numbers, for error messages: `datasets.map(with_indices=True)`.
         """
         self.check_columns(list(batch))
         count = len(next(iter(batch.values())))
@@ -371,10 +323,9 @@ class TaskEncoder:
                 examples += [self.encode(pair, context) for pair in self.pairs(values)]
             except ValueError as error:
                 if not self.skip_bad_rows:
-                    number = f"Row {indices[row]}" if indices is not None else f"Row {row} of this batch"
-                    raise ValueError(
-                        f"{number}: {error}. Mend it, or leave such rows out with `skip_bad_rows=True`."
-                    ) from error
+                    number = f"Row {row} of this batch" if indices is None else f"Row {indices[row]}"
+                    remedy = "Mend it, or leave such rows out with `skip_bad_rows=True`."
+                    raise ValueError(f"{number}: {error}. {remedy}") from error
                 reason = str(error).split(":")[0][:60]
                 self.skipped[reason] = self.skipped.get(reason, 0) + 1
                 left_out += 1
@@ -400,13 +351,11 @@ def load_splits(
         dataset: Name for `datasets.load_dataset`, instead of files.
         config: Its configuration.
         streaming: Whether rows are read as they are needed.
-        parts: What each split is in the data set: the name of one of its splits, or a slice as in `"train[:-2000]"`,
-            for data sets that publish no validation split. A part that the data set does not have is left out. By
-            default every split goes under its own name; files have no parts.
+        parts: Split → what it is in the data set: one of its splits, or a slice as in `"train[:-2000]"` where there is
+            no validation split; left out where the data set lacks it. By default every split goes by its own name.
 
     Raises:
-        ValueError: for both or neither of files and data set, a slice of a stream, and a file of another kind, of
-            broken rows or of none.
+        ValueError: for both or neither of files and data set, a slice of a stream, and a file that cannot be used.
         FileNotFoundError: for a file that is not there.
     """
     files = {split: name for split, name in (files or {}).items() if name}
@@ -414,29 +363,14 @@ def load_splits(
         raise ValueError("Give local files (`train_file`, ...) or the name of a `dataset`, one of the two.")
     if dataset:
         splits = load_dataset(dataset, config, streaming=streaming)
-        if parts is None:
-            return splits
-        found = DatasetDict()
-        for name, part in parts.items():
-            split, sliced, _ = part.partition("[")
-            if split not in splits:
-                continue
-            if sliced and streaming:
-                raise ValueError(
-                    f"The part {part!r} of {dataset} is a slice, which a stream cannot give. Name a whole split, or "
-                    "leave out `streaming`."
-                )
-            found[name] = load_dataset(dataset, config, split=part) if sliced else splits[split]
-        return found
+        return splits if parts is None else _load_parts(splits, parts, dataset, config, streaming)
     found = DatasetDict()
     for split, name in files.items():
         if not Path(name).is_file():
             raise FileNotFoundError(f"There is no file {name}.")
         kind = _BUILDERS.get(str(name).removesuffix(".gz").rpartition(".")[2])
         if kind is None:
-            raise ValueError(
-                f"{name} is none of the files that can be read: {', '.join(_BUILDERS)}, or these in gzip."
-            )
+            raise ValueError(f"{name} is none of the files that can be read: {', '.join(_BUILDERS)}, or in gzip.")
         try:
             found[split] = load_dataset(kind, data_files={split: str(name)}, split=split, streaming=streaming)
         except (DatasetGenerationError, ValueError, StopIteration) as error:
@@ -448,12 +382,22 @@ def load_splits(
     return found
 
 
+def _load_parts(splits: DatasetDict, parts: dict[str, str], dataset: str, config: str | None, streaming: bool):
+    found = DatasetDict()
+    for name, part in parts.items():
+        split, sliced, _ = part.partition("[")
+        if split in splits and sliced and streaming:
+            remedy = "Name a whole split, or leave out `streaming`."
+            raise ValueError(f"{part!r} of {dataset} is a slice, which a stream cannot give. {remedy}")
+        if split in splits:
+            found[name] = load_dataset(dataset, config, split=part) if sliced else splits[split]
+    return found
+
+
 def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: str = "The data"):
     """
-    A split as tokenized examples: at once, so that bad rows show before training starts, or as a stream.
-
-    Returns:
-        The examples, and the number of rows left out (0 for a stream, which is not read yet).
+    A split as tokenized examples, at once, so that bad rows show before training, or as a stream; and the number
+    of rows left out (0 for a stream, which is not read yet).
 
     Raises:
         ValueError: for a missing column, a row that cannot be used, and a split of which nothing is left.
@@ -469,24 +413,10 @@ def encode_split(rows: Dataset | IterableDataset, encoder: TaskEncoder, where: s
         encoder._process = None  # rows are read while training: what is left out is logged then
         return rows.map(encoder, **options), 0
     # A cached result would not have counted what it left out.
-    encoded = rows.map(encoder, load_from_cache_file=False, desc=f"tokenizing {where}", **options)
+    try:
+        encoded = rows.map(encoder, load_from_cache_file=False, desc=f"tokenizing {where}", **options)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if len(encoded) == 0:
         raise ValueError(f"{where} has no row that can be used: {len(rows)} rows, left out: {encoder.skipped}.")
     return encoded, sum(encoder.skipped.values())
-
-
-__all__ = [
-    "ANSWER_HEADER",
-    "TASKS",
-    "Task",
-    "TaskEncoder",
-    "TextPair",
-    "classification",
-    "encode_split",
-    "last_word",
-    "load_splits",
-    "middle_sentence",
-    "question_answering",
-    "space_with_answer",
-    "split_sentences",
-]

@@ -3,6 +3,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -13,13 +14,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # In the order of their ids.
-SPECIAL_TOKENS = {
-    "pad_token": "<pad>",
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
+_PIECES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+SPECIAL_TOKENS = {f"{name}_token": piece for name, piece in _PIECES.items()}
 
 # What stands for a mask in texts made by the package, until they are encoded: a code point that Unicode sets aside for
 # internal use, so that a text which spells out a mask token has none.
@@ -44,8 +40,7 @@ def train_tokenizer(
 
     Args:
         texts: Lines of text to train on.
-        vocab_size: Tokens in all, with the special tokens and 256 bytes. Fewer come out where the text has too few
-            distinct pieces.
+        vocab_size: Tokens in all, special tokens and 256 bytes too; fewer come out of a text with too few pieces.
         model_type: `"unigram"` or `"bpe"`.
         model_max_length: Longest sequence that the tokenizer does not warn about.
         trainer_options: More options of `sentencepiece.SentencePieceTrainer.train`.
@@ -60,35 +55,16 @@ def train_tokenizer(
 
     if model_type not in ("unigram", "bpe"):
         raise ValueError(f'`model_type` must be "unigram" or "bpe", but is {model_type!r}.')
-    smallest = len(SPECIAL_TOKENS) + 256
-    if vocab_size <= smallest:
-        raise ValueError(
-            f"`vocab_size` must be over {smallest}, the special tokens and the bytes, but is {vocab_size}."
-        )
+    if vocab_size <= (least := len(SPECIAL_TOKENS) + 256):
+        raise ValueError(f"`vocab_size` must be over {least}, the special tokens and the bytes, but is {vocab_size}.")
     buffer = io.BytesIO()
-    options = {
-        "vocab_size": vocab_size,
-        "model_type": model_type,
-        "hard_vocab_limit": False,
-        "byte_fallback": True,
-        "character_coverage": 0.9995,
-        # Nothing is normalised away: decoding gives the text back.
-        "normalization_rule_name": "identity",
-        "add_dummy_prefix": False,
-        "remove_extra_whitespaces": False,
-        "pad_id": 0,
-        "bos_id": 1,
-        "eos_id": 2,
-        "unk_id": 3,
-        "user_defined_symbols": [SPECIAL_TOKENS["mask_token"]],
-        "minloglevel": 2,
-        **{
-            key.removesuffix("_token") + "_piece": piece
-            for key, piece in SPECIAL_TOKENS.items()
-            if key != "mask_token"
-        },
-        **trainer_options,
-    }
+    options = {"hard_vocab_limit": False, "byte_fallback": True, "character_coverage": 0.9995, "minloglevel": 2}
+    # Nothing is normalised away: decoding gives the text back.
+    options |= {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    for index, name in enumerate(("pad", "bos", "eos", "unk")):
+        options |= {f"{name}_id": index, f"{name}_piece": _PIECES[name]}
+    options |= {"user_defined_symbols": [_PIECES["mask"]], "vocab_size": vocab_size, "model_type": model_type}
+    options |= trainer_options
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=_nonempty(texts), model_writer=buffer, **options)
     except RuntimeError as error:
@@ -98,41 +74,32 @@ def train_tokenizer(
 
 
 def _nonempty(texts: Iterable[str]) -> Iterator[str]:
-    count = 0
-    for text in texts:
-        for line in text.splitlines():
-            if line:
-                count += 1
-                yield line
-    if count == 0:
+    lines = (line for text in texts for line in text.splitlines() if line)
+    first = next(lines, None)
+    if first is None:
         raise ValueError("There is no text to train a tokenizer on: every line is empty.")
+    yield from chain([first], lines)
 
 
 def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | None) -> PreTrainedTokenizerFast:
     """The same vocabulary in the `tokenizers` library, with real spaces in the pieces."""
-    size = processor.get_piece_size()
-    pieces = [processor.id_to_piece(index).replace(_SPIECE_SPACE, " ") for index in range(size)]
-    scores = [processor.get_score(index) for index in range(size)]
+    ids = range(processor.get_piece_size())
+    pieces = [processor.id_to_piece(index).replace(_SPIECE_SPACE, " ") for index in ids]
+    scores = [processor.get_score(index) for index in ids]
     if model_type == "unigram":
-        model = models.Unigram(list(zip(pieces, scores)), unk_id=3, byte_fallback=True)
-    else:
-        vocab = {piece: index for index, piece in enumerate(pieces)}
-        # Special tokens and bytes are not made of other pieces: a text that spells them out has none of them.
-        whole = [processor.is_control(i) or processor.is_unknown(i) or processor.is_byte(i) for i in range(size)]
-        whole[processor.piece_to_id(SPECIAL_TOKENS["mask_token"])] = True
-        mergeable = {piece: index for piece, index in vocab.items() if not whole[index]}
-        model = models.BPE(
-            vocab, _merges(mergeable, scores), unk_token=SPECIAL_TOKENS["unk_token"], byte_fallback=True
-        )
-    tokenizer = Tokenizer(model)
-    if model_type == "unigram":
+        tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores)), unk_id=3, byte_fallback=True))
         # A text may contain "<0x41>" as it stands; cut at "<", it is not taken for the byte.
         tokenizer.pre_tokenizer = pre_tokenizers.Split("<", behavior="isolated")
+    else:
+        # Special tokens and bytes are not made of other pieces: a text that spells them out has none of them.
+        whole = [processor.is_control(i) or processor.is_unknown(i) or processor.is_byte(i) for i in ids]
+        whole[processor.piece_to_id(_PIECES["mask"])] = True
+        merges = _merges({piece: index for index, piece in enumerate(pieces) if not whole[index]}, scores)
+        vocab = {piece: index for index, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=_PIECES["unk"], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS.values()]
-    )
-    eos = SPECIAL_TOKENS["eos_token"]
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in _PIECES.values()])
+    eos = _PIECES["eos"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.token_to_id(eos))]
     )
@@ -144,13 +111,13 @@ def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | 
 
 def _merges(vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """The merges behind a sentencepiece BPE vocabulary, whose scores rank its pieces."""
-    merges = []
-    for piece, index in vocab.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in vocab and right in vocab:
-                merges.append((-scores[index], vocab[left], vocab[right], left, right))
-    return [(left, right) for _, _, _, left, right in sorted(merges)]
+    cuts = ((index, piece[:cut], piece[cut:]) for piece, index in vocab.items() for cut in range(1, len(piece)))
+    found = [
+        (-scores[index], vocab[left], vocab[right], left, right)
+        for index, left, right in cuts
+        if left in vocab and right in vocab
+    ]
+    return [(left, right) for *_, left, right in sorted(found)]
 
 
 def encode_text(
@@ -168,8 +135,7 @@ def encode_text(
     Args:
         tokenizer: The tokenizer.
         texts: The texts.
-        mask_marker: What stands for the mask token; nothing by default. Where a text must not be able to choose the
-            marker itself, take one that it cannot hold.
+        mask_marker: What stands for the mask token; nothing by default. Take one that the texts cannot hold.
         max_length: Longer texts are cut, on the tokenizer's truncation side; what the tokenizer adds stays.
         add_special_tokens: Whether the tokenizer's begin and end tokens are added.
         split_special_tokens: `False` lets special tokens that a text spells out act as such.
@@ -207,15 +173,13 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, control: set[int]) -> list[int]:
-    ids = []
-    for index in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]:
-        if index in control:
-            # T5's vocabulary, for one, holds its end token as an ordinary piece too: its characters instead.
-            characters = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(index)))
-            ids += [i for i in characters if i is not None and i not in control]
-        else:
-            ids.append(index)
-    return ids
+    def characters(index: int) -> list[int]:
+        # T5's vocabulary, for one, holds its end token as an ordinary piece too: its characters instead.
+        ids = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(index)))
+        return [i for i in ids if i is not None and i not in control]
+
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [i for index in ids for i in (characters(index) if index in control else [index])]
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -232,27 +196,19 @@ def prepare_tokenizer(
     Gives an existing tokenizer (GPT-2, Llama, T5 style) the special tokens YAN needs, in place, and fits a model.
 
     Missing begin, end, pad and mask tokens are added; a pad token that is also the end token is replaced by one of its
-    own. A tokenizer with only one of begin and end tokens uses it for both, as GPT-2's does.
-
-    Args:
-        tokenizer: The tokenizer.
-        model: A YAN model, whose tables are resized where the vocabulary has outgrown them, and whose configurations
-            get the special tokens.
+    own. A tokenizer with only one of begin and end tokens uses it for both, as GPT-2's does. A YAN model's tables are
+    resized where the vocabulary has outgrown them, and its configurations get the special tokens.
 
     Returns:
         The tokenizer.
     """
     if tokenizer.eos_token is None and tokenizer.bos_token is not None:
         tokenizer.eos_token = tokenizer.bos_token
-    added = {}
-    if tokenizer.eos_token is None:
-        added["eos_token"] = SPECIAL_TOKENS["eos_token"]
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        added["pad_token"] = SPECIAL_TOKENS["pad_token"]
-    if tokenizer.mask_token is None:
-        added["mask_token"] = SPECIAL_TOKENS["mask_token"]
-    if added:
-        tokenizer.add_special_tokens(added)
+    given = {name: getattr(tokenizer, name) for name in ("eos_token", "pad_token", "mask_token")}
+    if given["pad_token"] == given["eos_token"]:
+        given["pad_token"] = None
+    if missing := {name: SPECIAL_TOKENS[name] for name, token in given.items() if token is None}:
+        tokenizer.add_special_tokens(missing)
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
     if model is not None:
@@ -260,12 +216,7 @@ def prepare_tokenizer(
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
-            value = getattr(tokenizer, name)
-            setattr(model.config, name, value)
-            generation_config = getattr(model, "generation_config", None)
-            if generation_config is not None and name != "mask_token_id":
-                setattr(generation_config, name, value)
+            setattr(model.config, name, getattr(tokenizer, name))
+            if getattr(model, "generation_config", None) is not None and name != "mask_token_id":
+                setattr(model.generation_config, name, getattr(tokenizer, name))
     return tokenizer
-
-
-__all__ = ["MASK_MARKER", "SPECIAL_TOKENS", "encode_text", "prepare_tokenizer", "train_tokenizer"]

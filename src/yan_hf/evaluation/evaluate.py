@@ -4,7 +4,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 from statistics import mean, stdev
 from typing import Any
 
@@ -32,12 +32,12 @@ def generate_texts(
     split_special_tokens: bool = True,
     first: int = 1,
     where: str = "Source",
+    with_steps: bool = False,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
-    Generates a text for each source, in order; sources are read as they are needed.
-
-    A text does not depend on the batch size: every row draws from a seed of its own.
+    Generates a text for each source, in order; sources are read as they are needed. A text does not depend on the
+    batch size: every row draws from a seed of its own.
 
     Args:
         model: A [`YanForConditionalGeneration`] in eval mode.
@@ -49,54 +49,61 @@ def generate_texts(
         split_special_tokens: `False` lets special tokens that a source spells out act as such.
         first: The first source's number, which its seed is made of: go on in the middle with another one.
         where: What a source is called in an error, before its number.
+        with_steps: Whether a row has `steps` too: for every solver step, pairs of a token's text and its expert.
         options: Options of `generate`. With `num_return_sequences` over 1, rows are repeated in order.
 
     Yields:
-        `source`, `text`, `length` (tokens with the end token), `length_mode` and `score` (mean log-probability of the
-        tokens).
+        `source`, `text`, `length` (tokens, the end token too), `length_mode`, `score` (tokens' mean log-probability).
 
     Raises:
-        ValueError: for a source that is empty or longer than the position table, with its number, counted from 1; the
-            texts for the sources before it come first.
+        ValueError: for a source that is empty or too long, with its number, after the texts for those before it.
     """
     copies = options.get("num_return_sequences") or model.generation_config.num_return_sequences or 1
     marks = {"mask_marker": mask_marker, "split_special_tokens": split_special_tokens}
     numbered = enumerate(sources, start=first)
     failure = None
     while failure is None:
-        batch: list[tuple[int, str, list[int]]] = []
+        numbers, texts, rows = [], [], []
         try:
             for number, text in islice(numbered, batch_size):
-                batch.append((number, text, _encode_source(model, tokenizer, text, f"{where} {number}", **marks)))
+                rows.append(_encode_source(model, tokenizer, text, f"{where} {number}", **marks))
+                numbers.append(number)
+                texts.append(text)
         except ValueError as error:
             failure = error  # raised when what came before it is generated
-        if not batch:
+        if not rows:
             break
-        padded = tokenizer.pad({"input_ids": [ids for _, _, ids in batch]}, return_tensors="pt").to(model.device)
-        output = model.generate(
-            input_ids=padded["input_ids"],
-            attention_mask=padded["attention_mask"],
-            seeds=[seed * _SEED_STRIDE + number * copies + copy for number, *_ in batch for copy in range(copies)],
-            return_dict_in_generate=True,
-            **options,
-        )
+        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
+        batch = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        extra = {"output_trajectory": True, "output_expert_indices": True} if with_steps else {}
+        seeds = [seed * _SEED_STRIDE + number * copies + copy for number in numbers for copy in range(copies)]
+        output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **extra, **options)
+        steps = _steps(model, tokenizer, output) if with_steps else None
         found = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         lengths, scores = output.lengths.tolist(), output.sequence_scores.tolist()
         for index, text in enumerate(found):
-            yield {
-                "source": batch[index // copies][1],
-                "text": text,
-                "length": lengths[index],
-                "length_mode": output.length_mode,
-                "score": scores[index],
-            }
+            row = {"source": texts[index // copies], "text": text, "length": lengths[index]}
+            row |= {"length_mode": output.length_mode, "score": scores[index]}
+            yield {**row, "steps": steps[index]} if steps else row
     if failure is not None:
         raise failure
 
 
-def _encode_source(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, where: str, **marks: Any
-) -> list[int]:
+@torch.no_grad()
+def _steps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Any) -> list[list[list[tuple]]]:
+    """For each row, for each solver step: the draft's tokens as texts, and their experts."""
+    drafts = [model.decode(state).argmax(-1).tolist() for state in output.trajectory[1:]]
+    experts = output.expert_indices
+    experts = experts.tolist() if experts.dim() == 3 else [experts.tolist()] * len(drafts)
+    rows = []
+    for row, length in enumerate(output.lengths.tolist()):
+        pieces = [tokenizer.convert_ids_to_tokens(draft[row][:length]) for draft in drafts]
+        texts = [[piece.replace("▁", " ").replace("Ġ", " ") for piece in step] for step in pieces]
+        rows.append([list(zip(step, chosen[row][:length])) for step, chosen in zip(texts, experts)])
+    return rows
+
+
+def _encode_source(model: Any, tokenizer: PreTrainedTokenizerBase, text: str, where: str, **marks: Any) -> list[int]:
     """Token ids of one source. Raises `ValueError` for one that the model cannot take."""
     if not text.strip():
         raise ValueError(f"{where} is empty: give it a text or leave it out.")
@@ -124,35 +131,29 @@ def generate_examples(
     Generates a text for each tokenized example.
 
     Args:
-        model: A [`YanForConditionalGeneration`] in eval mode.
-        tokenizer: Its tokenizer.
+        model, tokenizer, seed, batch_size, options: As for [`generate_texts`].
         examples: Rows with `input_ids` and whatever else `collator` reads.
         collator: Makes batches with `labels`, such as a [`YanDataCollator`].
         true_lengths: Whether `generate` is told the targets' lengths.
-        seed: Another one draws other texts.
-        batch_size: Examples at once.
         progress: What the progress bar says; none without it.
-        options: More options of `generate`.
 
     Returns:
         The texts, the targets' texts, and the figures `lengths` (tokens of each text up to and with its end token),
         `seconds`, `tokens_per_second` and `num_field_evaluations` (passes of the flow for a batch).
     """
+    options = {"max_new_tokens": model.config.max_position_embeddings, **options}
     texts, references, lengths, seconds, passes = [], [], [], 0.0, None
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=progress, leave=False, file=sys.stderr, disable=progress is None or None):
         batch = collator([examples[row] for row in range(start, min(start + batch_size, len(examples)))])
         labels = batch.pop("labels")
         counted = labels != -100
+        if true_lengths:
+            batch["target_lengths"] = counted.sum(-1)
         batch = {name: value.to(model.device) for name, value in batch.items()}
+        seeds = [seed * _SEED_STRIDE + start + row for row in range(len(labels))]
         began = time.perf_counter()
-        output = model.generate(
-            **batch,
-            target_lengths=counted.sum(-1).to(model.device) if true_lengths else None,
-            seeds=[seed * _SEED_STRIDE + start + row for row in range(len(labels))],
-            return_dict_in_generate=True,
-            **{"max_new_tokens": model.config.max_position_embeddings, **options},
-        )
+        output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **options)
         lengths += output.lengths.tolist()  # waits for the device, so that the clock may be read
         seconds += time.perf_counter() - began
         passes = getattr(output, "num_field_evaluations", None)
@@ -180,13 +181,12 @@ def evaluate_model(
     Metrics on tokenized examples, for predicted and true lengths and several numbers of solver steps.
 
     Args:
-        model, tokenizer, examples, collator, batch_size: As for [`generate_examples`].
+        model, tokenizer, examples, collator, batch_size, options: As for [`generate_examples`].
         steps: Numbers of solver steps.
         seeds: Sampling seeds; the metrics are their mean.
         metrics: Of `"exact_match"`, `"f1"` and `"rouge"`.
         length_modes: `"predicted"`, `"true"` or both.
         progress: Whether to show a progress bar.
-        options: More options of `generate`.
 
     Yields:
         For each mode and number of steps: `lengths`, `steps`, and each metric and `tokens_per_second`, with its
@@ -196,35 +196,22 @@ def evaluate_model(
         ValueError: for an unknown metric or length mode, and without examples.
     """
     for name, accepted, values in (("metrics", METRICS, metrics), ("length_modes", LENGTH_MODES, length_modes)):
-        for value in values:
-            if value not in accepted:
-                raise ValueError(f"`{name}` may contain {', '.join(accepted)}, but contains {value!r}.")
+        if wrong := [value for value in values if value not in accepted]:
+            raise ValueError(f"`{name}` may contain {', '.join(accepted)}, but contains {wrong[0]!r}.")
     if len(examples) == 0:
         raise ValueError("There is no example to evaluate on.")
-    for mode in length_modes:
-        for count in steps:
-            runs = []
-            for seed in range(seeds):
-                texts, references, speed = generate_examples(
-                    model,
-                    tokenizer,
-                    examples,
-                    collator,
-                    mode == "true",
-                    seed,
-                    batch_size,
-                    f"{mode} lengths, {count} steps, seed {seed}" if progress else None,
-                    num_inference_steps=count,
-                    **options,
-                )
-                figures = score_texts(texts, references, metrics)
-                runs.append({"tokens_per_second": speed["tokens_per_second"], **figures})
-            row: dict[str, Any] = {"lengths": mode, "steps": count}
-            for name in runs[0]:
-                values = [run[name] for run in runs]
-                row[name] = mean(values)
-                row[f"{name}_spread"] = stdev(values) if len(values) > 1 else 0.0
-            yield row
-
-
-__all__ = ["LENGTH_MODES", "evaluate_model", "generate_examples", "generate_texts"]
+    given = (model, tokenizer, examples, collator)
+    for mode, count in product(length_modes, steps):
+        chosen = {"true_lengths": mode == "true", "batch_size": batch_size, "num_inference_steps": count}
+        runs = []
+        for seed in range(seeds):
+            label = f"{mode} lengths, {count} steps, seed {seed}" if progress else None
+            texts, references, speed = generate_examples(*given, seed=seed, progress=label, **chosen, **options)
+            figures = score_texts(texts, references, metrics)
+            runs.append({"tokens_per_second": speed["tokens_per_second"], **figures})
+        row: dict[str, Any] = {"lengths": mode, "steps": count}
+        for name in runs[0]:
+            values = [run[name] for run in runs]
+            row[name] = mean(values)
+            row[f"{name}_spread"] = stdev(values) if len(values) > 1 else 0.0
+        yield row

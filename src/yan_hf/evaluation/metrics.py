@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Metrics of generated texts, with the answer normalisation of SQuAD (Rajpurkar et al. 2016)."""
 
+import operator
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -21,19 +22,25 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def _check_lists(predictions: Sequence[Any], references: Sequence[Any]):
+def _check_lists(predictions: Sequence[str], references: Sequence[Any]):
+    """Raises `ValueError` for lists of different lengths, or empty ones."""
     if len(predictions) != len(references) or not predictions:
-        raise ValueError(
-            f"A metric needs as many predictions as references and at least one, but got {len(predictions)} and "
-            f"{len(references)}."
-        )
+        found = f"{len(predictions)} and {len(references)}"
+        raise ValueError(f"A metric needs as many predictions as references and at least one, but got {found}.")
 
 
-def _answers(reference: str | Sequence[str]) -> list[str]:
-    answers = [reference] if isinstance(reference, str) else list(reference)
-    if not answers:
-        raise ValueError("A reference has no answer: give a text, or a list of at least one.")
-    return answers
+def _mean_of_best(
+    score: Callable[[str, str], float], predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> float:
+    """The mean over predictions of the score with the reference, or the best of several; all normalised."""
+    _check_lists(predictions, references)
+    total = 0.0
+    for text, reference in zip(predictions, references):
+        answers = [reference] if isinstance(reference, str) else reference
+        if not answers:
+            raise ValueError("A reference has no answer: give a text, or a list of at least one.")
+        total += max(score(normalize_answer(text), normalize_answer(answer)) for answer in answers)
+    return total / len(predictions)
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
@@ -43,36 +50,16 @@ def exact_match(predictions: Sequence[str], references: Sequence[str | Sequence[
     Raises:
         ValueError: for lists of different lengths, or empty ones.
     """
-    _check_lists(predictions, references)
-    hits = 0
-    for text, reference in zip(predictions, references):
-        hits += normalize_answer(text) in {normalize_answer(answer) for answer in _answers(reference)}
-    return hits / len(predictions)
+    return _mean_of_best(operator.eq, predictions, references)
 
 
 def text_f1(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
-    """
-    Mean F1 of the words of a prediction and its reference (the best of several), after normalisation.
-
-    Raises:
-        ValueError: for lists of different lengths, or empty ones.
-    """
-    _check_lists(predictions, references)
-    total = 0.0
-    for text, reference in zip(predictions, references):
-        words = normalize_answer(text).split()
-        total += max(token_f1(words, normalize_answer(answer).split()) for answer in _answers(reference))
-    return total / len(predictions)
+    """As [`exact_match`], with the mean F1 of the words of a prediction and its reference (the best of several)."""
+    return _mean_of_best(lambda text, answer: token_f1(text.split(), answer.split()), predictions, references)
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """
-    Mean F-measure of ROUGE-1, ROUGE-2 and ROUGE-L, with stemming, by the package `rouge-score`.
-
-    Raises:
-        ImportError: without that package.
-        ValueError: for lists of different lengths, or empty ones.
-    """
+    """Mean F-measure of ROUGE-1, ROUGE-2 and ROUGE-L, with stemming, by `rouge-score` (`ImportError` without it)."""
     _check_lists(predictions, references)
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -84,11 +71,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
 
 
-METRICS: dict[str, Callable[..., float | dict[str, float]]] = {
-    "exact_match": exact_match,
-    "f1": text_f1,
-    "rouge": rouge,
-}
+METRICS = {"exact_match": exact_match, "f1": text_f1, "rouge": rouge}
 
 
 def score_texts(texts: Sequence[str], references: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
@@ -117,26 +100,18 @@ def compute_metrics(
     Raises:
         ValueError: for an unknown metric.
     """
-    for name in metrics:
-        if name not in METRICS:
-            raise ValueError(f"There is no metric {name!r}; the metrics are {', '.join(METRICS)}.")
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise ValueError(f"There is no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}.")
 
     def decode(ids: np.ndarray) -> list[str]:
-        ids = np.where(ids < 0, tokenizer.pad_token_id, ids)
-        return tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
 
     def compute(prediction: Any) -> dict[str, float]:
         ids = prediction.predictions
-        ids = ids[0] if isinstance(ids, tuple) else ids
-        if np.asarray(ids).ndim != 2:
-            raise ValueError(
-                f"`compute_metrics` needs generated token ids, (N, L), but the predictions have shape "
-                f"{np.asarray(ids).shape}. Set `predict_with_generate=True` and use `Seq2SeqTrainer` or `YanTrainer`."
-            )
-        texts, references = decode(np.asarray(ids)), decode(np.asarray(prediction.label_ids))
-        return score_texts(texts, references, metrics)
+        ids = np.asarray(ids[0] if isinstance(ids, tuple) else ids)
+        if ids.ndim != 2:
+            remedy = "Set `predict_with_generate=True` and use `Seq2SeqTrainer` or `YanTrainer`."
+            raise ValueError(f"`compute_metrics` needs generated token ids, (N, L), not shape {ids.shape}. {remedy}")
+        return score_texts(decode(ids), decode(np.asarray(prediction.label_ids)), metrics)
 
     return compute
-
-
-__all__ = ["METRICS", "compute_metrics", "exact_match", "normalize_answer", "rouge", "score_texts", "text_f1"]

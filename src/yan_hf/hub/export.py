@@ -12,15 +12,16 @@ from ..configuration_yan import AUTO_MAP, YanConfig
 from ..data.files import check_output_folder
 from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
 from ..saving import staged_save
+from .info import check_model_type
 
 
 def load_model(model_dir: str | Path) -> PreTrainedModel:
     """A checkpoint as the class and in the dtype that it was saved in."""
+    check_model_type(model_dir, YanConfig.get_config_dict(model_dir)[0].get("model_type"))
     config = YanConfig.from_pretrained(model_dir)
     auto_encoder = (config.architectures or [""])[0] == YanForAutoEncoding.__name__
-    return (YanForAutoEncoding if auto_encoder else YanForConditionalGeneration).from_pretrained(
-        model_dir, dtype="auto"
-    )
+    cls = YanForAutoEncoding if auto_encoder else YanForConditionalGeneration
+    return cls.from_pretrained(model_dir, dtype="auto")
 
 
 def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: bool = False):
@@ -31,8 +32,7 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: b
     Args:
         model_dir: Folder of the checkpoint, or its name on the Hub; its tokenizer and its card come along.
         output_dir: Folder to write, new or empty.
-        overwrite: Whether a checkpoint in `output_dir` is replaced, file by file when the new one is complete. Its
-            other files stay.
+        overwrite: Whether files of a checkpoint in `output_dir` that are written again are replaced.
 
     Raises:
         FileExistsError: for an `output_dir` that holds anything, but for a checkpoint with `overwrite`.
@@ -49,6 +49,3 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: b
                 shutil.copyfile(path, folder / name)
             elif path is not None:
                 AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
-
-
-__all__ = ["export_with_code", "load_model"]

@@ -25,13 +25,9 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     """
     Sizes, configuration, solver steps, routing, dtype and licence of a local checkpoint. No weight is read.
 
-    Args:
-        folder: The checkpoint.
-
     Returns:
-        A flat dictionary of plain values. `parameters` counts the numbers in the weight files; `embedding_parameters`
-        those of the token and position tables and the vocabulary head, `core_parameters` the others. A value that the
-        checkpoint does not tell is `None`.
+        A flat dictionary of plain values, `None` where the checkpoint does not tell. `parameters` counts those in the
+        weight files: `embedding_parameters` in the tables and the vocabulary head, `core_parameters` elsewhere.
 
     Raises:
         FileNotFoundError: without the folder, a configuration or weights.
@@ -41,38 +37,40 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint: there is no config.json. Name a local folder.")
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != YanConfig.model_type:
-        raise ValueError(
-            f"{folder} holds a model of the type {kind!r}, but this command reads {YanConfig.model_type!r}."
-        )
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    check_model_type(folder, fields.get("model_type") if isinstance(fields, dict) else fields)
     config = YanConfig.from_pretrained(folder)
-    weights = _weights(folder)
-    core = sum(size for name, size in weights["sizes"].items() if not is_table(name))
-    total = sum(weights["sizes"].values())
-    generation = _generation_config(folder, config)
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights: there is no model*.safetensors.")
+    sizes, dtypes = _read_headers(files)
+    tables = sum(size for name, size in sizes.items() if is_table(name))
+    if (folder / "generation_config.json").is_file():
+        generation = YanGenerationConfig.from_pretrained(folder)
+    else:
+        generation = YanGenerationConfig.from_model_config(config)
+
+    def fields(*names: str) -> dict[str, Any]:
+        return {name: getattr(config, name) for name in names}
+
     return {
         "folder": str(folder),
         "architecture": (config.architectures or [None])[0],
-        "parameters": total,
-        "embedding_parameters": total - core,
-        "core_parameters": core,
-        "weight_bytes": weights["bytes"],
-        "weight_files": weights["files"],
-        "dtype": ", ".join(sorted(weights["dtypes"])),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "max_position_embeddings": config.max_position_embeddings,
+        "parameters": sum(sizes.values()),
+        "embedding_parameters": tables,
+        "core_parameters": sum(sizes.values()) - tables,
+        "weight_bytes": sum(path.stat().st_size for path in files),
+        "weight_files": len(files),
+        "dtype": ", ".join(sorted(dtypes)),
+        **fields("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
         "encoder": f"{config.encoder_backbone}, {config.encoder_layers} blocks",
         "flow": f"{config.flow_backbone}, {config.flow_layers} blocks, cross-attention in "
         f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
         "decoder": f"{config.decoder_layers} blocks",
-        "num_experts": config.num_experts,
-        "expert_scope": config.expert_scope,
-        "reselect_experts": config.reselect_experts,
-        "start_state": config.start_state,
-        "routing": config.routing,
+        **fields("num_experts", "expert_scope", "reselect_experts", "start_state", "routing"),
         "solver": generation.solver or "euler",
         "num_inference_steps": generation.num_inference_steps or config.solver_steps,
         "length_mode": "predicted" if config.length_head_trained else "given by target_lengths",
@@ -85,17 +83,14 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _generation_config(folder: Path, config: YanConfig) -> YanGenerationConfig:
-    """The saved generation configuration, or what follows from the model's."""
-    if (folder / "generation_config.json").is_file():
-        return YanGenerationConfig.from_pretrained(folder)
-    return YanGenerationConfig.from_model_config(config)
+def check_model_type(folder: str | Path, kind: Any):
+    """Raises `ValueError` for a model of another type, which would be a YAN of random weights."""
+    if kind != YanConfig.model_type:
+        raise ValueError(f"{folder} holds a model of the type {kind!r}; this command reads {YanConfig.model_type!r}.")
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no weights: there is no model*.safetensors.")
+def _read_headers(files: list[Path]) -> tuple[dict[str, int], set[str]]:
+    """Sizes of the tensors by name, and their dtypes."""
     sizes: dict[str, int] = {}
     dtypes: set[str] = set()
     for path in files:
@@ -106,21 +101,14 @@ def _weights(folder: Path) -> dict[str, Any]:
                     sizes[name] = math.prod(tensor.get_shape())
                     dtypes.add(tensor.get_dtype())
         except SafetensorError as error:
-            raise OSError(
-                f"{path} is damaged or cut short ({error}). Copy or download the checkpoint again."
-            ) from error
-    return {
-        "sizes": sizes,
-        "dtypes": dtypes,
-        "bytes": sum(path.stat().st_size for path in files),
-        "files": len(files),
-    }
+            remedy = "Copy or download the checkpoint again."
+            raise OSError(f"{path} is damaged or cut short ({error}). {remedy}") from error
+    return sizes, dtypes
 
 
 def _training_steps(folder: Path) -> int | None:
     """Optimiser steps, where a trainer or the research code has left their number."""
-    for name in ("trainer_state.json", "research_metadata.json"):
-        path = folder / name
+    for path in (folder / "trainer_state.json", folder / "research_metadata.json"):
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             return found.get("global_step", found.get("entries", {}).get("step"))
@@ -128,10 +116,5 @@ def _training_steps(folder: Path) -> int | None:
 
 
 def _license(folder: Path) -> str | None:
-    path = folder / "README.md"
-    if not path.is_file():
-        return None
-    return ModelCard.load(path, ignore_metadata_errors=True).data.license
-
-
-__all__ = ["checkpoint_info", "is_table"]
+    card = folder / "README.md"
+    return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.is_file() else None

@@ -45,13 +45,9 @@ TEXTS: dict[str, Any] = {
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
     """Parameters in all, in the tables (token and position tables, vocabulary head), and in the core, the rest."""
-    total = tables = 0
-    # A tied table is one parameter, and counts once.
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        if is_table(name):
-            tables += parameter.numel()
-    return {"total": total, "embedding": tables, "core": total - tables}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # a tied table counts once
+    tables = sum(size for name, size in sizes.items() if is_table(name))
+    return {"total": sum(sizes.values()), "embedding": tables, "core": sum(sizes.values()) - tables}
 
 
 def describe_hardware() -> str:
@@ -84,8 +80,7 @@ def create_model_card(
 
     Args:
         model: The model; sizes, backbones, experts, steps and dtype are read off it.
-        card_data: The card's metadata. `model_name`, `license` and the first of `datasets` stand in the text too; the
-            library, tags and results are added.
+        card_data: The card's metadata, to which the library, tags and results are added.
         results: Rows of [`evaluate_model`], or likewise with `lengths`, `steps` and metrics. Those with predicted
             lengths make the card's `model-index`.
         split: The split that they are of.
@@ -109,59 +104,46 @@ def create_model_card(
     data = ModelCardData(**{**card_data.to_dict(), "library_name": "transformers", "pipeline_tag": "text-generation"})
     data.tags = ["yan", "flow-matching", "non-autoregressive", "mixture-of-experts", *(card_data.tags or [])]
     metrics, evaluations = [], []
-    for row in results:
-        for key, (title, hub_name) in METRIC_NAMES.items():
-            if key not in row:
-                continue
-            spread = f" ± {row[f'{key}_spread']:.4f}" if seeds > 1 else ""
-            where = f"{split}, {row['lengths']} lengths, {row['steps']} steps"
-            metrics.append({"name": title, "split": where, "value": f"{row[key]:.4f}{spread}", "seeds": seeds})
-            if row["lengths"] == "predicted":
-                evaluations.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        task_name=texts["task"],
-                        dataset_type=dataset,
-                        dataset_name=dataset,
-                        dataset_split=split,
-                        metric_type=hub_name,
-                        metric_name=f"{title}, {row['steps']} solver steps",
-                        metric_value=round(row[key], 6),
-                    )
-                )
+    for row, key in ((row, key) for row in results for key in METRIC_NAMES if key in row):
+        title, hub_name = METRIC_NAMES[key]
+        spread = f" ± {row[f'{key}_spread']:.4f}" if seeds > 1 else ""
+        where = f"{split}, {row['lengths']} lengths, {row['steps']} steps"
+        metrics.append({"name": title, "split": where, "value": f"{row[key]:.4f}{spread}", "seeds": seeds})
+        if row["lengths"] == "predicted":
+            result = EvalResult("text-generation", dataset, dataset, hub_name, round(row[key], 6), texts["task"])
+            result.dataset_split, result.metric_name = split, f"{title}, {row['steps']} solver steps"
+            evaluations.append(result)
     data.eval_results, data.model_name = evaluations or None, name if evaluations else None
     data.metrics = sorted({result.metric_type for result in evaluations}) or None
-    rates = [
+    rates = ", ".join(
         f"{row['tokens_per_second']:,.0f} ({row['lengths']} lengths, {row['steps']} steps)"
         for row in results
         if "tokens_per_second" in row
-    ]
+    )
     slack = getattr(generation, "length_slack", 0)
-    length_mode = "predicted by the length head" if not slack else f"predicted, with {slack} positions of slack"
+    length_mode = f"predicted, with {slack} positions of slack" if slack else "predicted by the length head"
+    limits = list(texts["limits"])
     if not config.length_head_trained:
         length_mode = "the user must give it: the length head is not trained"
-    return ModelCard.from_template(
-        data,
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
-        **{
-            **texts,
-            "title": name,
-            "data": texts["data"] or f"{dataset}; metrics on the split `{split}`",
-            "repository": texts["repository"] or name,
-            "example_source": json.dumps(texts["example_source"], ensure_ascii=False),
-            "limits": [*texts["limits"], *([] if config.length_head_trained else ["It does not predict lengths."])],
-        },
-        config=config,
-        parameters=parameter_counts(model),
-        solver=getattr(generation, "solver", None) or "euler",
-        steps=getattr(generation, "num_inference_steps", None) or config.solver_steps,
-        length_mode=length_mode,
-        dtype=str(model.dtype).removeprefix("torch."),
-        metrics=metrics,
-        speed=f"{', '.join(rates)} new tokens per second, on {hardware}." if rates and hardware else "not measured.",
-        licence=card_data.license or "Not stated.",
-        version=_version(),
-    )
+        limits.append("It does not predict lengths.")
+    made = {
+        "title": name,
+        "data": texts["data"] or f"{dataset}; metrics on the split `{split}`",
+        "repository": texts["repository"] or name,
+        "example_source": json.dumps(texts["example_source"], ensure_ascii=False),
+        "limits": limits,
+        "config": config,
+        "parameters": parameter_counts(model),
+        "solver": getattr(generation, "solver", None) or "euler",
+        "steps": getattr(generation, "num_inference_steps", None) or config.solver_steps,
+        "length_mode": length_mode,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "metrics": metrics,
+        "speed": f"{rates} new tokens per second, on {hardware}." if rates and hardware else "not measured.",
+        "licence": card_data.license or "Not stated.",
+        "version": _version(),
+    }
+    return ModelCard.from_template(data, template_str=TEMPLATE.read_text(encoding="utf-8"), **{**texts, **made})
 
 
 def _version() -> str:
@@ -188,17 +170,9 @@ def check_card_file(path: Path):
 
 
 def save_card(card: ModelCard, folder: str | os.PathLike) -> Path:
-    """
-    Writes a card as the folder's `README.md`, whole or not at all; replaces an earlier card. Returns its path.
-
-    Raises:
-        FileExistsError: for a `README.md` that is something else.
-    """
+    """Writes a folder's `README.md` and returns its path. Raises `FileExistsError` for one that is no card."""
     path = Path(folder, CARD_FILE)
     check_card_file(path)
     with whole_file(path) as partial:
         card.save(partial)
     return path
-
-
-__all__ = ["check_card_file", "check_fields", "create_model_card", "describe_hardware", "processor_name", "save_card"]

@@ -10,8 +10,9 @@ from ..configuration_yan import DEFAULT_LOSS_WEIGHTS, YanConfig
 
 
 # Research name → ours, where a value is taken as it is.
+_SAME = ("vocab_size", "latent_noise", "init_noise", "pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
 CONFIG_FIELDS = {
-    "vocab_size": "vocab_size",
+    **dict(zip(_SAME, _SAME)),
     "d_model": "hidden_size",
     "max_length": "max_position_embeddings",
     "attention_heads": "num_attention_heads",
@@ -21,13 +22,7 @@ CONFIG_FIELDS = {
     "n_trf_blocks": "flow_layers",
     "cross_att_idx": "cross_attention_layers",
     "decoder_n_resi_blocks": "decoder_layers",
-    "latent_noise": "latent_noise",
-    "init_noise": "init_noise",
     "moe_n_experts": "num_experts",
-    "pad_token_id": "pad_token_id",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
-    "mask_token_id": "mask_token_id",
 }
 # The same for fields that a research checkpoint may leave out, with the value that they then have.
 OPTIONAL_FIELDS = {
@@ -53,31 +48,18 @@ FLOW_FIELDS = ("n_trf_blocks", "cross_att_idx", "moe_n_experts", "init_noise", "
 
 
 class Weight(NamedTuple):
-    """
-    One of our tensors and where it stands in a research state dict.
+    """One of our tensors and where it stands in a research state dict."""
 
-    Attributes:
-        name: Our name, without the `model.` prefix of the whole model's parts.
-        keys: Research keys. All hold the same values, unless `stacked`.
-        shape: Shape of one of them.
-        stacked: Whether the keys are the rows of our tensor, one for each expert.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    shape: tuple[int, ...]
-    stacked: bool = False
+    name: str  # ours
+    keys: tuple[str, ...]  # the research code's, which all hold the same values, unless `stacked`
+    shape: tuple[int, ...]  # of one of them
+    stacked: bool = False  # whether the keys are the rows of our tensor, one for each expert
 
 
 def read_config(model_config: dict[str, Any], auto_encoder: bool) -> tuple[YanConfig, list[str]]:
     """
-    Our configuration for a research one.
-
-    Returns:
-        The configuration, and the names of the entries that have no meaning here.
-
-    Raises:
-        ValueError: for missing entries, all named, and for values that are not valid, under their name here.
+    Our configuration for a research one, and the names of its entries that have no meaning here. Raises `ValueError`
+    for missing entries, all named, and for values that are not valid, under their name here.
     """
     needed = {*CONFIG_FIELDS, "ode_steps"} - ({*FLOW_FIELDS} if auto_encoder else set())
     if missing := sorted(needed - model_config.keys()):
@@ -105,13 +87,14 @@ def read_config(model_config: dict[str, Any], auto_encoder: bool) -> tuple[YanCo
 
 def write_config(config: YanConfig) -> dict[str, Any]:
     """The research configuration of ours."""
-    model_config = {name: getattr(config, ours) for name, ours in CONFIG_FIELDS.items()}
-    model_config.update({name: getattr(config, ours) for name, (ours, _) in OPTIONAL_FIELDS.items()})
-    model_config.update({name: getattr(config, ours) == "mamba" for name, ours in BACKBONE_FIELDS.items()})
-    model_config.update({name: part in config.frozen_parts for name, part in FREEZE_FIELDS.items()})
-    model_config["ode_steps"] = config.solver_steps + 1
-    model_config["beta_a"], model_config["beta_b"] = config.time_beta
-    return model_config
+    return {
+        **{name: getattr(config, ours) for name, ours in CONFIG_FIELDS.items()},
+        **{name: getattr(config, ours) for name, (ours, _) in OPTIONAL_FIELDS.items()},
+        **{name: getattr(config, ours) == "mamba" for name, ours in BACKBONE_FIELDS.items()},
+        **{name: part in config.frozen_parts for name, part in FREEZE_FIELDS.items()},
+        "ode_steps": config.solver_steps + 1,
+        **dict(zip(("beta_a", "beta_b"), config.time_beta)),
+    }
 
 
 def read_loss_weights(loss_config: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
@@ -157,25 +140,18 @@ def weights_of(model: PreTrainedModel) -> list[Weight]:
     blocks = {part: f"{part}.{_BLOCKS[getattr(config, f'{part}_backbone')]}." for part in ("encoder", "flow")}
     found = []
     for name, tensor in model.state_dict().items():
-        shape = tuple(tensor.shape)
-        if name.startswith("length_head."):  # the research model has none
-            continue
+        shape, key = tuple(tensor.shape), name
+        for part, prefix in blocks.items():
+            key = key.replace(f"model.{part}.layers.", prefix)
+        for pattern, replacement in _RENAMED:
+            key = re.sub(pattern, replacement, key)
         if name == "model.embed_tokens.weight":
             found.append(Weight(name, tuple(f"{owner}shared_tok_emb.weight" for owner in owners[:2]), shape))
         elif name == "model.embed_positions.weight":
             found.append(Weight(name, tuple(f"{owner}shared_pos_emb.weight" for owner in owners), shape))
-        else:
-            key = name
-            for part, prefix in blocks.items():
-                key = key.replace(f"model.{part}.layers.", prefix)
-            for pattern, replacement in _RENAMED:
-                key = re.sub(pattern, replacement, key)
-            if "{expert}" in key:
-                keys = tuple(key.format(expert=index) for index in range(config.num_experts))
-                found.append(Weight(name, keys, shape[1:], stacked=True))
-            else:
-                found.append(Weight(name, (key,), shape))
+        elif "{expert}" in key:
+            keys = tuple(key.format(expert=index) for index in range(config.num_experts))
+            found.append(Weight(name, keys, shape[1:], stacked=True))
+        elif not name.startswith("length_head."):  # the research model has none
+            found.append(Weight(name, (key,), shape))
     return found
-
-
-__all__ = ["Weight", "read_config", "read_loss_weights", "weights_of", "write_config"]

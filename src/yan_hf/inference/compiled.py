@@ -2,11 +2,11 @@
 """
 The compiled fast path of `generate`: static shapes, so that a GPU replays one graph.
 
-A program is compiled for each combination of batch bucket, source bucket, target bucket and options that occurs, the
-first time it occurs. Lengths are rounded up to `length_buckets`, the batch to a power of two; the added rows and
-positions are masked or thrown away, so the results are those of the plain path. On CUDA the default mode
-(`"reduce-overhead"`) records each program as a CUDA graph: encoder, all steps and decoder are one replay where the
-target's lengths are given, and two where they are predicted, since the predicted length chooses the second's bucket.
+A program is compiled for each combination of batch bucket, source bucket, target bucket and options, the first time
+that it occurs. Lengths are rounded up to `length_buckets`, the batch to a power of two; what is added is masked or
+thrown away, so the results are those of the plain path. On CUDA the default mode (`"reduce-overhead"`) records each
+program as a CUDA graph: one replay where the target's lengths are given, and two where they are predicted, since the
+predicted length chooses the second's bucket.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
@@ -26,40 +27,22 @@ logger = logging.get_logger(__name__)
 
 # Programs of one model; each costs a compilation, and on CUDA a memory pool. A call beyond that runs uncompiled.
 MAX_PROGRAMS = 64
-_SHORTEST_BUCKET = 16
 
 
 def length_buckets(longest: int) -> list[int]:
     """Lengths that programs are compiled for: 16, 24, 32, 48, 64, 96, ... up to `longest`: beyond 16 less than a third
     of a bucket is padding."""
-    buckets, bucket = [], _SHORTEST_BUCKET
-    while bucket < longest:
-        buckets += [bucket, bucket * 3 // 2]
-        bucket *= 2
+    buckets = [part << power for power in range(longest.bit_length()) for part in (16, 24)]
     return [*(bucket for bucket in buckets if bucket < longest), longest]
-
-
-def _round_up(length: int, buckets: list[int]) -> int:
-    return next((bucket for bucket in buckets if bucket >= length), length)
-
-
-def _batch_bucket(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 @lru_cache(maxsize=32)
 def _compiled(function: Callable, fullgraph: bool, backend: Any, mode: str | None, options: tuple | None) -> Callable:
-    return torch.compile(
-        function,
-        fullgraph=fullgraph,
-        dynamic=False,
-        backend=backend,
-        mode=None if options else mode,
-        options=dict(options) if options else None,
-    )
+    choice = {"options": dict(options)} if options else {"mode": mode}
+    return torch.compile(function, fullgraph=fullgraph, dynamic=False, backend=backend, **choice)
 
 
-def _pad(values: torch.Tensor | None, *sizes: int) -> torch.Tensor | None:
+def _pad(values: Tensor | None, *sizes: int) -> Tensor | None:
     """Zeros at the end of the leading dimensions, up to `sizes`."""
     if values is None or tuple(values.shape[: len(sizes)]) == sizes:
         return values
@@ -68,7 +51,7 @@ def _pad(values: torch.Tensor | None, *sizes: int) -> torch.Tensor | None:
     return padded
 
 
-def _pad_rows(values: torch.Tensor | None, size: int) -> torch.Tensor | None:
+def _pad_rows(values: Tensor | None, size: int) -> Tensor | None:
     """The last row again and again, up to `size` rows: added rows have to be valid ones."""
     if values is None or len(values) == size:
         return values
@@ -80,12 +63,9 @@ class CompiledSampler:
     Runs the two halves of `generate` as compiled programs.
 
     Args:
-        model: A [`YanForConditionalGeneration`], whole on one device.
+        model: A [`YanForConditionalGeneration`]; `ValueError` where it is spread over devices.
         compile_config: Transformers' compiler settings; by default inductor, on CUDA with CUDA graphs. Shapes are
             static whatever it says.
-
-    Raises:
-        ValueError: for a model that is spread over devices.
     """
 
     def __init__(self, model: PreTrainedModel, compile_config: CompileConfig | dict | None = None):
@@ -94,67 +74,54 @@ class CompiledSampler:
             raise ValueError(
                 f"`compile=True` needs the whole model on one device, but `device_map` spread it over {placed}."
             )
-        if isinstance(compile_config, dict):
-            compile_config = CompileConfig(**compile_config)
         if compile_config is None:
-            compile_config = CompileConfig(fullgraph=True, mode="reduce-overhead")
-            if model.device.type != "cuda":
-                compile_config.mode = "default"
-        self.model = model
-        self.compile_config = compile_config
-        self.programs: set[tuple] = model.compiled_programs
+            mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+            compile_config = {"fullgraph": True, "mode": mode}
+        self.model, self.programs = model, model.compiled_programs
+        self.compile_config = CompileConfig(**compile_config) if isinstance(compile_config, dict) else compile_config
         self.buckets = length_buckets(model.config.max_position_embeddings)
 
-    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, source: SourceInputs) -> tuple[Tensor, Tensor]:
         """As [`sampling.encode`]; the latents have the length and the batch of the source."""
         batch_size, length = source.given.shape[:2]
-        latents, length_logits = self._run(encode, *self._pad_source(*source))
+        latents, length_logits = self._run(encode, *self._pad_source(source))
         return latents[:batch_size, :length].clone(), length_logits[:batch_size].clone()
 
     def sample(
         self,
         options: SamplingOptions,
         source: SourceInputs,
-        encoded: torch.Tensor | None,
-        *start: torch.Tensor | None,
-        callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
+        encoded: Tensor | None,
+        *start: Tensor | None,
+        callback_on_step_end: Callable[[Tensor], None] | None = None,
     ) -> SampleOutput:
         """As [`sampling.sample`]; both halves are one program where the source has not been encoded yet."""
         if encoded is None:
-            program, inputs = encode_and_sample, self._pad_source(*source)
+            program, inputs = encode_and_sample, self._pad_source(source)
         else:
-            _, source_mask, encoded = self._pad_source(None, source.attention_mask, encoded)
+            _, source_mask, encoded = self._pad_source(SourceInputs(None, source.attention_mask, encoded))
             program, inputs = sample, (encoded, source_mask)
         target = self._pad_target(len(inputs[1]) * options.repeats, *start)
         return self._cut(self._run(program, options, *inputs, *target), *start[1].shape[:2])
 
-    def _pad_source(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-        given = input_ids if input_ids is not None else inputs_embeds
-        batch_size, length = given.shape[:2]
-        if attention_mask is None:
-            attention_mask = torch.ones(batch_size, length, dtype=torch.long, device=given.device)
-        width, rows = _round_up(length, self.buckets), _batch_bucket(batch_size)
-        inputs = (input_ids, attention_mask, inputs_embeds)
-        return tuple(_pad_rows(_pad(values, batch_size, width), rows) for values in inputs)
+    def _pad_source(self, source: SourceInputs) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        batch_size, length = source.given.shape[:2]
+        if source.attention_mask is None:
+            mask = torch.ones(batch_size, length, dtype=torch.long, device=source.given.device)
+            source = source._replace(attention_mask=mask)
+        width, rows = self._width(length), 1 << (batch_size - 1).bit_length()
+        return tuple(_pad_rows(_pad(values, batch_size, width), rows) for values in source)
 
-    def _pad_target(self, num_rows: int, lengths: torch.Tensor, *values: torch.Tensor | None) -> list:
+    def _pad_target(self, num_rows: int, lengths: Tensor, *values: Tensor | None) -> list:
         batch_size, length = values[0].shape[:2]
-        width = _round_up(length, self.buckets)
-        return [
-            _pad_rows(lengths, num_rows),
-            *(_pad_rows(_pad(value, batch_size, width), num_rows) for value in values),
-        ]
+        padded = (_pad(value, batch_size, self._width(length)) for value in values)
+        return [_pad_rows(value, num_rows) for value in (lengths, *padded)]
+
+    def _width(self, length: int) -> int:
+        return next((bucket for bucket in self.buckets if bucket >= length), length)
 
     def _run(self, function: Callable, *arguments: Any) -> Any:
-        key = (
-            function.__name__,
-            *(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in arguments),
-        )
+        key = (function.__name__, *(tuple(value.shape) if isinstance(value, Tensor) else value for value in arguments))
         if key not in self.programs and len(self.programs) >= MAX_PROGRAMS:
             logger.warning_once(
                 f"`generate(compile=True)` has met more than {MAX_PROGRAMS} combinations of batch size, lengths and "
@@ -175,22 +142,21 @@ class CompiledSampler:
     def _cut(sampled: SampleOutput, num_rows: int, width: int) -> SampleOutput:
         """The rows and positions that were asked for, out of memory that the next replay overwrites."""
 
-        def cut(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values[:num_rows, :width].clone()
+        def cut(values: Tensor | None, *sizes: int | None) -> Tensor | None:
+            return None if values is None else values[tuple(map(slice, sizes))].clone()
 
-        tokens = sampled.tokens
+        tokens, area = sampled.tokens, (num_rows, width)
         if tokens is not None:
-            tokens = DecodedTokens(cut(tokens.tokens), cut(tokens.log_probs), None, tokens.is_finite.clone())
+            log_probs = cut(tokens.log_probs, *area)
+            tokens = DecodedTokens(cut(tokens.tokens, *area), log_probs, None, tokens.is_finite.clone())
         return dataclasses.replace(
             sampled,
-            latents=cut(sampled.latents),
-            decoded=cut(sampled.decoded),
-            experts=cut(sampled.experts),
-            states=None if sampled.states is None else sampled.states[:, :num_rows, :width].clone(),
+            **{name: cut(getattr(sampled, name), *area) for name in ("latents", "decoded", "experts")},
+            states=cut(sampled.states, None, *area),
             tokens=tokens,
             is_finite=sampled.is_finite.clone(),
-            core=None if sampled.core is None else sampled.core[:num_rows].clone(),
-            path_log_probs=sampled.path_log_probs[:num_rows].clone(),
+            core=cut(sampled.core, num_rows),
+            path_log_probs=cut(sampled.path_log_probs, num_rows),
         )
 
 

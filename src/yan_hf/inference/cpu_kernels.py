@@ -29,10 +29,8 @@ def is_available() -> bool:
 def use_onednn(kernels: Kernels) -> Iterator[None]:
     """
     A context in which float32 products on the CPU go through oneDNN instead of MKL, for the thread that entered it.
-
-    PyTorch's float32 products on x86 call MKL, which picks its kernels by the processor's maker and is slower than
-    oneDNN on AMD's. The context has no gradient, and changes nothing where one is recorded, under autocast, and for
-    other dtypes and devices.
+    MKL picks its kernels by the processor's maker and is slower than oneDNN on AMD's. Nothing changes where a gradient
+    is recorded, under autocast, and for other dtypes and devices.
 
     Args:
         kernels: Those of the module that the model's layers come from, `layers.KERNELS`.

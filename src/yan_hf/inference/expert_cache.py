@@ -1,10 +1,5 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""
-Copies of a few experts on the device, the least recently used out first, of weights that stay in CPU memory.
-
-On CUDA copies run on a stream of their own: events make the computation wait for a slot's copy, and a copy for the
-computation that still reads the slot.
-"""
+"""Copies of a few experts on the device, the least recently used out first, of weights that stay in CPU memory."""
 
 import time
 from collections import OrderedDict
@@ -26,8 +21,7 @@ class OffloadStats:
     What crossed, and what was waited for.
 
     Args:
-        hits, misses: Experts that evaluations of the fields found on the device, and that they had to load on demand,
-            counted at every solver step.
+        hits, misses: Experts that evaluations of the fields found on the device, and that they had to load on demand.
         prefetched: Experts copied before they were needed, rightly or not.
         bytes_copied: Bytes of expert weights copied to the device.
         waits, wait_seconds: Evaluations that were issued with a copy outstanding, and how long they stood still. On a
@@ -58,7 +52,10 @@ class OffloadStats:
 
 
 class CopyStream:
-    """A CUDA stream for copies into slots; events order them with the computations that read the slots."""
+    """
+    A CUDA stream for copies into slots. Events make a computation wait for a slot's copy, and a copy for the
+    computation that still reads the slot.
+    """
 
     def __init__(self, device: torch.device):
         self._device, self._stream = device, torch.cuda.Stream(device)
@@ -140,8 +137,7 @@ class ExpertCache:
     """Device slots of one expert each: what is needed next takes that of the least recently used expert."""
 
     def __init__(self, experts: nn.Module, num_slots: int, device: torch.device):
-        self.experts, self.num_slots, self.device = experts, num_slots, device
-        self.stats = OffloadStats()
+        self.experts, self.num_slots, self.device, self.stats = experts, num_slots, device, OffloadStats()
         self.stream = CopyStream(device) if device.type == "cuda" else ImmediateCopies()
         # The experts' own code, over as many of them as there are slots: what is computed is the same to the bit.
         with torch.device("meta"):

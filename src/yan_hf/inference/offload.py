@@ -4,10 +4,8 @@ Expert weights that stay in CPU memory, with a bounded number of them on the dev
 
 The idea is that of "Speculating Experts" (arXiv 2603.19289): the experts that will be needed are predicted from a
 state that is there already, and their copies run beside the computation. A choice that is held is predicted in the
-first solver step only, and each needed expert crosses once per `generate` where the bound allows.
-
-[`OffloadedExperts`] computes in the experts' place, out of an [`ExpertCache`]; [`ExpertPredictor`] hooks into the
-flow.
+first solver step only. [`OffloadedExperts`] computes in the experts' place, out of an [`ExpertCache`];
+[`ExpertPredictor`] hooks into the flow.
 """
 
 import threading
@@ -18,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from ..experts import gate_log_probs
@@ -29,7 +27,7 @@ MODES = ("on_demand", "speculative")
 SPECULATIONS = ("verify", "execute")
 
 
-def _refuse_gradient(gradient: torch.Tensor):
+def _refuse_gradient(gradient: Tensor):
     raise RuntimeError(
         "Offloaded experts have no gradient: training is not possible with expert offloading. Call "
         "`model.disable_expert_offload()` first."
@@ -58,7 +56,7 @@ class OffloadedExperts:
             "`disable_expert_offload()` first."
         )
 
-    def check_placement(self, fn: Callable[[torch.Tensor], torch.Tensor]):
+    def check_placement(self, fn: Callable[[Tensor], Tensor]):
         """Raises `RuntimeError` where `fn`, of `module.to` and its like, would move or convert the model."""
         moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (moved.device, moved.dtype) != (self.device, self.dtype):
@@ -101,7 +99,7 @@ class OffloadedExperts:
             self.cache.clear()
             self.cache.slots = None
 
-    def prefetch(self, predicted: torch.Tensor) -> list[int]:
+    def prefetch(self, predicted: Tensor) -> list[int]:
         """Starts the copies of predicted experts `(B, Ly)`, of too many those of the most tokens; gives the taken."""
         counts = torch.bincount(predicted.flatten(), minlength=self.num_experts).cpu()
         order = counts.argsort(descending=True, stable=True)[: self.max_resident_experts]
@@ -110,21 +108,19 @@ class OffloadedExperts:
             self.cache.load(taken, ahead=True)
         return taken
 
-    def prefetch_known(self, experts: torch.Tensor):
+    def prefetch_known(self, experts: Tensor):
         """Starts the copies of chosen experts `(B, Ly)` that are missing, as far as that pushes no chosen one out."""
         with self._lock:
             self.cache.load(self._groups(self._needed(experts))[0], ahead=True)
 
-    def note_recall(self, predicted: list[int], experts: torch.Tensor):
+    def note_recall(self, predicted: list[int], experts: Tensor):
         """Counts how many of the chosen `experts` `(B, Ly)` had been predicted."""
         with self._lock:
             needed = self._needed(experts)
             self.cache.stats.chosen += len(needed)
             self.cache.stats.predicted += len(set(needed) & set(predicted))
 
-    def compute(
-        self, hidden_states: torch.Tensor, index: torch.Tensor | None, weights: torch.Tensor | None
-    ) -> torch.Tensor:
+    def compute(self, hidden_states: Tensor, index: Tensor | None, weights: Tensor | None) -> Tensor:
         """
         What the experts compute, `(T, d)`, `(T, 1)`, `(T, 1)` → `(T, d)`, or every expert's field, `(T, K, d)`.
 
@@ -137,7 +133,7 @@ class OffloadedExperts:
             fields.requires_grad_().register_hook(_refuse_gradient)
         return fields
 
-    def _routed(self, hidden_states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _routed(self, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         if index.shape[-1] != 1:
             raise ValueError(f"Offloaded experts compute one expert per token, but got {index.shape[-1]}.")
         cache, groups = self.cache, self._groups(self._needed(index))
@@ -157,15 +153,15 @@ class OffloadedExperts:
                     fields[rows] = cache.slots(hidden_states[rows], slots[rows], weights[rows])
         return fields
 
-    def _all_fields(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        fields: list[torch.Tensor | None] = [None] * self.num_experts
+    def _all_fields(self, hidden_states: Tensor) -> Tensor:
+        fields: list[Tensor | None] = [None] * self.num_experts
         for group in self._groups(list(range(self.num_experts))):
             with self.cache.loaded(group):
                 for expert in group:
                     fields[expert] = self.cache.slots.all_fields(hidden_states, self.cache.resident[expert])
         return torch.cat(fields, dim=1)
 
-    def _needed(self, experts: torch.Tensor) -> list[int]:
+    def _needed(self, experts: Tensor) -> list[int]:
         """The distinct experts of a choice, in order. A choice that is held is read from the device only once."""
         experts = experts.reshape(-1)
         key = (experts.data_ptr(), experts.shape, experts.stride(), change_count(experts))
@@ -187,14 +183,9 @@ _running = threading.local()
 
 class ExpertPredictor:
     """
-    Starts copies ahead, by hooks on the flow and on a block of its trunk. What an evaluation will choose is predicted
-    from the block's input, by the trunk's final norm, the gate and the evaluation's own selector.
-
-    Args:
-        flow: The flow.
-        offloaded: What computes in its experts' place.
-        layer: The block, counted from 0.
-        executes: Whether only predicted experts may be chosen.
+    Starts copies ahead, by hooks on the flow and on block `layer` of its trunk. What an evaluation will choose is
+    predicted from the block's input, by the trunk's final norm, the gate and the evaluation's own selector. With
+    `executes` only predicted experts may be chosen.
     """
 
     def __init__(self, flow: nn.Module, offloaded: OffloadedExperts, layer: int, executes: bool):
@@ -229,7 +220,7 @@ class ExpertPredictor:
             experts = call.selector(gate_log_probs(gate_logits, call.context.canvas_mask))
             call.predicted = self.offloaded.prefetch(experts)
 
-    def _select(self, call: SimpleNamespace, log_probs: torch.Tensor) -> torch.Tensor:
+    def _select(self, call: SimpleNamespace, log_probs: Tensor) -> Tensor:
         if self.executes:
             is_missing = torch.ones(log_probs.shape[-1], dtype=torch.bool)
             is_missing[call.predicted] = False
@@ -262,9 +253,8 @@ def enable_expert_offload(
         model: A YAN with a flow.
         max_resident_experts: Experts on the device at once, 1 to `num_experts`. Where a call needs more, they take
             turns: results stay exact, but weights cross at every step.
-        mode: `"on_demand"` copies an expert when it is needed. `"speculative"` predicts the experts of every choice
-            from an early state of the trunk, through its final norm and the gate, and copies them while the rest of
-            the trunk runs; while a choice is held, its experts are known.
+        mode: `"on_demand"` copies an expert when it is needed; `"speculative"` predicts the experts of a choice that
+            is not held from an early state of the trunk, and copies them while the rest of it runs.
         speculation: What becomes of a chosen expert that was not predicted: `"verify"` loads it on demand, so that
             results are those of the resident model; `"execute"` lets the gate choose among the predicted experts
             only, which is approximate and never loads on demand.
@@ -306,8 +296,9 @@ def enable_expert_offload(
 
     # Whatever fails for want of memory fails before anything has changed.
     offloaded = OffloadedExperts(experts, max_resident_experts, device)
-    moved = {tensor: tensor.data.to(device) for tensor in set(_tensors(model)) - set(_tensors(experts))}
-    for parameter in _tensors(experts):
+    own = set(experts.parameters())
+    moved = {tensor: tensor.data.to(device) for tensor in {*model.parameters(), *model.buffers()} - own}
+    for parameter in own:
         data = parameter.data.cpu()
         moved[parameter] = data.pin_memory() if device.type == "cuda" and not data.is_pinned() else data
     if experts.offload is not None:
@@ -320,34 +311,25 @@ def enable_expert_offload(
     return offloaded
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 def _check_can_offload(model: PreTrainedModel, experts: nn.Module):
     is_spread = any("_hf_hook" in module.__dict__ for module in model.modules())
-    for is_refused, reason in (
-        (
-            model.training,
-            "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first.",
-        ),
-        (
-            any(experts._parameters.get(name) is None for name in WEIGHTS),
+    if model.training:
+        reason = "Expert offloading is for inference, but the model is in training mode. Call `model.eval()` first."
+    elif any(experts._parameters.get(name) is None for name in WEIGHTS):
+        reason = (
             "The experts have adapters that are not merged, which offloading does not know. Call "
-            "`merge_and_unload()` on the adapted model first.",
-        ),
-        (
-            is_spread or getattr(experts, "_is_expert_parallel", False),
+            "`merge_and_unload()` on the adapted model first."
+        )
+    elif is_spread or getattr(experts, "_is_expert_parallel", False):
+        reason = (
             "The model is spread over devices or processes (`device_map` or expert parallelism), which does not go "
-            "together with expert offloading. Load it whole, on the CPU, and name the `device` here.",
-        ),
-        (
-            any(parameter.is_meta for parameter in experts.parameters()),
-            "The experts have no weights yet: they are on the meta device. Load them first.",
-        ),
-    ):
-        if is_refused:
-            raise RuntimeError(reason)
+            "together with expert offloading. Load it whole, on the CPU, and name the `device` here."
+        )
+    elif any(parameter.is_meta for parameter in experts.parameters()):
+        reason = "The experts have no weights yet: they are on the meta device. Load them first."
+    else:
+        return
+    raise RuntimeError(reason)
 
 
 def disable_expert_offload(model: PreTrainedModel) -> OffloadStats | None:
@@ -359,8 +341,7 @@ def disable_expert_offload(model: PreTrainedModel) -> OffloadStats | None:
     moved = [(parameter, parameter.data.to(offloaded.device)) for parameter in experts.parameters()]
     for parameter, data in moved:
         parameter.data = data
-    experts.offload = None
-    stats = offloaded.stats
+    experts.offload, stats = None, offloaded.stats
     offloaded.release()
     return stats
 

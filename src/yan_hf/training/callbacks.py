@@ -10,22 +10,35 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
-from ..data.checks import check_arguments
 from ..data.collator import YanDataCollator
 
 
 logger = logging.get_logger(__name__)
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the collator which epoch it is, so that every epoch sees other masked spans.
+def _part_with(model: nn.Module, name: str) -> nn.Module | None:
+    """The first part of a model that has an attribute, below any wrapper."""
+    return next((part for part in model.modules() if hasattr(part, name)), None)
 
-    Args:
-        collator: The collator that the trainer uses.
-    """
+
+def _joined(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in place."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _add_to_log(state: TrainerState, logs: dict[str, float], figures: dict[str, float]):
+    logs.update(figures)
+    if state.log_history:
+        state.log_history[-1].update(figures)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells `collator`, which the trainer uses, the epoch: each sees other masked spans."""
 
     def __init__(self, collator: YanDataCollator):
         self.collator = collator
@@ -46,8 +59,7 @@ class LossTermsCallback(TrainerCallback):
     that over an evaluation's batches, `eval_loss_flow`, ..., under the evaluation's own prefix.
 
     Reporting integrations (TensorBoard, ...) see what callbacks before them have added: [`YanTrainer`] puts this one
-    first. In `Trainer(callbacks=[LossTermsCallback()])` the terms reach the console and the log history only, and the
-    training arguments are checked as [`YanTrainer`] does.
+    first. In `Trainer(callbacks=[LossTermsCallback()])` the terms reach the console and the log history only.
     """
 
     def __init__(self):
@@ -58,21 +70,17 @@ class LossTermsCallback(TrainerCallback):
     def watch(self, model: nn.Module | None):
         """Collects the terms of a model from now on; the trainer's events do this by themselves."""
         if self._hook is None and model is not None:
-            # The terms come from YAN itself, below any wrapper.
-            inner = next((part for part in model.modules() if hasattr(part, "predict_lengths")), None)
-            inner = inner or next((part for part in model.modules() if hasattr(part, "lm_head")), model)
+            inner = _part_with(model, "predict_lengths") or _part_with(model, "lm_head") or model
             self._hook = inner.register_forward_hook(self._collect)
 
     def _collect(self, module: nn.Module, args: Any, output: Any):
-        terms = getattr(output, "loss_terms", None)
-        if terms:
+        if terms := getattr(output, "loss_terms", None):
             sums = self._sums[module.training]
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.float()
             self._counts[module.training] += 1
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
-        check_arguments(args, model)
         self.watch(model)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -88,18 +96,12 @@ class LossTermsCallback(TrainerCallback):
         # An evaluation logs its runtime beside its loss, under its prefix.
         evaluations = [key for key in logs if f"{key.removesuffix('_loss')}_runtime" in logs and key.endswith("_loss")]
         for training, key in [(True, "loss"), *((False, key) for key in evaluations)]:
-            count = self._counts[training]
+            sums, count = self._sums[training], self._counts[training]
             if key not in logs or not count:
                 continue
-            sums = self._sums[training]
-            values = torch.stack([*sums.values(), torch.full_like(next(iter(sums.values())), count)])
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(values)
+            values = _joined(torch.stack([*sums.values(), torch.full_like(next(iter(sums.values())), count)]))
             means = (values[:-1] / values[-1]).tolist()
-            terms = {f"{key}_{name}": round(value, 6) for name, value in zip(sums, means)}
-            logs.update(terms)
-            if state.log_history:
-                state.log_history[-1].update(terms)
+            _add_to_log(state, logs, {f"{key}_{name}": round(value, 6) for name, value in zip(sums, means)})
             self._sums[training], self._counts[training] = {}, 0
 
 
@@ -109,14 +111,12 @@ class ExpertUsageCallback(TrainerCallback):
     training follows winners.
 
     Added to every training log, over the steps since the last one: `expert_share_0`, `expert_share_1`, ..., how often
-    each expert won; `winner_entropy`, of these shares, and `gate_entropy`, mean over choices, both in nats: where
-    winners are as many as experts the first is `log K`, and the second is what the gate cannot know.
+    each expert won; `winner_entropy`, of these shares, and `gate_entropy`, mean over choices, both in nats.
 
     Hard winners have local optima: an expert that never wins gets no gradient, two may share one kind of text while a
     third has to serve two kinds. Every `every` steps the expert that would be missed least becomes a copy of the one
-    with the most to gain, with noise, so that the two can divide its texts. What is missed is the log-likelihood that
-    its texts would lose with their second best expert; what can be gained is bounded by what the other's texts lack to
-    certainty. It is done where the first is less than `ratio` of the second.
+    with the most to gain, with noise, so that the two can divide its texts: where the log-likelihood that its texts
+    would lose with their second best expert is less than `ratio` of what the other's texts lack to certainty.
 
     Args:
         ratio: See above; 0 only reports.
@@ -134,14 +134,12 @@ class ExpertUsageCallback(TrainerCallback):
         if every < 1 or noise <= 0:
             raise ValueError(f"`every` must be at least 1 and `noise` positive, but are {every} and {noise}.")
         self.ratio, self.every, self.until, self.noise = ratio, every, until, noise
-        self._hook = None
-        self._logged: torch.Tensor | None = None
-        self._watched: torch.Tensor | None = None
+        self._hook = self._logged = self._watched = None
         self.revived: list[tuple[int, int, int]] = []
         """Optimiser step, the expert that was given up, and the one that it became a copy of."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        inner = next((part for part in model.modules() if hasattr(part, "predict_lengths")), None)
+        inner = _part_with(model, "predict_lengths")
         if inner is not None and self._hook is None:
             self._hook = inner.register_forward_hook(self.collect)
         self._logged = self._watched = None
@@ -158,9 +156,8 @@ class ExpertUsageCallback(TrainerCallback):
             return
         # One choice for each row: its first token's. Blocks are represented by their first one.
         scores, winners = output.expert_scores[:, :, 0].float().flatten(0, 1), output.expert_indices[:, :, 0].flatten()
-        best, missed = scores.topk(min(2, scores.shape[-1]), dim=-1).values, 0.0
-        if scores.shape[-1] > 1:
-            missed = best[:, 0] - best[:, 1]
+        best = scores.topk(min(2, scores.shape[-1]), dim=-1).values
+        missed = best[:, 0] - best[:, -1]
         log_probs = output.gate_logits.float().log_softmax(dim=-1)
         entropy = torch.special.entr(log_probs.exp()).sum(dim=-1).mean()
         wins = nn.functional.one_hot(winners, scores.shape[-1]).float()
@@ -169,23 +166,15 @@ class ExpertUsageCallback(TrainerCallback):
         self._logged = counts if self._logged is None else self._logged + counts
         self._watched = counts if self._watched is None else self._watched + counts
 
-    @staticmethod
-    def _joined(counts: torch.Tensor) -> torch.Tensor:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(counts)
-        return counts
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is None or "loss" not in logs or self._logged is None:
             return
-        counts, self._logged = self._joined(self._logged.clone()), None
+        counts, self._logged = _joined(self._logged.clone()), None
         shares = counts[0] / counts[0].sum()
         figures = {f"expert_share_{expert}": share for expert, share in enumerate(shares.tolist())}
         figures["winner_entropy"] = float(torch.special.entr(shares).sum())
         figures["gate_entropy"] = float(counts[3, 0] / counts[4, 0])
-        logs.update({name: round(value, 4) for name, value in figures.items()})
-        if state.log_history:
-            state.log_history[-1].update({name: logs[name] for name in figures})
+        _add_to_log(state, logs, {name: round(value, 4) for name, value in figures.items()})
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         if state.global_step <= self.until * state.max_steps:
@@ -195,13 +184,12 @@ class ExpertUsageCallback(TrainerCallback):
         """Called after every optimiser step; looks every `every` steps."""
         if not self.ratio or self._watched is None or step % self.every:
             return
-        counts, self._watched = self._joined(self._watched.clone()), None
+        counts, self._watched = _joined(self._watched.clone()), None
         _, lacking, missed, *_ = counts
         idle, source = int(missed.argmin()), int(lacking.argmax())
         if idle == source or missed[idle] >= self.ratio * lacking[source]:
             return
-        flow = next(part for part in model.modules() if hasattr(part, "expert_velocity"))
-        self._copy(flow, source, idle, step, optimizer)
+        self._copy(_part_with(model, "expert_velocity"), source, idle, step, optimizer)
         self.revived.append((step, idle, source))
         logger.info(
             f"Expert {idle}, which won {counts[0, idle] / counts[0].sum():.1%} of the choices, becomes a copy of "
@@ -228,16 +216,14 @@ class LengthHeadCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if not model.config.length_head_trained and model.config.loss_weights["length"] > 0:
-            model.config.length_head_trained = any(
-                weight.requires_grad for name, weight in model.named_parameters() if "length_head." in name
-            )
+            weights = (weight for name, weight in model.named_parameters() if "length_head." in name)
+            model.config.length_head_trained = any(weight.requires_grad for weight in weights)
 
 
 class EmaCallback(TrainerCallback):
     """
     Keeps an exponential moving average of the trained weights: what is evaluated, saved and left in the model.
-
-    Training goes on with the plain weights; a checkpoint holds them beside the averages, in
+    Training goes on with the plain weights, which a checkpoint holds beside the averages, in
     `training_weights.safetensors`, so that a resumed run equals one left alone.
 
     Args:
@@ -253,11 +239,10 @@ class EmaCallback(TrainerCallback):
         if not 0 < decay < 1:
             raise ValueError(f"`decay` must be in (0, 1), but is {decay}.")
         self.decay = decay
+        self._averaged, self._count = False, 0
         self._weights: dict[str, nn.Parameter] = {}
         # The weights that are not in the model: the averages while training, the plain ones in between.
         self._others: dict[str, torch.Tensor] = {}
-        self._averaged = False
-        self._count = 0
         # The checkpoint that training resumes from, where it is not in the output folder.
         self.resumed_from: str | None = None
 
@@ -271,8 +256,7 @@ class EmaCallback(TrainerCallback):
             return
         folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
         saved = Path(folder) / self.FILE
-        if saved.is_file():
-            # The checkpoint's own weights are the averages.
+        if saved.is_file():  # then the checkpoint's own weights are the averages
             for name, value in load_file(saved).items():
                 self._weights[name].data.copy_(value)
         else:
@@ -281,9 +265,8 @@ class EmaCallback(TrainerCallback):
     @torch.no_grad()
     def _swap(self):
         for name, weight in self._weights.items():
-            kept = weight.detach().clone()
-            weight.copy_(self._others[name])
-            self._others[name].copy_(kept)
+            other, self._others[name] = self._others[name], weight.detach().clone()
+            weight.copy_(other)
         self._averaged = not self._averaged
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -295,12 +278,9 @@ class EmaCallback(TrainerCallback):
         decay = min(self.decay, (1 + self._count) / (10 + self._count))
         averages = list(self._others.values())
         get_ema_multi_avg_fn(decay)(averages, [weight.detach() for weight in self._weights.values()], None)
-        self._show(control)
+        self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self._show(control)
-
-    def _show(self, control):
         if (control.should_evaluate or control.should_save) and not self._averaged:
             self._swap()
 

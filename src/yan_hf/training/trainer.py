@@ -1,7 +1,8 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """A `Seq2SeqTrainer` that knows YAN's loss terms, epochs and averages."""
 
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,24 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerState
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import is_peft_available
 
 from ..configuration_yan import YanConfig
-from ..data.checks import check_arguments, check_examples, check_vocabulary
+from ..data.checks import check_examples, check_vocabulary
 from ..hub.model_card import METRIC_NAMES, create_model_card, save_card
 from ..modeling_yan import YanForAutoEncoding
 from .callbacks import EmaCallback, EpochCallback, LengthHeadCallback, LossTermsCallback
-
-
-if is_peft_available():
-    from peft import PeftModel
 
 
 class YanTrainer(Seq2SeqTrainer):
     """
     `Seq2SeqTrainer` that logs each loss term, tells the collator the epoch, and can average the weights.
 
-    An auto-encoder is trained with `sparse_prediction`: only the positions that count are decoded.
+    An auto-encoder is trained with `sparse_prediction`: only the positions that count are decoded. Evaluations see the
+    same masked spans, whatever the epoch, and streams work with several processes. Everything else is the base
+    class's: `predict_with_generate`, `compute_metrics`, the best checkpoint, resuming.
 
-    Everything else is the base class's: `predict_with_generate`, `compute_metrics`, the best checkpoint, resuming.
-    `train(resume_from_checkpoint=True)` takes the last checkpoint that was written to its end: a run that was killed
-    while it saved leaves half of one. Evaluations see the same masked spans, whatever the epoch, and streams work with
-    several processes.
-
-    Before anything is trained, arguments, tokenizer and examples are compared with the model: [`check_arguments`],
-    [`check_vocabulary`], [`check_examples`].
+    Before anything is trained, tokenizer and examples are compared with the model: [`check_vocabulary`],
+    [`check_examples`].
 
     Args:
         ema_decay: Decay of an exponential moving average of the weights; see [`EmaCallback`]. None by default.
@@ -49,8 +42,9 @@ class YanTrainer(Seq2SeqTrainer):
 
     def __init__(self, *arguments: Any, ema_decay: float | None = None, **keywords: Any):
         super().__init__(*arguments, **keywords)
-        check_arguments(self.args, self.model)
-        datasets = _named(self.train_dataset, self.eval_dataset)
+        evaluations = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
+        datasets = [("training", self.train_dataset), *evaluations.items()]
+        datasets = [(name, rows) for name, rows in datasets if rows is not None]
         config = getattr(self.model, "config", None)
         if isinstance(config, YanConfig):
             if isinstance(self.processing_class, PreTrainedTokenizerBase):
@@ -63,14 +57,12 @@ class YanTrainer(Seq2SeqTrainer):
         if loader.dispatch_batches is None and any(isinstance(rows, IterableDataset) for _, rows in datasets):
             # Batches of a stream are as wide as their longest row, so that one process cannot cut them up for all.
             loader.dispatch_batches = False
-        self._eval_collator = self.data_collator
-        if hasattr(self.data_collator, "set_epoch"):
-            self.add_callback(EpochCallback(self.data_collator))
-        if hasattr(self.data_collator, "at_epoch"):
-            self._eval_collator = self.data_collator.at_epoch(0)
+        collator = self.data_collator
+        if hasattr(collator, "set_epoch"):
+            self.add_callback(EpochCallback(collator))
+        self._eval_collator = collator.at_epoch(0) if hasattr(collator, "at_epoch") else collator
         self.add_callback(LengthHeadCallback())
-        self._needed_files = ["trainer_state.json"]
-        self._ema = None
+        self._needed_files, self._ema = ["trainer_state.json"], None
         if ema_decay is not None:
             self._ema = EmaCallback(ema_decay)
             self.add_callback(self._ema)
@@ -83,26 +75,23 @@ class YanTrainer(Seq2SeqTrainer):
 
     def get_eval_dataloader(self, *arguments: Any, **keywords: Any):
         """As in the base class; every evaluation sees the same masked spans, whatever the epoch."""
-        with self._collating_for_evaluation():
-            return super().get_eval_dataloader(*arguments, **keywords)
+        return self._for_evaluation(super().get_eval_dataloader, *arguments, **keywords)
 
     def get_test_dataloader(self, *arguments: Any, **keywords: Any):
         """As [`~YanTrainer.get_eval_dataloader`]."""
-        with self._collating_for_evaluation():
-            return super().get_test_dataloader(*arguments, **keywords)
+        return self._for_evaluation(super().get_test_dataloader, *arguments, **keywords)
 
-    @contextmanager
-    def _collating_for_evaluation(self):
+    def _for_evaluation(self, make_loader: Callable, *arguments: Any, **keywords: Any):
         collator, self.data_collator = self.data_collator, self._eval_collator
         try:
-            yield
+            return make_loader(*arguments, **keywords)
         finally:
             self.data_collator = collator
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any):
         """As in the base class; an auto-encoder in training predicts where labels count, and nowhere else."""
         base = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if is_peft_available() and isinstance(base, PeftModel):
+        if hasattr(base, "get_base_model"):  # PEFT's wrapper
             base = base.get_base_model()
         if model.training and isinstance(base, YanForAutoEncoding) and "labels" in inputs:
             inputs = {**inputs, "sparse_prediction": True}
@@ -122,8 +111,7 @@ class YanTrainer(Seq2SeqTrainer):
 
         Args:
             card_data: The card's metadata.
-            metrics: What `evaluate` or `predict` returned; lengths are predicted.
-            split: The split that they are of.
+            metrics: What `evaluate` or `predict` returned, of the `split`; lengths are predicted.
             keywords: The card's texts, or arguments of the base class.
         """
         if card_data is None:
@@ -144,12 +132,8 @@ class YanTrainer(Seq2SeqTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any):
         """
-        Trains, from the start or from a checkpoint.
-
-        Args:
-            resume_from_checkpoint: A folder, or `True` for the last complete checkpoint in `output_dir`. Without one
-                `True` starts from the beginning.
-            keywords: Those of `Trainer.train`.
+        As in the base class; `resume_from_checkpoint=True` takes the last checkpoint in `output_dir` that was written
+        to its end, since a run that was killed while it saved leaves half of one, and without any starts anew.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, self._needed_files)
@@ -163,22 +147,11 @@ def last_complete_checkpoint(folder: str | Path, needed_files: list[str]) -> str
     found = []
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.rpartition("-")[2]
-        if step.isdigit() and all((path / name).is_file() for name in needed_files) and _state_is_whole(path):
-            found.append((int(step), str(path)))
+        if step.isdigit() and all((path / name).is_file() for name in needed_files):
+            with suppress(OSError, ValueError, TypeError):  # where the state's file was cut
+                TrainerState.load_from_json(str(path / "trainer_state.json"))
+                found.append((int(step), str(path)))
     return max(found)[1] if found else None
-
-
-def _state_is_whole(checkpoint: Path) -> bool:
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
-
-
-def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
-    return [(name, rows) for name, rows in [("training", train_dataset), *evaluations.items()] if rows is not None]
 
 
 __all__ = ["YanTrainer", "last_complete_checkpoint"]
