@@ -246,7 +246,7 @@ def block_flow_matching_nll(
         return -torch.logsumexp(joint, dim=-1) / counts.clamp(min=1)
 
 
-def winner_loss(
+def gate_loss(
     gate_log_probs: torch.Tensor, winners: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None
 ) -> torch.Tensor:
     """Cross-entropy of the gate `(B, Ly, K)` with the experts that explain the target best, `(B, Ly)`."""
@@ -311,7 +311,7 @@ def _mmd(inputs: LossInputs) -> torch.Tensor | None:
 
 
 def _gate(inputs: LossInputs) -> torch.Tensor | None:
-    losses = [winner_loss(*choice, inputs.mask, inputs.group) for choice in inputs.choices]
+    losses = [gate_loss(*choice, inputs.mask, inputs.group) for choice in inputs.choices]
     return sum(losses) if losses else None
 
 
@@ -341,5 +341,5 @@ def loss_terms(inputs: LossInputs) -> dict[str, torch.Tensor]:
 __all__ = [
     "LOSS_FUNCTIONS", "LossInputs", "block_flow_matching_nll", "expert_log_densities", "flow_matching_nll",
     "gate_entropy_loss", "l2_loss", "latent_loss", "length_loss", "load_balance_loss", "loss_terms", "mmd_loss",
-    "responsibilities", "sample_times", "token_log_probs", "token_loss", "token_mean", "winner_loss",
+    "responsibilities", "sample_times", "token_log_probs", "token_loss", "token_mean", "gate_loss",
 ]  # fmt: skip

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ from .losses import LossInputs, l2_loss, loss_terms, mmd_loss, sample_times, tok
 from .mixers import MIXERS, YanMambaMixer
 from .sampling import solve_flow, stretch
 from .saving import staged_save, unreadable_weights, write_code
-from .solver import time_grid
+from .solver import integrate, time_grid
 from .validation import (
     check_labels,
     check_mask,
@@ -975,22 +974,25 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         whose estimated end point `z_t + (1 - t) u_k` gives the block's true tokens the highest likelihood. The logits
         of the winner's end point at every step and the choices are left in `inputs`. Also gives the first evaluation.
         """
-        times, canvas = time_grid(self.config.solver_steps), context.canvas_mask
-        dtype = torch.promote_types(state.dtype, torch.float32)
-        winners = first = None
-        for start, end in pairwise(times):
-            flow = self.model.flow(state, torch.full((1,), start, device=state.device, dtype=dtype), context)
-            first = flow if first is None else first
-            if winners is None or self.config.reselect_experts:
+        canvas, dtype = context.canvas_mask, torch.promote_types(state.dtype, torch.float32)
+        first: YanFlowOutput | None = None
+
+        def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
+            nonlocal first
+            flow = self.model.flow(state, torch.full((1,), time, device=state.device, dtype=dtype), context)
+            first = first or flow
+            if not inputs.choices or self.config.reselect_experts:
                 gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
-                end_points = state[:, :, None] + (1 - start) * flow.expert_fields
+                end_points = state[:, :, None] + (1 - time) * flow.expert_fields
                 winners, scores = self._winners(end_points, gate, inputs, routing)
                 inputs.choices.append((gate, winners))
                 inputs.expert_scores.append(scores)
-            index = winners[..., None, None].expand(-1, -1, 1, state.shape[-1])
-            velocity = flow.expert_fields.gather(2, index)[:, :, 0]
-            inputs.logits.append(self.decode(state + (1 - start) * velocity))
-            state = state + (end - start) * velocity
+            index = inputs.choices[-1][1][..., None, None].expand(-1, -1, 1, state.shape[-1])
+            chosen = flow.expert_fields.gather(2, index)[:, :, 0]
+            inputs.logits.append(self.decode(state + (1 - time) * chosen))
+            return chosen
+
+        state = integrate(velocity, state, time_grid(self.config.solver_steps))
         if inputs.gate_log_probs is None:
             inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
         return state, first
