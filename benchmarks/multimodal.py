@@ -212,7 +212,7 @@ def plot(file: Path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(9, 4.2), constrained_layout=True)
     lines: dict[str, list[dict]] = {}
     for result in [result for group in read_results().values() for result in group]:
         settings = result["settings"]
@@ -228,7 +228,7 @@ def plot(file: Path):
     axes.set_ylabel("valid rows, %")
     axes.set_title("8 right answers of 8 tokens each", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from testing_utils import batch_of_rows, small_config, small_model
-from transformers import GenerationConfig, LogitsProcessorList, TextStreamer, pipeline
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TextStreamer, pipeline
 from transformers.generation import CompileConfig
 from transformers.generation.stopping_criteria import (
     ConfidenceCriteria,
@@ -614,6 +614,11 @@ def test_the_pipeline_of_language_models_is_refused_with_the_right_way(tmp_path)
     writer = pipeline("text-generation", model=small_model(vocab_size=len(tokenizer)), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="model.generate"):
         writer("a b c")
+    writer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="AutoModelForSeq2SeqLM"):  # by the folder's name
+        pipeline("text-generation", model=str(tmp_path))
+    with pytest.raises(ValueError, match="AutoModelForSeq2SeqLM"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,7 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Registers YAN with Transformers' Auto classes, and with PEFT where that is installed."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import is_peft_available
 
 from .configuration_yan import YanConfig
@@ -23,11 +25,29 @@ _BART_LAYERS = {
 }
 
 
+class NoCausalModel:
+    """What `AutoModelForCausalLM` and the pipeline "text-generation" find for YAN: where to go instead."""
+
+    config_class = YanConfig
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **keywords: Any):
+        """Raises `ValueError`."""
+        raise ValueError(
+            "YAN generates a target for a source; it does not continue a prompt, as causal models and the pipeline "
+            '"text-generation" do. Load it by `AutoModelForSeq2SeqLM.from_pretrained(...)` and call '
+            '`model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))`.'
+        )
+
+    _from_config = from_pretrained
+
+
 def register():
     """Called by `import yan_hf`."""
     AutoConfig.register(YanConfig.model_type, YanConfig, exist_ok=True)
     AutoModel.register(YanConfig, YanModel, exist_ok=True)
     AutoModelForSeq2SeqLM.register(YanConfig, YanForConditionalGeneration, exist_ok=True)
+    AutoModelForCausalLM.register(YanConfig, NoCausalModel, exist_ok=True)
     if is_peft_available():
         _register_peft()
 
