@@ -922,17 +922,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         # Where winners are followed, the solver's first step evaluates every expert and trains the gate.
         flow = None
         if weights["flow"] > 0 or routing.scope == "token" or not solved:
-            weight = times.to(dtype)[:, None, None]
-            state = (1 - weight) * initial_state + weight * target_latents
-            flow = self.model.flow(state, times, context, **kwargs)
-            inputs.gate_log_probs = gate_log_probs(flow.gate_logits, canvas)
-            shared, _ = share_choice(inputs.gate_log_probs, None, canvas, routing)
-            inputs.routed_log_probs, _ = restrict_to_core(shared, canvas, routing)
-            inputs.expert_fields, inputs.velocity = flow.expert_fields, target_latents - initial_state
+            flow, latents = self._match_flow(times, initial_state, context, inputs, routing, **kwargs)
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
         if not solved:
-            latents = state + (1 - weight) * flow.velocity
             logits = self.decode(latents)
         else:
             if routing.scope == "token":
@@ -949,6 +942,28 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
             extra["expert_scores"] = torch.stack(inputs.expert_scores)
         return flow, logits, loss_terms(inputs), extra
+
+    def _match_flow(
+        self,
+        times: torch.Tensor,
+        initial_state: torch.Tensor,
+        context: YanFlowContext,
+        inputs: LossInputs,
+        routing: RoutingOptions,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[YanFlowOutput, torch.Tensor]:
+        """
+        Evaluates all experts on the linear path at `times` `(B,)`, and leaves in `inputs` what the flow term compares.
+        Also gives the end point that the mixture's mean points to, `(B, Ly, d)`.
+        """
+        weight = times.to(initial_state.dtype)[:, None, None]
+        state = (1 - weight) * initial_state + weight * inputs.target_latents
+        flow = self.model.flow(state, times, context, **kwargs)
+        inputs.gate_log_probs = gate_log_probs(flow.gate_logits, context.canvas_mask)
+        shared, _ = share_choice(inputs.gate_log_probs, None, context.canvas_mask, routing)
+        inputs.routed_log_probs, _ = restrict_to_core(shared, context.canvas_mask, routing)
+        inputs.expert_fields, inputs.velocity = flow.expert_fields, inputs.target_latents - initial_state
+        return flow, state + (1 - weight) * flow.velocity
 
     def _solve_by_gate(
         self, state: torch.Tensor, context: YanFlowContext, generator: torch.Generator | None, routing: RoutingOptions
