@@ -10,6 +10,7 @@ import re
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from yan_hf.inference import compiled
 from yan_hf.solver import SOLVERS
 
 
+pytestmark = pytest.mark.slow
 TABLE = 24  # positions of the small models
 KINDS = {
     "transformer": {},

@@ -188,6 +188,7 @@ def test_the_start_begins_as_the_source_itself():
     assert YanForConditionalGeneration(small_config()).model.start_proj is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scope", "anew"), SCOPES)
 def test_compiled_equals_eager(scope, anew):
     model = model_with(scope, anew, encoder_layers=1, flow_layers=1, cross_attention_layers=[0])
