@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from quality_systems import pad
 from quality_tasks import MASK, TASKS, Task, encoded_examples, fitting_pairs, read_rows, tokenizer_of
 from report import save
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -77,11 +78,6 @@ class Rows:
         ids, mask, labels = self.ids[index], self.mask[index], self.labels[index]
         source, target = int(mask.sum(1).max()), int((labels != -100).sum(1).max())
         return {"input_ids": ids[:, :source], "attention_mask": mask[:, :source], "labels": labels[:, :target]}
-
-
-def pad(rows: list[list[int]], value: int) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
 def make_model(options: argparse.Namespace, task: Task, vocab_size: int) -> YanForConditionalGeneration:

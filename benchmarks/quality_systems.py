@@ -121,7 +121,7 @@ class AutoencoderTrainer(CurriculumTrainer):
         return (output.loss, output) if return_outputs else output.loss
 
 
-def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
+def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
     width = max(map(len, rows))
     padding = [[value] * (width - len(row)) for row in rows]
     return torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, padding)])
@@ -131,9 +131,9 @@ def pad_pairs(rows: Sequence[dict[str, Any]], pad_token_id: int, left: bool = Fa
     """Sources, padded on either side, and labels of tokenized examples."""
     sources = [list(row["input_ids"]) for row in rows]
     return {
-        "input_ids": _pad(sources, pad_token_id, left),
-        "attention_mask": _pad([[1] * len(source) for source in sources], 0, left),
-        "labels": _pad([list(row["labels"]) for row in rows], -100),
+        "input_ids": pad(sources, pad_token_id, left),
+        "attention_mask": pad([[1] * len(source) for source in sources], 0, left),
+        "labels": pad([list(row["labels"]) for row in rows], -100),
     }
 
 

@@ -281,6 +281,13 @@ def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_si
     return _block_sums(values, attention_mask, block_size).gather(1, blocks)
 
 
+def tokens_per_block(attention_mask: torch.Tensor, block_size: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """The number of real tokens in each token's block, at least 1: `(B, Ly, 1)`."""
+    return sum_over_blocks(torch.ones_like(attention_mask, dtype=dtype)[..., None], attention_mask, block_size).clamp(
+        min=1
+    )
+
+
 def share_choice(
     log_probs: torch.Tensor, uniform: torch.Tensor | None, attention_mask: torch.Tensor, options: RoutingOptions
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -293,7 +300,7 @@ def share_choice(
     """
     if options.scope == "token":
         return log_probs, uniform
-    counts = sum_over_blocks(torch.ones_like(log_probs[..., :1]), attention_mask, options.block_size).clamp(min=1)
+    counts = tokens_per_block(attention_mask, options.block_size, log_probs.dtype)
     log_probs = (sum_over_blocks(log_probs, attention_mask, options.block_size) / counts).log_softmax(dim=-1)
     if uniform is not None:
         first = block_of_token(attention_mask, options.block_size) * (options.block_size or 0)
@@ -311,7 +318,7 @@ def choice_log_probs(
     if options.scope == "token":
         return log_probs.new_zeros(len(log_probs))
     chosen = log_probs.gather(-1, experts[..., None])
-    counts = sum_over_blocks(torch.ones_like(chosen), attention_mask, options.block_size).clamp(min=1)
+    counts = tokens_per_block(attention_mask, options.block_size, chosen.dtype)
     return (chosen / counts).masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=(1, 2))
 
 
@@ -381,5 +388,5 @@ def experts_of_blocks(
 __all__ = [
     "RoutingOptions", "YanExpertRoutes", "YanExperts", "YanGate", "YanRoutedExperts", "block_of_token",
     "choice_log_probs", "choose_experts", "core_experts", "expert_fields", "experts_of_blocks", "gate_log_probs",
-    "restrict_to_core", "share_choice", "sum_over_blocks",
+    "restrict_to_core", "share_choice", "sum_over_blocks", "tokens_per_block",
 ]  # fmt: skip

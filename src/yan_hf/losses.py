@@ -22,7 +22,7 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
 from .distributed import LossGroup
-from .experts import RoutingOptions, sum_over_blocks
+from .experts import RoutingOptions, sum_over_blocks, tokens_per_block
 
 
 # Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
@@ -242,8 +242,7 @@ def block_flow_matching_nll(
     with torch.autocast(expert_fields.device.type, enabled=False):
         log_densities = expert_log_densities(expert_fields, velocity, sigma)
         joint = upcast(gate_log_probs) + sum_over_blocks(log_densities, mask, block_size)
-        counts = sum_over_blocks(torch.ones_like(joint[..., :1]), mask, block_size)[..., 0]
-        return -torch.logsumexp(joint, dim=-1) / counts.clamp(min=1)
+        return -torch.logsumexp(joint, dim=-1) / tokens_per_block(mask, block_size, joint.dtype)[..., 0]
 
 
 def gate_loss(

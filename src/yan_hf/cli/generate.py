@@ -53,7 +53,8 @@ def run(options: argparse.Namespace):
     done = _resume(partial, sources, copies) if options.resume else 0
     choices = {name: getattr(options, name) for name in ("batch_size", "seed", "mask_marker")}
     choices["split_special_tokens"] = not options.special_tokens
-    choices["where"] = f"{'Standard input' if options.input == '-' else options.input}, source"
+    name = "Standard input" if options.input == "-" else options.input
+    choices["where"] = f"{name}, source"
     choices["with_steps"] = options.show_experts
     rows = generate_texts(model, tokenizer, sources, first=done + 1, **choices, **generation_options(options))
     shown = options.show_experts and options.output == "-"
@@ -66,9 +67,7 @@ def run(options: argparse.Namespace):
             file.flush()
             has_rows = True
         if not has_rows:
-            raise ValueError(
-                f"{choices['where'].removesuffix(', source')} holds no sources."
-            )  # as of a command that failed before a pipe
+            raise ValueError(f"{name} holds no sources.")  # as of a command that failed before a pipe
 
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:

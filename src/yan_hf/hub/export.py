@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
 from ..configuration_yan import AUTO_MAP, YanConfig
@@ -41,8 +40,7 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: b
     model = load_model(model_dir)
     model.config.auto_map = dict(AUTO_MAP)
     with staged_save(output_dir) as folder:
-        model.save_pretrained(folder)
-        custom_object_save(model, folder)  # the module of its class, and all that it imports
+        model.save_pretrained(folder)  # with the modules that `auto_map` names
         for name in ("tokenizer_config.json", "README.md"):
             path = cached_file(model_dir, name, _raise_exceptions_for_missing_entries=False)
             if path is not None and name == "README.md":
