@@ -7,14 +7,13 @@ import torch
 from testing_utils import batch_of_rows, small_config, small_model
 
 from yan_hf import YanGenerationConfig
+from yan_hf.lengths import given_lengths, predicted_lengths
 from yan_hf.sampling import (
     CandidateLayout,
     NoiseSource,
     best_candidates,
     consensus,
     cycle_distance,
-    given_lengths,
-    predicted_lengths,
     token_f1,
 )
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "yan_hf"
 TRAVELLING = [
     {"saving"},
     {"configuration_yan"},
-    {"layers", "mixers", "selective_scan", "experts", "solver", "losses", "validation", "distributed"},
+    {"layers", "mixers", "selective_scan", "experts", "solver", "losses", "validation", "lengths"},
     {"sampling"},
     {"generation_config_yan", "generation_yan"},
     {"modeling_yan"},

@@ -12,8 +12,8 @@ from torch.distributions import Normal
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
 from yan_hf.experts import RoutingOptions, choice_log_probs, share_choice, sum_over_blocks
+from yan_hf.lengths import stretch
 from yan_hf.losses import block_flow_matching_nll, token_log_probs
-from yan_hf.sampling import stretch
 
 
 SCOPES = [("token", False), ("token", True), ("block", False), ("block", True), ("target", False), ("target", True)]

@@ -136,8 +136,15 @@ class YanConfig(PreTrainedConfig):
         winner_prior: Weight of the gate's own log-probability beside the target's log-likelihood when the winner is
             found. 0 lets experts divide the texts by what explains them; at 1, full expectation-maximisation, one
             expert tends to take all.
-        start_state: Where the flow starts. `"noise"`: from noise alone, as published. `"stretched"`: from the source's
-            latents, stretched over the target's canvas and mapped linearly, plus noise.
+        start_state: Where the flow starts. `"noise"`: from noise alone, as published. Else from the source's latents,
+            laid on the target's canvas and mapped linearly, plus noise. `"stretched"`: evenly. `"aligned"`: sources
+            have mask tokens, and targets are these texts with every mask filled by any number of tokens, which the
+            model predicts for each mask: known tokens start at their own place, a filling from its mask's latent; a
+            source without masks is stretched. `"fertility"`: the model predicts for every source token how many target
+            tokens it stands for (its fertility; Gu et al. 2018, arXiv 1711.02281).
+        keep_known: Whether the known tokens of a source with masks are taken over, so that only fillings are trained
+            and generated. Needs `start_state="aligned"`.
+        max_token_length: The most target tokens that one mask or source token is predicted to stand for.
         expert_sigma: Standard deviation `σ` of each expert's normal density.
         routing: `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first agree
             on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
@@ -189,7 +196,7 @@ class YanConfig(PreTrainedConfig):
     model_type = "yan"
     keys_to_ignore_at_inference = [
         "loss_terms", "last_hidden_state", "encoder_last_hidden_state", "velocity", "expert_fields", "gate_logits",
-        "expert_indices", "expert_scores", "latents", "target_latents", "length_logits",
+        "expert_indices", "expert_scores", "latents", "target_latents", "length_logits", "token_length_logits",
     ]  # fmt: skip
     attribute_map = {
         "d_model": "hidden_size",
@@ -227,7 +234,9 @@ class YanConfig(PreTrainedConfig):
     expert_scope: ExpertScope = "token"
     reselect_experts: bool = False
     winner_prior: int | float = _not_negative(default=0.0)
-    start_state: Literal["noise", "stretched"] = "noise"
+    start_state: Literal["noise", "stretched", "aligned", "fertility"] = "noise"
+    keep_known: bool = False
+    max_token_length: int = _count(default=32)
     expert_sigma: int | float = _positive(default=1.0)
     routing: Routing = "token"
     routing_block_size: int | None = None
@@ -284,6 +293,10 @@ class YanConfig(PreTrainedConfig):
         self._check_layers()
         self._check_lists()
         self._check_routing()
+        if self.start_state == "aligned" and self.mask_token_id is None:
+            raise ValueError('`start_state="aligned"` fills masks: it needs a `mask_token_id`.')
+        if self.keep_known and self.start_state != "aligned":
+            raise ValueError(f'`keep_known` needs `start_state="aligned"`, but that is {self.start_state!r}.')
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
             self._check_range(name, getattr(self, name), 0, self.vocab_size - 1, "vocab_size")
 

@@ -160,6 +160,9 @@ OPTIONS = {
     "reselect_experts": Option(
         _field("reselect_experts"), BOOLEAN, "whether experts are chosen anew at every solver step"
     ),
+    "keep_known": Option(
+        _field("keep_known"), BOOLEAN, "whether the known tokens around a source's masks are taken over as they are"
+    ),
     "init_noise": Option(
         _field("init_noise"), _NOT_NEGATIVE, "scale of the initial state; 0 is the deterministic start"
     ),
@@ -310,6 +313,11 @@ class YanGenerationConfig(GenerationConfig):
                 raise ValueError(
                     f"`{name}={value}` is more than the model's `{limit}={highest}`. Ask for at most that many."
                 )
+        if self.keep_known and model_config.start_state != "aligned":
+            raise ValueError(
+                f'`keep_known` needs a model with `start_state="aligned"`, which knows where the source\'s tokens '
+                f"stand in the target; this one has {model_config.start_state!r}."
+            )
         for token in (*(self.suppress_tokens or ()), *self.end_token_ids(), self.pad_token_id or 0):
             if not 0 <= token < model_config.vocab_size:
                 raise ValueError(

@@ -1,12 +1,16 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
+import functools
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
@@ -14,10 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .distributed import run_whole
 from .experts import RoutingOptions, experts_of_blocks
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors, plain_value
 from .layers import KERNELS
+from .lengths import SourceInputs, choose_lengths, predicted_tokens
 from .sampling import (
     CandidateLayout,
     EagerSampler,
@@ -25,14 +29,11 @@ from .sampling import (
     SampleOutput,
     Sampler,
     SamplingOptions,
-    SourceInputs,
     consensus,
     cut_by_criteria,
     cycle_distance,
     decode_tokens,
     eval_view,
-    given_lengths,
-    predicted_lengths,
     truncate_at_eos,
 )
 from .solver import evaluation_times
@@ -55,7 +56,8 @@ logger = logging.get_logger(__name__)
 
 # What `Seq2SeqTrainer` passes along with a batch and its settings.
 _IGNORED_ARGUMENTS = {
-    "labels", "decoder_attention_mask", "token_weights", "synced_gpus", "use_cache", "use_model_defaults",
+    "labels", "decoder_attention_mask", "token_weights", "token_lengths", "synced_gpus", "use_cache",
+    "use_model_defaults",
 }  # fmt: skip
 
 
@@ -67,7 +69,7 @@ class YanGenerateOutput(ModelOutput):
     Args:
         sequences: Generated tokens, `(B, L)`, padding after the end token.
         sequence_scores: Mean log-probability of each sequence's tokens by the vocabulary head, before any processor,
-            `(B,)`.
+            `(B,)`; with `keep_known`, of the fillings' tokens.
         lengths: Tokens of each sequence, the end token included, `(B,)`.
         length_mode: Where the canvas's length came from: `"predicted"` by the length head, `"slack"` (predicted and
             `length_slack` longer, so that the end token decides), or `"given"` by `target_lengths`.
@@ -133,12 +135,51 @@ class Texts(NamedTuple):
     tokens: torch.Tensor  # (R, L), padding behind each text
     lengths: torch.Tensor  # tokens of each text, the end token included, (R,)
     kept: torch.Tensor  # which positions are the text's, (R, L)
-    scores: torch.Tensor | None  # mean log-probability of each text's tokens, (R,), if asked for
+    num_read: torch.Tensor  # tokens of each text that were not known, at least 1, (R,)
+    scores: torch.Tensor | None  # mean log-probability of these tokens, (R,), if asked for
     logits: torch.Tensor | None  # (R, L, V), if asked for
 
     def rows(self, index: torch.Tensor) -> "Texts":
         """Some of the rows."""
         return Texts(*(None if values is None else values[index] for values in self))
+
+
+def run_whole(model: nn.Module, name: str) -> None:
+    """
+    Lets a method of a model that FSDP2 shards run with whole weights: as the model's forward, its layers gathered too,
+    since `generate` does not use all layers through their forward. All processes have to call the method together.
+    """
+    if name in vars(model) or not (dist.is_available() and dist.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    if not isinstance(model, FSDPModule):
+        return
+    method = getattr(model, name)
+
+    def gathered(*arguments: Any, **keywords: Any) -> Any:
+        layers = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+        for layer in layers:
+            layer.unshard()
+        try:
+            return method(*arguments, **keywords)
+        finally:
+            for layer in layers:
+                layer.reshard()
+
+    setattr(model, name, gathered)
+    # The model's own weights are gathered by FSDP2, as for its forward. That leaves them whole, for a backward pass.
+    register_fsdp_forward_method(model, name)
+    as_forward = getattr(model, name)
+
+    @functools.wraps(method)
+    def whole(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return as_forward(*arguments, **keywords)
+        finally:
+            model.reshard()
+
+    setattr(model, name, whole)
 
 
 class YanGenerationMixin:
@@ -186,7 +227,8 @@ class YanGenerationMixin:
                 those of the configuration. There is no prefix, so the ids they get are the source's.
             generator: Source of the randomness; the global one by default.
             target_lengths: The targets' true lengths, end token included: an int, or `(B,)`. Otherwise the length head
-                predicts them.
+                predicts them. With a `config.start_state` that gives masks or source tokens lengths of their own, also
+                one for each of these, `(B, M)`, in their order, 0 behind a row's last.
             seeds: One integer for each returned sequence instead of `generator`: a row's result then does not depend
                 on the other rows, on padding or on the batch size. The first candidate is the one without candidates.
             initial_latents: The initial state `z0`, `(B, Ly, d)` for `B` returned sequences, which no noise scale
@@ -286,34 +328,32 @@ class YanGenerationMixin:
         self, call: GenerationInputs, sampler: Sampler
     ) -> tuple[CandidateLayout, str, torch.Tensor | None]:
         """The rows with their lengths, where these come from, and the source's latents if they were needed."""
-        config, source = call.config, call.source.given
-        num_sources, device = len(source), source.device
-        num_sequences = config.num_return_sequences * config.num_candidates
-        encoded = None
-        if call.target_lengths is None:
+        config, source, given = call.config, call.source, call.target_lengths
+        encoded, num_sequences = None, config.num_return_sequences * config.num_candidates
+        is_by_token = self.config.start_state in ("aligned", "fertility")
+        if given is None or (is_by_token and np.ndim(given) < 2):
             if not self.length_head.is_trained(self.config):
                 raise ValueError(
                     "The length head of this model has never been trained (`config.length_head_trained` is False; "
                     "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or "
                     "fine-tune the model; where adapters alone were trained, set `config.length_head_trained` to True."
                 )
-            encoded, length_logits = sampler.encode(call.source)
-            lengths, log_probs = predicted_lengths(length_logits, config, num_sequences, call.width())
-            length_mode = "slack" if config.length_slack else "predicted"
-        else:
-            shape = (self.config.max_position_embeddings, num_sources, device, num_sequences)
-            lengths = given_lengths(call.target_lengths, config, *shape, call.width())
-            log_probs, length_mode = torch.zeros(lengths.shape, device=device), "given"
-        num_samples, num_lengths = config.num_candidates, lengths.shape[1]
-        layout = CandidateLayout(lengths.flatten(), log_probs.flatten(), num_sources, num_samples, num_lengths)
-        return layout, length_mode, encoded
+            encoded = sampler.encode(source)
+        lengths, log_probs, token_lengths = choose_lengths(
+            self.config, config, source, encoded, given, num_sequences, call.width()
+        )
+        length_mode = "given" if given is not None else "slack" if config.length_slack else "predicted"
+        shape = (len(source.given), config.num_candidates, lengths.shape[1])
+        layout = CandidateLayout(lengths.flatten(), log_probs.flatten(), *shape, token_lengths)
+        return layout, length_mode, None if encoded is None else encoded.latents
 
     def _prepare_latents(
         self, call: GenerationInputs, layout: CandidateLayout, noise: NoiseSource
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        The initial state, `(R, L, d)`; and, for each choice of experts, noise to draw them by, `(R, L, C, K)`, or the
-        experts themselves, `(R, L, C)`. The mode of the gate needs neither.
+        The initial state, `(R, L, d)`; for each choice of experts, noise to draw them by, `(R, L, C, K)`, or the
+        experts themselves, `(R, L, C)`, of which the mode of the gate needs neither; and where in the source each
+        position starts from, `(R, L)`, unless it starts from noise.
         """
         config, hidden_size, num_experts = call.config, self.config.hidden_size, self.config.num_experts
         num_choices = len(config.times()) - 1 if config.reselect_experts else 1
@@ -331,13 +371,19 @@ class YanGenerationMixin:
             experts = layout.repeat(experts.movedim(0, -1) if config.reselect_experts else experts[..., None])
         elif config.expert_selection == "sample":
             uniform = noise.draw(torch.rand, num_choices, num_experts)
-        return state, uniform, experts
+        is_noise = self.config.start_state == "noise" or call.initial_latents is not None
+        return state, uniform, experts, None if is_noise else layout.places(call.source)
 
-    @staticmethod
-    def _decoding_options(call: GenerationInputs, layout: CandidateLayout) -> dict[str, Any]:
+    def _decoding_options(self, call: GenerationInputs, layout: CandidateLayout) -> dict[str, Any]:
         """What [`decode_tokens`] is told for drafts and texts alike."""
         config, ids, device = call.config, call.source.input_ids, layout.lengths.device
+        known_ids = None
+        if config.keep_known and layout.token_lengths is not None:
+            known_ids = layout.known_ids(call.source, predicted_tokens(self.config, call.source))
+        control = (config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id, *config.end_token_ids())
         return {
+            "known_ids": known_ids,
+            "never_in_fillings": sorted({*control} - {None}),
             "processors": LogitsProcessorList([*(call.logits_processor or ()), *make_processors(config, device)]),
             "context_ids": None if ids is None else ids.repeat_interleave(layout.rows_per_source, dim=0),
             "end_token_ids": config.end_token_ids(),
@@ -363,22 +409,29 @@ class YanGenerationMixin:
             expert_temperature=float(config.expert_temperature),
             repeats=layout.rows_per_source,
             keep_states=bool(config.output_trajectory),
-            decode_argmax=not (decoding["processors"] or config.do_sample or config.output_scores or end_matters),
+            decode_argmax=not (
+                decoding["processors"]
+                or config.do_sample
+                or config.output_scores
+                or end_matters
+                or decoding["known_ids"] is not None
+            ),
             with_scores=decoding["with_scores"],
             routing=RoutingOptions.from_config(config),
             reselect=bool(config.reselect_experts),
-            is_start_given=call.initial_latents is not None,
             keep_core=bool(config.output_routing),
         )
         if getattr(streamer, "skip_prompt", False) and source.input_ids is not None:
             streamer.put(source.input_ids.cpu())  # it skips what is put first
-        context = decoding["context_ids"]
-        first = {"context_ids": None if context is None else layout.first(context), "with_scores": False}
+        names = ("context_ids", "known_ids")
+        first = {name: None if decoding[name] is None else layout.first(decoding[name]) for name in names}
+        first["with_scores"] = False
         lengths, ends = layout.first(layout.lengths), decoding["end_token_ids"]
 
         def show_draft(state: torch.Tensor):
             draft = decode_tokens(self.lm_head, self.model.decoder(layout.first(state)), **{**decoding, **first})
-            streamer.put_draft(truncate_at_eos(draft.tokens, lengths, ends, config.pad_token_id or 0)[0].cpu())
+            cut = truncate_at_eos(draft.tokens, lengths, ends, config.pad_token_id or 0, first["known_ids"])
+            streamer.put_draft(cut[0].cpu())
 
         callback = show_draft if hasattr(streamer, "put_draft") else None
         sampled = sampler.sample(options, source, encoded, layout.lengths, *start, callback_on_step_end=callback)
@@ -402,14 +455,16 @@ class YanGenerationMixin:
         check_finite("logits", decoded.is_finite)
         check_choice(config, decoded.has_choice, bool(call.logits_processor))
         pad_token_id = config.pad_token_id or 0
-        texts = truncate_at_eos(decoded.tokens, layout.lengths, decoding["end_token_ids"], pad_token_id)
+        known_ids = decoding["known_ids"]
+        texts = truncate_at_eos(decoded.tokens, layout.lengths, decoding["end_token_ids"], pad_token_id, known_ids)
         if call.stopping_criteria:
             texts = cut_by_criteria(*texts[:2], call.stopping_criteria, pad_token_id)
         tokens, lengths, kept = texts
+        num_read = lengths if known_ids is None else (kept & (known_ids < 0)).sum(dim=-1).clamp(min=1)
         scores = None
         if decoded.log_probs is not None:
-            scores = decoded.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / lengths
-        return Texts(tokens, lengths, kept, scores, decoded.logits)
+            scores = decoded.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / num_read
+        return Texts(tokens, lengths, kept, num_read, scores, decoded.logits)
 
     def _select_candidates(
         self, config: YanGenerationConfig, layout: CandidateLayout, sampled: SampleOutput, texts: Texts
@@ -420,7 +475,7 @@ class YanGenerationMixin:
         utility = texts.scores
         if config.rerank == "joint":
             # Of length, choices of experts and tokens together, per token.
-            utility = texts.scores + (layout.length_log_probs + sampled.path_log_probs) / texts.lengths
+            utility = texts.scores + (layout.length_log_probs + sampled.path_log_probs) / texts.num_read
         elif config.rerank == "cycle":
             encoded = self.model.encode(texts.tokens, texts.kept.long()).last_hidden_state
             utility = -cycle_distance(sampled.latents, encoded, texts.kept)

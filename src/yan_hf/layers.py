@@ -366,6 +366,20 @@ class YanLengthHead(nn.Module):
         return self.down_proj(nn.functional.gelu(self.up_proj(pooled_source)))
 
 
+class YanTokenLengthHead(nn.Module):
+    """Distribution over how many target tokens a source token or mask stands for, from its latent."""
+
+    def __init__(self, config: YanConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.up_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.down_proj = nn.Linear(config.hidden_size, config.max_token_length + 1)
+
+    def forward(self, source_latents: Tensor) -> Tensor:
+        """`h` `(B, Lx, d)` → logits `(B, Lx, max_token_length + 1)`, entry `i` for `i` tokens."""
+        return self.down_proj(nn.functional.gelu(self.up_proj(self.norm(source_latents))))
+
+
 def positions_from_mask(attention_mask: Tensor) -> Tensor:
     """Position of each token among its row's real tokens, `(B, L)`; padding gets a valid index that nothing reads."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
@@ -379,5 +393,12 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 __all__ = ["KERNELS", "Kernels", "AdaLNModulation", "YanAttention", "YanCrossAttention", "YanDecoderLayer"]
 __all__ += ["YanEncoderLayer", "YanFeedForward", "YanFlowLayer", "YanLengthHead", "YanPositionEmbedding"]
-__all__ += ["YanStartProjection", "YanTimeEmbedding", "adaptive_layer_norm", "apply_linear", "eager_attention_forward"]
-__all__ += ["is_plain_linear", "linear", "linear_gelu", "masked_mean", "positions_from_mask"]
+__all__ += ["YanStartProjection", "YanTimeEmbedding", "YanTokenLengthHead", "adaptive_layer_norm", "apply_linear"]
+__all__ += [
+    "eager_attention_forward",
+    "is_plain_linear",
+    "linear",
+    "linear_gelu",
+    "masked_mean",
+    "positions_from_mask",
+]

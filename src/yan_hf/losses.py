@@ -7,8 +7,10 @@ The training objective: mixture-of-experts flow matching and the terms beside it
 Everything here is a function of tensors. Masks are 1 on the target tokens that count. Sums run in float32 at least,
 whatever the model's precision or autocast.
 
-`group` is there for a batch that is spread over processes: the value on one process is then its share, times the
-number of processes, so that the average over the processes, and of their gradients, is the joined batch's.
+`group` is there for a batch that is spread over processes. Data-parallel engines average gradients over these, and an
+average of each process's own loss is not the loss of the joined batch: token means have different denominators, and
+load balance and MMD are not means over tokens at all. So sums and points are exchanged: the value on one process is
+its share of the joined batch's, times the number of processes.
 """
 
 import math
@@ -18,16 +20,69 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
-from .distributed import LossGroup
 from .experts import RoutingOptions, sum_over_blocks, tokens_per_block
 
 
 # Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
 MMD_BANDWIDTHS = (0.2, 0.5, 1.0, 2.0, 5.0)
 MMD_MAX_POINTS = 2_000
+
+
+class LossGroup:
+    """The processes of a group, by default all, that share a batch and compute its loss at the same time."""
+
+    def __init__(self, group: "dist.ProcessGroup | None" = None):
+        self.group = group
+        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, a constant for autograd."""
+        values = values.detach().clone()
+        dist.all_reduce(values, group=self.group)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, through which gradients flow back to each."""
+        from torch.distributed.nn.functional import all_reduce
+
+        return all_reduce(values, group=self.group or dist.group.WORLD)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, as many of each, in order, `(n, ...)` → `(size · n, ...)`, with gradients to each."""
+        # A sum of rows that only one process fills: backends without a reduce-scatter have its gradient too.
+        slots = values.new_zeros(self.size, *values.shape)
+        slots[self.rank] = values
+        return self.sum(slots).flatten(0, 1)
+
+    def union(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The distinct tokens of all processes, sorted, from each one's own, `(n,)`."""
+        padded = tokens[:1].repeat(self.largest(len(tokens), tokens.device))
+        padded[: len(tokens)] = tokens
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat(parts).unique()
+
+    def largest(self, count: int, device: torch.device) -> int:
+        """The largest of the processes' counts."""
+        value = torch.tensor(count, device=device)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group)
+        return int(value)
+
+
+def loss_group(model: nn.Module) -> LossGroup | None:
+    """
+    The group over which a model's training loss is joined, `None` where each process stands for itself: in evaluation,
+    which may run on one process, and under tensor parallelism, where the processes hold the same rows.
+    """
+    is_joined = model.config.loss_reduction == "global" and model.training and torch.is_grad_enabled()
+    if not is_joined or (getattr(model, "_tp_size", None) or 1) > 1:
+        return None
+    is_spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return LossGroup() if is_spread else None
 
 
 def upcast(values: torch.Tensor) -> torch.Tensor:
@@ -265,6 +320,10 @@ class LossInputs:
     target_latents: torch.Tensor  # `z1`, (B, Ly, d)
     length_logits: torch.Tensor  # (B, N)
     lengths: torch.Tensor  # (B,)
+    # Where source tokens have lengths: logits (B, Lx, C), the lengths (B, Lx), and which are predicted, (B, Lx).
+    token_length_logits: torch.Tensor | None = None
+    token_lengths: torch.Tensor | None = None
+    is_predicted: torch.Tensor | None = None
     # The whole gate, (B, Ly, K), at the training time, or else at the solver's first step.
     gate_log_probs: torch.Tensor | None = None
     # At the training time: `u_k`, (B, Ly, K, d); `u*`, (B, Ly, d); and the gate as routing restricts and shares it.
@@ -272,12 +331,13 @@ class LossInputs:
     velocity: torch.Tensor | None = None
     routed_log_probs: torch.Tensor | None = None
     latents: torch.Tensor | None = None  # the solved ODE's end, (B, Ly, d)
-    # (B, Ly, V) for each supervised end point: the ODE's end, or that of every solver step.
+    # (B, Ly, V) for each supervised end point: the ODE's end, or that of every solver step; (N, V), of the tokens that
+    # count, with `config.keep_known`.
     logits: list[torch.Tensor] = field(default_factory=list)
     # For each solver step that chose: the shared gate, (B, Ly, K), and the winners, (B, Ly).
     choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     expert_scores: list[torch.Tensor] = field(default_factory=list)  # what these were found by, (B, Ly, K)
-    target_logits: list[torch.Tensor] = field(default_factory=list)  # that decoded from `z1`, (B, Ly, V)
+    target_logits: list[torch.Tensor] = field(default_factory=list)  # those decoded from `z1`
 
 
 def _flow(inputs: LossInputs) -> torch.Tensor | None:
@@ -299,7 +359,11 @@ def _latent(inputs: LossInputs) -> torch.Tensor | None:
 
 
 def _token(inputs: LossInputs, logits: list[torch.Tensor], smoothing: float = 0.0) -> torch.Tensor | None:
-    arguments = (inputs.labels, inputs.token_weights, smoothing, inputs.group)
+    labels, weights = inputs.labels, inputs.token_weights
+    if inputs.config.keep_known:
+        logits, counted = [values[None] for values in logits], inputs.mask > 0
+        labels, weights = labels[counted][None], weights[counted][None]
+    arguments = (labels, weights, smoothing, inputs.group)
     return sum(token_loss(values, *arguments) for values in logits) / len(logits) if logits else None
 
 
@@ -307,6 +371,15 @@ def _mmd(inputs: LossInputs) -> torch.Tensor | None:
     if not inputs.config.loss_weights["mmd"]:
         return None
     return mmd_loss(inputs.target_latents, inputs.mask, inputs.generator, group=inputs.group)
+
+
+def _length(inputs: LossInputs) -> torch.Tensor:
+    loss = length_loss(inputs.length_logits, inputs.lengths, inputs.group)
+    if inputs.token_lengths is None:
+        return loss
+    # Longer ones than the head knows count as the longest.
+    labels = inputs.token_lengths.clamp(max=inputs.token_length_logits.shape[-1] - 1)
+    return loss + token_loss(inputs.token_length_logits, labels, inputs.is_predicted, group=inputs.group)
 
 
 def _gate(inputs: LossInputs) -> torch.Tensor | None:
@@ -325,7 +398,7 @@ LOSS_FUNCTIONS: dict[str, Callable[[LossInputs], torch.Tensor | None]] = {
     "load_balance": lambda inputs: load_balance_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
     "mmd": _mmd,
     "l2": lambda inputs: l2_loss(inputs.target_latents, inputs.mask, inputs.group),
-    "length": lambda inputs: length_loss(inputs.length_logits, inputs.lengths, inputs.group),
+    "length": _length,
     "gate": _gate,
     "reconstruction": lambda inputs: _token(inputs, inputs.target_logits),
 }
@@ -338,7 +411,8 @@ def loss_terms(inputs: LossInputs) -> dict[str, torch.Tensor]:
 
 
 __all__ = [
-    "LOSS_FUNCTIONS", "LossInputs", "block_flow_matching_nll", "expert_log_densities", "flow_matching_nll",
-    "gate_entropy_loss", "l2_loss", "latent_loss", "length_loss", "load_balance_loss", "loss_terms", "mmd_loss",
-    "responsibilities", "sample_times", "token_log_probs", "token_loss", "token_mean", "gate_loss",
+    "LOSS_FUNCTIONS", "LossGroup", "LossInputs", "block_flow_matching_nll", "expert_log_densities",
+    "flow_matching_nll", "gate_entropy_loss", "gate_loss", "l2_loss", "latent_loss", "length_loss",
+    "load_balance_loss", "loss_group", "loss_terms", "mmd_loss", "responsibilities", "sample_times",
+    "token_log_probs", "token_loss", "token_mean",
 ]  # fmt: skip

@@ -26,7 +26,6 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
-from .distributed import loss_group
 from .experts import (
     RoutingOptions,
     YanExpertRoutes,
@@ -53,13 +52,24 @@ from .layers import (
     YanPositionEmbedding,
     YanStartProjection,
     YanTimeEmbedding,
+    YanTokenLengthHead,
     is_plain_linear,
     masked_mean,
     positions_from_mask,
 )
-from .losses import LossInputs, l2_loss, loss_terms, mmd_loss, sample_times, token_log_probs, token_loss
+from .lengths import SourceInputs, lay_out, source_places, training_token_lengths
+from .losses import (
+    LossInputs,
+    l2_loss,
+    loss_group,
+    loss_terms,
+    mmd_loss,
+    sample_times,
+    token_log_probs,
+    token_loss,
+)
 from .mixers import MIXERS, YanMambaMixer
-from .sampling import solve_flow, stretch
+from .sampling import solve_flow
 from .saving import staged_save, unreadable_weights, write_code
 from .solver import integrate, time_grid
 from .validation import (
@@ -160,10 +170,13 @@ class YanOutput(ModelOutput):
         loss_terms: With `labels`, the terms before weighting, detached, by the names of `DEFAULT_LOSS_WEIGHTS`.
             Without a weight `mmd` is left out, and without one on either, `latent` and `token` are.
         logits: `(B, Ly, V)`, decoded from the end of the solved ODE with `labels`; from the estimated end point
-            without, and where no weight asks for the solver.
+            without, and where no weight asks for the solver. With `labels` and `config.keep_known`, `(N, V)`, of the
+            `N` tokens of fillings.
         latents: With `labels`, the latents that were decoded, `(B, Ly, d)`.
         target_latents: With `labels`, the targets' latents, `(B, Ly, d)`.
         length_logits: Of the target's length, `(B, max_position_embeddings)`; entry `i` stands for `i + 1` tokens.
+        token_length_logits: Of how many target tokens each source token stands for, `(B, Lx, max_token_length + 1)`,
+            with a `start_state` that predicts it.
         expert_indices: With `labels` and an `expert_scope` beyond the token, the winner of every choice,
             `(C, B, Ly)`: one, or one for each solver step with `reselect_experts`.
         expert_scores: What each winner was found by, `(C, B, Ly, K)`: the log-likelihood of the block's tokens under
@@ -176,6 +189,7 @@ class YanOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
     target_latents: torch.FloatTensor | None = None
     length_logits: torch.FloatTensor | None = None
+    token_length_logits: torch.FloatTensor | None = None
     expert_indices: torch.LongTensor | None = None
     expert_scores: torch.FloatTensor | None = None
     velocity: torch.FloatTensor | None = None
@@ -698,15 +712,14 @@ class YanModel(YanPreTrainedModel):
         return latents.mean(dim=1) if mask is None else masked_mean(latents, mask)
 
     def start(
-        self, source_latents: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor, repeats: int = 1
-    ) -> torch.Tensor | float:
+        self, source_latents: torch.Tensor, places: torch.Tensor, canvas: torch.Tensor, repeats: int = 1
+    ) -> torch.Tensor:
         """
         What the flow's start takes from the source, to which noise is added: `W · A(h)`, `(B · repeats, Ly, d)`, where
-        `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`; 0 with `start_state="noise"`.
+        `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`, at the `places` `(B · repeats, Ly)` in the
+        source that [`~sampling.source_places`] gives.
         """
-        if self.start_proj is None:
-            return 0.0
-        return stretch(_repeat(self.start_proj(source_latents), repeats), _repeat(source_mask, repeats), canvas)
+        return lay_out(_repeat(self.start_proj(source_latents), repeats), places, canvas)
 
     def prepare_context(
         self,
@@ -793,6 +806,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         self.model = YanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.length_head = YanLengthHead(config)
+        self.token_length_head = None
+        if config.start_state in ("aligned", "fertility"):
+            self.token_length_head = YanTokenLengthHead(config)
         # Counts `generate`'s compiled programs over its calls.
         self.compiled_programs: set[tuple] = set()
         self.post_init()
@@ -805,6 +821,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """Logits of the target's length from the source's latents and mask, as [`YanLengthHead`] gives them."""
         source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
         return self.length_head(source_latents, source_mask)
+
+    def predict_token_lengths(self, source_latents: torch.Tensor) -> torch.Tensor | None:
+        """Logits of the number of target tokens that each source token stands for, as [`YanTokenLengthHead`]."""
+        if self.token_length_head is None:
+            return None
+        source_latents = source_latents.detach() if self.config.detach_length_head else source_latents
+        return self.token_length_head(source_latents)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any):
         """As in the base class; `config.length_head_trained` becomes what [`~YanLengthHead.is_trained`] tells."""
@@ -823,6 +846,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
         token_weights: torch.FloatTensor | None = None,
+        token_lengths: torch.LongTensor | None = None,
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> YanOutput:
@@ -839,6 +863,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             latents, timesteps: As of [`YanModel.forward`], without `labels`.
             inputs_embeds, encoder_outputs: Instead of `input_ids`, as there.
             token_weights: How much each target token counts in the flow, latent and token terms, `(B, Ly)`.
+            token_lengths: With `labels`, how many target tokens each source token stands for, `(B, Lx)`, for a
+                `start_state` that predicts it. With `"aligned"` they are found in the labels by default.
             generator: Source of the loss's randomness. In eval mode a fixed seed is used by default, so that
                 evaluation repeats; in training the global state.
 
@@ -861,12 +887,18 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             state = (latents, timesteps, decoder_attention_mask)
             output = self.model(None, attention_mask, *state, encoder_outputs=encoder_outputs, **kwargs)
             logits = self.lm_head(output.last_hidden_state)
-            extra = {"length_logits": self.predict_lengths(output.encoder_last_hidden_state, attention_mask)}
+            latents = output.encoder_last_hidden_state
+            extra = {
+                "length_logits": self.predict_lengths(latents, attention_mask),
+                "token_length_logits": self.predict_token_lengths(latents),
+            }
         else:
             if latents is not None or timesteps is not None:
                 raise ValueError("`latents` and `timesteps` are drawn by the loss: pass them without `labels`.")
+            source = SourceInputs(input_ids, attention_mask, encoder_outputs[0] if input_ids is None else None)
+            target = (labels, decoder_attention_mask, token_weights, token_lengths)
             output, logits, terms, extra = self._training_forward(
-                encoder_outputs, attention_mask, labels, decoder_attention_mask, token_weights, generator, **kwargs
+                encoder_outputs, source, *target, generator, **kwargs
             )
             extra["loss"] = self._weighted_sum(terms)
             extra["loss_terms"] = {name: term.detach() for name, term in terms.items()}
@@ -875,10 +907,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     def _training_forward(
         self,
         encoder_outputs: BaseModelOutput,
-        attention_mask: torch.Tensor | None,
+        source: SourceInputs,
         labels: torch.Tensor,
         canvas: torch.Tensor | None,
         token_weights: torch.Tensor | None,
+        token_lengths: torch.Tensor | None,
         generator: torch.Generator | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[ModelOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
@@ -887,7 +920,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         is estimated, only if a weight asks for it; the other terms cost little and are always there to be watched.
         """
         config, weights = self.config, self.config.loss_weights
-        source_latents = encoder_outputs[0]
+        source_latents, attention_mask = encoder_outputs[0], source.attention_mask
         check_labels(config, labels, canvas, source_latents.shape[0], token_weights)
         labels = labels.long()
         if generator is None and not self.training:
@@ -896,15 +929,20 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         # 1. The target's latents, on its canvas.
         counted = labels != -100
         canvas = counted if canvas is None else canvas.bool()
+        places, by_token = self._lay_out_source(source, labels, canvas, token_lengths)
+        if config.keep_known:
+            # Fillings, and all tokens of rows without masks.
+            counted = counted & (by_token[1].gather(1, places) | ~by_token[1].any(dim=-1, keepdim=True))
         mask = (counted & canvas).to(torch.float32)
-        target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
+        target_ids = labels.masked_fill(labels == -100, config.mask_token_id or 0)
         target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
 
         # 2. Flow matching at a random time of the linear path.
         shape, device, dtype = target_latents.shape, target_latents.device, target_latents.dtype
         times = sample_times(shape[0], config.time_beta, device, generator)
         initial_state = (config.init_noise * torch.randn(shape, generator=generator, device=device)).to(dtype)
-        initial_state = initial_state + self.model.start(source_latents, attention_mask, canvas)
+        if places is not None:
+            initial_state = initial_state + self.model.start(source_latents, places, canvas)
         context = self.model.prepare_context(source_latents, attention_mask, canvas)
         routing = RoutingOptions.from_config(config)
         solved = weights["latent"] > 0 or weights["token"] > 0
@@ -918,7 +956,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             target_latents=target_latents,
             length_logits=self.predict_lengths(source_latents, attention_mask),
             lengths=self._target_lengths(labels, canvas),
+            token_length_logits=self.predict_token_lengths(source_latents),
         )
+        if by_token is not None:
+            inputs.token_lengths, inputs.is_predicted = by_token
         # Where winners are followed, the solver's first step evaluates every expert and trains the gate.
         flow = None
         if weights["flow"] > 0 or routing.scope == "token" or not solved:
@@ -926,22 +967,42 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
         # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
         if not solved:
-            logits = self.decode(latents)
+            logits = self._decode_counted(latents, inputs)
         else:
             if routing.scope == "token":
                 latents = self._solve_by_gate(initial_state, context, generator, routing)
-                inputs.logits = [self.decode(latents)]
+                inputs.logits = [self._decode_counted(latents, inputs)]
             else:
                 latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
                 flow = flow or first
             inputs.latents, logits = latents, inputs.logits[-1]
         if weights["reconstruction"] > 0:
-            inputs.target_logits = [self.decode(target_latents)]
+            inputs.target_logits = [self._decode_counted(target_latents, inputs)]
         extra = {"latents": latents, "target_latents": target_latents, "length_logits": inputs.length_logits}
+        extra["token_length_logits"] = inputs.token_length_logits
         if inputs.choices:
             extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
             extra["expert_scores"] = torch.stack(inputs.expert_scores)
         return flow, logits, loss_terms(inputs), extra
+
+    def _lay_out_source(
+        self, source: SourceInputs, labels: torch.Tensor, canvas: torch.Tensor, token_lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
+        """
+        Where in the source each position of the canvas starts from, `(B, Ly)`, and what
+        [`~sampling.training_token_lengths`] gives; `None` where the flow starts from noise.
+        """
+        if self.config.start_state == "noise":
+            return None, None
+        by_token = training_token_lengths(self.config, source, labels, canvas, token_lengths)
+        mask = source.attention_mask
+        if mask is None:
+            mask = torch.ones(source.given.shape[:2], dtype=torch.long, device=canvas.device)
+        return source_places(mask, canvas.long(), None if by_token is None else by_token[0]), by_token
+
+    def _decode_counted(self, latents: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
+        """Logits, of the tokens that count alone with `config.keep_known`."""
+        return self.decode(latents[inputs.mask > 0]) if self.config.keep_known else self.decode(latents)
 
     def _match_flow(
         self,
@@ -999,12 +1060,12 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             if not inputs.choices or self.config.reselect_experts:
                 gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
                 end_points = state[:, :, None] + (1 - time) * flow.expert_fields
-                winners, scores = self._winners(end_points, gate, inputs, routing)
+                winners, scores = self._winners(end_points, gate, canvas, inputs, routing)
                 inputs.choices.append((gate, winners))
                 inputs.expert_scores.append(scores)
             index = inputs.choices[-1][1][..., None, None].expand(-1, -1, 1, state.shape[-1])
             chosen = flow.expert_fields.gather(2, index)[:, :, 0]
-            inputs.logits.append(self.decode(state + (1 - time) * chosen))
+            inputs.logits.append(self._decode_counted(state + (1 - time) * chosen, inputs))
             return chosen
 
         state = integrate(velocity, state, time_grid(self.config.solver_steps))
@@ -1014,7 +1075,12 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
     @torch.no_grad()
     def _winners(
-        self, end_points: torch.Tensor, gate: torch.Tensor, inputs: LossInputs, routing: RoutingOptions
+        self,
+        end_points: torch.Tensor,
+        gate: torch.Tensor,
+        canvas: torch.Tensor,
+        inputs: LossInputs,
+        routing: RoutingOptions,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
@@ -1032,7 +1098,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
         labels = labels[..., None].expand(end_points.shape[:3])
         log_probs = token_log_probs(decode, end_points.flatten(0, 2), labels.flatten(), size).view(labels.shape)
-        scores = sum_over_blocks(log_probs, inputs.mask, routing.block_size) + self.config.winner_prior * gate
+        log_probs = log_probs * inputs.mask[..., None]
+        scores = sum_over_blocks(log_probs, canvas, routing.block_size) + self.config.winner_prior * gate
         return scores.argmax(dim=-1), scores
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:

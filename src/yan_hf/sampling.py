@@ -1,104 +1,24 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The tensor half of `generate`: lengths, noise, encoding, solving, decoding, and the choice among candidates."""
+"""The tensor half of `generate`: noise, encoding, solving, decoding, and the choice among candidates."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MethodType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
 from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
 from .layers import is_plain_linear, linear
+from .lengths import EncodedSource, SourceInputs, source_places
 from .solver import SOLVERS, evaluation_times, integrate
-from .validation import check_finite
-
-
-def predicted_lengths(
-    logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The likeliest lengths within the limits of a resolved [`YanGenerationConfig`], from the length head's logits
-    `(B, max_position_embeddings)`, whose entry `i` stands for `i + 1` tokens; fixed latents or experts hold
-    `given_width` positions. `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the
-    allowed ones; `m` is `num_length_candidates`, or as many as the limits allow.
-
-    Raises:
-        ValueError: for limits that leave no length, and logits that are not finite.
-    """
-    longest = config.max_new_tokens if given_width is None else min(config.max_new_tokens, given_width)
-    if config.min_new_tokens > longest:
-        raise ValueError(
-            f"`min_new_tokens={config.min_new_tokens}` is more than the {longest} positions that `initial_latents` or "
-            "`expert_indices` hold."
-        )
-    logits = logits.float()
-    check_finite("length_logits", logits)
-    allowed = logits[:, config.min_new_tokens - 1 : longest]
-    order = allowed.argsort(dim=-1, descending=True, stable=True)[:, : config.num_length_candidates]
-    log_probs = allowed.log_softmax(dim=-1).gather(1, order)
-    lengths = (order + config.min_new_tokens + config.length_slack).clamp(max=longest)
-    return lengths.repeat_interleave(num_sequences, dim=0), log_probs.repeat_interleave(num_sequences, dim=0)
-
-
-def given_lengths(
-    target_lengths: int | list[int] | torch.Tensor,
-    config: PreTrainedConfig,
-    table_size: int,
-    batch_size: int,
-    device: torch.device,
-    num_sequences: int,
-    given_width: int | None = None,
-) -> torch.Tensor:
-    """
-    The lengths that the caller knows, an integer or one for each source, as `(B · num_sequences, 1)`.
-
-    Raises:
-        ValueError: for lengths that are no integers, not one for each row, outside the position table or the fixed
-            latents, or together with options that choose among predicted lengths.
-    """
-    for name, neutral in (("num_length_candidates", 1), ("length_slack", 0)):
-        if (value := getattr(config, name)) != neutral:
-            raise ValueError(f"`{name}={value}` chooses among predicted lengths, but `target_lengths` gives them.")
-    try:
-        lengths = torch.as_tensor(target_lengths, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
-    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.dim() > 1:
-        raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
-    if lengths.dim() == 1 and len(lengths) != batch_size:
-        raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {batch_size} rows.")
-    lengths = lengths.long().expand(batch_size)
-    shortest, width = torch.stack([lengths.min(), lengths.max()]).tolist()
-    if shortest < 1 or width > table_size:
-        limits = f"1 to `max_position_embeddings={table_size}`"
-        raise ValueError(f"`target_lengths` must be in {limits}, but reach from {shortest} to {width}.")
-    if given_width is not None and width > given_width:
-        raise ValueError(
-            f"`target_lengths` reach {width}, but `initial_latents` or `expert_indices` hold {given_width} positions."
-        )
-    return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
-
-
-class SourceInputs(NamedTuple):
-    """A batch of sources: ids `(B, Lx)` or embeddings `(B, Lx, d)`, and their mask `(B, Lx)`."""
-
-    input_ids: torch.Tensor | None
-    attention_mask: torch.Tensor | None
-    inputs_embeds: torch.Tensor | None
-
-    @property
-    def given(self) -> torch.Tensor:
-        """The ids, or the embeddings in their place."""
-        return self.inputs_embeds if self.input_ids is None else self.input_ids
 
 
 @dataclass
@@ -114,6 +34,8 @@ class CandidateLayout:
     num_sources: int
     num_samples: int  # drawn for each returned sequence
     num_lengths: int  # tried for each sample
+    # How many target tokens every source token stands for, (R, Lx), all zeros in rows where that is not predicted.
+    token_lengths: torch.Tensor | None = None
 
     @property
     def rows_per_source(self) -> int:
@@ -130,6 +52,29 @@ class CandidateLayout:
     @cached_property
     def width(self) -> int:
         return int(self.lengths.max())
+
+    @cached_property
+    def canvas(self) -> torch.Tensor:
+        """Which positions are a row's own, `(R, L)`, bool."""
+        return torch.arange(self.width, device=self.lengths.device) < self.lengths[:, None]
+
+    def places(self, source: SourceInputs) -> torch.Tensor:
+        """Where in the source each position starts from, `(R, L)`; see [`source_places`]."""
+        mask = source.attention_mask
+        if mask is None:
+            mask = torch.ones(source.given.shape[:2], dtype=torch.long, device=self.lengths.device)
+        mask = mask.repeat_interleave(self.rows_per_source, dim=0)
+        return source_places(mask, self.canvas.long(), self.token_lengths)
+
+    def known_ids(self, source: SourceInputs, is_mask: torch.Tensor) -> torch.Tensor:
+        """
+        The source's tokens `(B, Lx)` where they stand in the target, `(R, L)`; -1 in the fillings of the tokens with
+        `is_mask` `(B, Lx)`, behind the text and in rows without masks.
+        """
+        places, num_tokens = self.places(source), self.token_lengths.sum(dim=-1, keepdim=True)
+        ids = source.input_ids.masked_fill(is_mask, -1).repeat_interleave(self.rows_per_source, dim=0)
+        is_text = torch.arange(self.width, device=places.device) < num_tokens
+        return ids.long().gather(1, places).masked_fill(~is_text, -1)
 
     def repeat(self, values: torch.Tensor) -> torch.Tensor:
         """What each returned sequence has, `(B · n, ...)`, for each of its candidates, `(R, ...)`."""
@@ -257,6 +202,8 @@ def decode_tokens(
     context_ids: torch.Tensor | None = None,
     end_token_ids: list[int] | None = None,
     min_length: int = 1,
+    known_ids: torch.Tensor | None = None,
+    never_in_fillings: Sequence[int] = (),
     with_scores: bool = False,
     with_logits: bool = False,
 ) -> DecodedTokens:
@@ -270,24 +217,35 @@ def decode_tokens(
         uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.
         context_ids: The source, `(B, Lx)`, given to the processors as the ids so far, since there is no prefix.
         end_token_ids: Tokens that are not taken at the first `min_length - 1` positions.
+        known_ids: Tokens that are known, `(B, L)`, and -1 where one is to be read; only these positions are.
+        never_in_fillings: Tokens that are not taken in rows with known ones.
         with_scores, with_logits: Whether to give the tokens' log-probabilities, and the logits.
     """
     length, flat_states = states.shape[1], states.flatten(0, 1)
     processors = processors or None
     forbids_end = bool(end_token_ids) and min_length > 1
-    is_argmax = processors is None and uniform is None and not with_logits and not forbids_end
+    is_plain = processors is None and uniform is None and not with_logits
+    is_argmax = is_plain and not forbids_end and known_ids is None
+    positions = torch.arange(len(flat_states), device=states.device)
+    if known_ids is not None:
+        known_ids = known_ids.to(states.device)
+        is_filled = (known_ids >= 0).any(dim=-1)
+        if not with_logits:
+            positions = positions[known_ids.flatten() < 0]
     by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
     block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
     blocks = []
-    for start in range(0, len(flat_states), block_size):
-        block = slice(start, start + block_size)
+    for indices in positions.split(block_size):
         if by_vocabulary:
-            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
+            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[indices], with_scores)
             blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
-        scores = logits = head(flat_states[block])
-        indices = torch.arange(start, start + len(logits), device=states.device)
+        scores = logits = head(flat_states[indices])
+        if known_ids is not None and never_in_fillings:
+            scores = scores.clone()
+            never, is_never = list(never_in_fillings), is_filled[indices // length][:, None]
+            scores[:, never] = scores[:, never].masked_fill(is_never, -torch.inf)
         if forbids_end:
             early = indices % length < min_length - 1
             scores = scores.clone()
@@ -299,7 +257,7 @@ def decode_tokens(
             best, tokens = scores.max(dim=-1)
             is_choice = best > -torch.inf  # false for NaN too
         else:
-            tokens, is_choice = _draw(scores, uniform.flatten()[block])
+            tokens, is_choice = _draw(scores, uniform.flatten()[indices])
         chosen = logits.gather(1, tokens[:, None])[:, 0]
         largest = chosen if is_argmax else logits.amax(dim=-1)
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
@@ -307,11 +265,21 @@ def decode_tokens(
         blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
 
     tokens, chosen, largest, partition, is_choice, logits = (
-        None if parts[0] is None else torch.cat(parts).view(*states.shape[:2], *parts[0].shape[1:])
-        for parts in zip(*blocks)
+        None if parts[0] is None else torch.cat(parts) for parts in zip(*blocks)
     )
     log_probs = chosen.float() - partition if with_scores else None
     has_choice = None if is_choice is None else is_choice.all()
+    logits = None if logits is None else logits.view(*states.shape[:2], -1)
+    if known_ids is None:
+        tokens, log_probs = (
+            None if values is None else values.view(states.shape[:2]) for values in (tokens, log_probs)
+        )
+    else:
+        is_read = known_ids < 0
+        read = is_read.flatten()[positions]
+        tokens = known_ids.masked_scatter(is_read, tokens[read])
+        if log_probs is not None:
+            log_probs = log_probs.new_zeros(known_ids.shape).masked_scatter(is_read, log_probs[read])
     return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), has_choice)
 
 
@@ -332,15 +300,22 @@ def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def truncate_at_eos(
-    tokens: torch.Tensor, lengths: torch.Tensor, end_token_ids: list[int] | None, pad_token_id: int
+    tokens: torch.Tensor,
+    lengths: torch.Tensor,
+    end_token_ids: list[int] | None,
+    pad_token_id: int,
+    known_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Pads behind the first end token of each canvas: tokens `(B, L)` and lengths of the canvases `(B,)` → tokens
-    `(B, L)`, their number with the end token `(B,)`, and which positions are kept, `(B, L)`.
+    `(B, L)`, their number with the end token `(B,)`, and which positions are kept, `(B, L)`. Rows with known tokens,
+    not -1 in `known_ids` `(B, L)`, stay whole.
     """
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     for token in end_token_ids or ():
         is_end = (tokens == token) & (positions < lengths[:, None])
+        if known_ids is not None:
+            is_end = is_end & (known_ids < 0).all(dim=-1, keepdim=True)
         first_end = torch.where(is_end, positions, tokens.shape[1]).amin(dim=-1)
         lengths = torch.minimum(lengths, first_end + 1)
     return _cut(tokens, lengths, pad_token_id)
@@ -463,26 +438,6 @@ def solve_flow(
     return state, torch.stack(choices, dim=-1)
 
 
-def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torch.Tensor) -> torch.Tensor:
-    """
-    The source's latents `(B, Lx, d)` on the target's canvas `(B, Ly)`: of `n` source tokens and `m` target tokens,
-    position `j` gets that of the source token `round(j (n - 1) / (m - 1))`. Padding on either side of either, 0 in the
-    masks, changes nothing. `(B, Ly, d)`, zeros at padding.
-    """
-    if source_mask is None:
-        source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
-    # Real tokens first, in their order.
-    order = source_mask.long().argsort(dim=-1, descending=True, stable=True)
-    last_source = (source_mask.long().sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    last_target = (canvas.long().sum(dim=-1, keepdim=True) - 1).clamp(min=1)
-    places = (canvas.long().cumsum(dim=-1) - 1).clamp(min=0)
-    # Rounded in integers, halves upwards.
-    nearest = ((2 * places * last_source + last_target) // (2 * last_target)).clamp(max=last_source)
-    index = order.gather(1, nearest)
-    latents = source.gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
-    return latents * canvas.to(latents.dtype)[..., None]
-
-
 @dataclass(frozen=True)
 class SamplingOptions:
     """What is fixed for a whole batch; hashable, so that a compiled program can be one for each."""
@@ -496,7 +451,6 @@ class SamplingOptions:
     with_scores: bool = False  # whether to give their log-probabilities
     routing: RoutingOptions = field(default_factory=RoutingOptions)
     reselect: bool = False  # whether experts are chosen anew at every solver step
-    is_start_given: bool = False  # whether the initial state is `z0` itself, to which nothing of the source is added
     keep_core: bool = False  # whether to keep the core sets
 
 
@@ -543,10 +497,10 @@ def encode(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The source's latents, `(B, Lx, d)`, and the logits of the target's length, `(B, max_position_embeddings)`."""
+) -> EncodedSource:
+    """Encodes the source and predicts lengths."""
     source = model.model.encode(input_ids, attention_mask, inputs_embeds).last_hidden_state
-    return source, model.predict_lengths(source, attention_mask)
+    return EncodedSource(source, model.predict_lengths(source, attention_mask), model.predict_token_lengths(source))
 
 
 def sample(
@@ -558,6 +512,7 @@ def sample(
     initial_state: torch.Tensor,
     uniform: torch.Tensor | None,
     expert_indices: torch.Tensor | None,
+    places: torch.Tensor | None,
     callback_on_step_end: Callable[[torch.Tensor], None] | None = None,
 ) -> SampleOutput:
     """
@@ -567,20 +522,21 @@ def sample(
         model, options: A [`YanForConditionalGeneration`] and static options.
         source, source_mask: The source's latents, `(B, Lx, d)`, and mask, `(B, Lx)`.
         lengths: Lengths of the canvases, `(R,)`, `R = B · options.repeats`.
-        initial_state: The noise of `z0`, or `z0` itself with `options.is_start_given`, `(R, L, d)`.
+        initial_state: The noise of `z0`, or `z0` itself without `places`, `(R, L, d)`.
         uniform: Noise for the draw of experts, `(R, L, C, K)`; `None` takes the gate's mode.
         expert_indices: Experts `(R, L, C)` instead of a choice by the gate.
+        places: Where in the source each position starts from, [`source_places`], `(R, L)`.
         callback_on_step_end: Called with the state after every step.
     """
     # A model that is spread over devices may have its encoder elsewhere than the ids.
     device, flow = source.device, model.model.flow
     lengths, state = lengths.to(device), initial_state.to(device, source.dtype)
-    uniform, expert_indices, source_mask = (
-        None if value is None else value.to(device) for value in (uniform, expert_indices, source_mask)
+    uniform, expert_indices, source_mask, places = (
+        None if value is None else value.to(device) for value in (uniform, expert_indices, source_mask, places)
     )
     canvas = (torch.arange(state.shape[1], device=device) < lengths[:, None]).long()
-    if not options.is_start_given:
-        state = state + model.model.start(source, source_mask, canvas, options.repeats)
+    if places is not None:
+        state = state + model.model.start(source, places, canvas, options.repeats)
     states = [state]
     # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate is
     # finite, the core sets, and the log-probability of what was chosen.
@@ -643,7 +599,7 @@ def encode_and_sample(
 class Sampler(Protocol):
     """The two halves of `generate` that touch the network, over one model."""
 
-    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, source: SourceInputs) -> EncodedSource:
         """As [`encode`]."""
 
     def sample(
@@ -663,7 +619,7 @@ class EagerSampler:
 
     model: PreTrainedModel
 
-    def encode(self, source: SourceInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, source: SourceInputs) -> EncodedSource:
         return encode(self.model, *source)
 
     def sample(
@@ -681,7 +637,6 @@ class EagerSampler:
 
 __all__ = [
     "CandidateLayout", "DecodedTokens", "EagerSampler", "NoiseSource", "SampleOutput", "Sampler", "SamplingOptions",
-    "SourceInputs", "best_candidates", "consensus", "cut_by_criteria", "cycle_distance", "decode_tokens", "encode",
-    "encode_and_sample", "eval_view", "given_lengths", "predicted_lengths", "sample", "solve_flow", "stretch",
-    "token_f1", "truncate_at_eos",
+    "best_candidates", "consensus", "cut_by_criteria", "cycle_distance", "decode_tokens", "encode",
+    "encode_and_sample", "eval_view", "sample", "solve_flow", "token_f1", "truncate_at_eos",
 ]  # fmt: skip

@@ -140,6 +140,19 @@ def check_labels(
         check_length(config, "labels", int(canvas.bool().sum(dim=-1).max()))
 
 
+def check_token_lengths(token_lengths: Tensor, canvas: Tensor) -> None:
+    """Raises `ValueError` for negative lengths of source tokens, and for more than the target's canvas holds."""
+    if not _values_can_be_read(token_lengths):
+        return
+    sums, sizes = token_lengths.sum(dim=-1), canvas.sum(dim=-1)
+    if bool((token_lengths < 0).any()) or bool((sums > sizes).any()):
+        row = int(((token_lengths < 0).any(dim=-1) | (sums > sizes)).nonzero()[0])
+        raise ValueError(
+            f"Row {row} of `token_lengths` must not be negative, nor sum to more than the {int(sizes[row])} target "
+            f"tokens, but is {token_lengths[row].tolist()}."
+        )
+
+
 def check_finite(name: str, values: Tensor) -> None:
     """Raises `ValueError` where something computed is not finite: `values`, or booleans that say whether it was."""
     if _values_can_be_read(values) and not (values if values.dtype == torch.bool else values.isfinite()).all():

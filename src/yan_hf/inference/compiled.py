@@ -20,7 +20,15 @@ from transformers.generation import CompileConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from ..sampling import DecodedTokens, SampleOutput, SamplingOptions, SourceInputs, encode, encode_and_sample, sample
+from ..lengths import EncodedSource, SourceInputs
+from ..sampling import (
+    DecodedTokens,
+    SampleOutput,
+    SamplingOptions,
+    encode,
+    encode_and_sample,
+    sample,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -81,11 +89,12 @@ class CompiledSampler:
         self.compile_config = CompileConfig(**compile_config) if isinstance(compile_config, dict) else compile_config
         self.buckets = length_buckets(model.config.max_position_embeddings)
 
-    def encode(self, source: SourceInputs) -> tuple[Tensor, Tensor]:
-        """As [`sampling.encode`]; the latents have the length and the batch of the source."""
+    def encode(self, source: SourceInputs) -> EncodedSource:
+        """As [`sampling.encode`]; everything has the length and the batch of the source."""
         batch_size, length = source.given.shape[:2]
-        latents, length_logits = self._run(encode, *self._pad_source(source))
-        return latents[:batch_size, :length].clone(), length_logits[:batch_size].clone()
+        latents, length_logits, by_token = self._run(encode, *self._pad_source(source))
+        by_token = None if by_token is None else by_token[:batch_size, :length].clone()
+        return EncodedSource(latents[:batch_size, :length].clone(), length_logits[:batch_size].clone(), by_token)
 
     def sample(
         self,
