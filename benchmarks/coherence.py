@@ -29,6 +29,7 @@ from report import save
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from yan_hf import YanConfig, YanForConditionalGeneration
+from yan_hf.data.alignment import fill_masks
 from yan_hf.data.tasks import TextPair, space_with_answer, split_sentences
 
 
@@ -66,6 +67,10 @@ class Rows:
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPair], device: torch.device):
         examples = encoded_examples(task, tokenizer, pairs)
+        for example, pair in zip(examples, pairs):
+            # A target that repeats its source is tokenized as that is, so that its tokens are there.
+            if filled := fill_masks(tokenizer, example["input_ids"], pair.source, pair.target):
+                example["labels"], _ = filled
         self.ids = pad([example["input_ids"] for example in examples], tokenizer.pad_token_id).to(device)
         self.labels = pad([example["labels"] for example in examples], -100).to(device)
         self.mask = (self.ids != tokenizer.pad_token_id).long()
@@ -98,6 +103,7 @@ def make_model(options: argparse.Namespace, task: Task, vocab_size: int) -> YanF
             reselect_experts=options.reselect,
             winner_prior=options.prior,
             start_state=options.start_state,
+            keep_known=options.keep_known,
             embedding_scale=0.2,
             initializer_range=0.05,
             detach_length_head=False,
@@ -216,7 +222,8 @@ def table() -> str:
         result = json.loads(file.read_text())
         settings = result["settings"]
         choice = "one field" if settings["experts"] == 1 else "anew" if settings["reselect"] else "held"
-        key = (settings["task"], settings["experts"], choice, settings["prior"])
+        start = settings["start_state"] + (", known kept" if settings.get("keep_known") else "")
+        key = (settings["task"], start, settings["experts"], choice, settings["prior"])
         groups.setdefault(key, []).append(result)
     columns = {
         "exact match, predicted length": "exact_match_predicted_3",
@@ -230,7 +237,7 @@ def table() -> str:
         "judge, a sample": "judge_sampled",
         "judge, the references": "judge_references",
     }
-    head = ["task", "K", "choice", "prior", "seeds", *columns]
+    head = ["task", "start", "K", "choice", "prior", "seeds", *columns]
     rows = [head, ["---"] * len(head)]
     for key, results in sorted(groups.items()):
         cells = []
@@ -252,7 +259,8 @@ def main():
     parser.add_argument("--scope", choices=("token", "target"), default="target")
     parser.add_argument("--reselect", action="store_true", help="choose anew at every step")
     parser.add_argument("--prior", type=float, default=0.0, help="weight of the gate's opinion in finding the winner")
-    parser.add_argument("--start-state", choices=("noise", "stretched"), default="stretched")
+    parser.add_argument("--start-state", choices=("noise", "stretched", "aligned"), default="stretched")
+    parser.add_argument("--keep-known", action="store_true", help="generate the fillings alone")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--train-steps", type=int, default=4_000)
     parser.add_argument("--judge-steps", type=int, default=2_000)

@@ -160,7 +160,8 @@ class YanDataCollator:
     def __call__(self, features: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         A batch: `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100; and
-        `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label.
+        `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label; and likewise
+        `token_lengths` `(B, Lx)`, int64, one for each source token.
 
         Raises:
             ValueError: for an example without the columns or the tokens that the objective needs.
@@ -184,6 +185,11 @@ class YanDataCollator:
                 for feature, target in zip(features, labels)
             ]
             batch["token_weights"] = self._pad(weights, 0, "right")
+        if self.objective == "pairs" and all("token_lengths" in feature for feature in features):
+            lengths = [_token_ids(feature, "token_lengths", row) for row, feature in enumerate(features)]
+            if any(len(values) != len(source) for values, source in zip(lengths, sources)):
+                raise ValueError("`token_lengths` must have one length for each of an example's `input_ids`.")
+            batch["token_lengths"] = self._pad(lengths, 0, side)
         return batch
 
     def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

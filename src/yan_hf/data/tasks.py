@@ -14,6 +14,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .alignment import align_tokens, fill_masks
 from .tokenization import MASK_MARKER, encode_text
 
 
@@ -188,6 +189,9 @@ class TaskEncoder:
         max_sentences: Only so many sentences of a text, the first ones, in tasks that read stories.
         mask_marker: What stands for the mask token in the sources of tasks that make none themselves, such as
             `"<mask>"`. Without one, and everywhere else, special tokens that a text spells out are text.
+        align: Whether examples get `token_lengths`, how many target tokens each source token stands for, which models
+            whose flow starts at the source's tokens are trained with (`config.start_state`, `"aligned"` or
+            `"fertility"`). A target that is the source with its masks filled is then tokenized piece by piece.
 
     Raises:
         ValueError: for an unknown task or column, options that do not suit the task, and when called, for a row that
@@ -206,6 +210,7 @@ class TaskEncoder:
     mask_first: bool = False
     max_sentences: int | None = None
     mask_marker: str | None = None
+    align: bool = False
     skipped: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -276,11 +281,16 @@ class TaskEncoder:
             return {"input_ids": ids}
         (labels,) = encode_text(self.tokenizer, [pair.target], add_special_tokens=False)
         labels = [*labels, self.tokenizer.eos_token_id]
+        lengths = {}
+        if self.align:
+            filled = fill_masks(self.tokenizer, ids, pair.source, pair.target)
+            labels, token_lengths = filled or (labels, align_tokens(self.tokenizer, ids, labels))
+            lengths["token_lengths"] = token_lengths
         limit = self.max_target_length
         if limit is not None and len(labels) > limit:
             found = f"the target has {len(labels)} tokens with its end token"
             raise ValueError(f"{found}, more than `max_target_length={limit}`: {pair.target[:80]!r}")
-        return {"input_ids": ids, "labels": labels}
+        return {"input_ids": ids, "labels": labels, **lengths}
 
     def _cut(self, ids: list[int], source: str, context: str) -> list[int]:
         limit = self.max_source_length
@@ -332,7 +342,8 @@ class TaskEncoder:
         if left_out and os.getpid() != self._process:
             # Counts of a worker process, and of one that reads a stream while training, never come back.
             logger.warning(f"{left_out} of {count} rows were left out: {self.skipped} so far in this process.")
-        names = ("input_ids", "labels") if self._task.has_target else ("input_ids",)
+        names = ["input_ids", "labels"] if self._task.has_target else ["input_ids"]
+        names += ["token_lengths"] if self._task.has_target and self.align else []
         return {name: [example[name] for example in examples] for name in names}
 
 

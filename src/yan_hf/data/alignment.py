@@ -1,0 +1,100 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""How many target tokens each source token stands for, for models whose flow starts at the source's tokens."""
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from transformers import PreTrainedTokenizerBase
+
+from ..lengths import match_masks
+from .tokenization import MASK_MARKER, encode_text
+
+
+_WORD = re.compile(r"\S+")
+_MARKS = re.compile(r"\W+")
+
+
+def fill_masks(
+    tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int], source: str, target: str
+) -> tuple[list[int], list[int]] | None:
+    """
+    Labels that are the tokens of the source with each mask replaced by those of its filling, and how many of them each
+    source token stands for; `None` where `target` is not the `source` with each `MASK_MARKER` filled. The known pieces
+    are tokenized as in the source, which the whole target might not be.
+
+    Args:
+        tokenizer: The tokenizer of `source_ids`.
+        source_ids: Tokens of the source; where it was cut, its end or beginning is left out of the labels too.
+        source, target: The texts.
+    """
+    lengths = match_masks(list(source), list(target), MASK_MARKER)
+    if lengths is None:
+        return None
+    fillings, start = [], 0
+    for character, length in zip(source, lengths):
+        if character == MASK_MARKER:
+            fillings.append(target[start : start + length])
+        start += length
+    masks = [place for place, token in enumerate(source_ids) if token == tokenizer.mask_token_id]
+    if len(masks) != len(fillings):
+        return None  # one was cut away
+    labels, lengths, filled = [], [], iter(encode_text(tokenizer, fillings, add_special_tokens=False))
+    for token in source_ids:
+        tokens = next(filled) if token == tokenizer.mask_token_id else [token]
+        labels += tokens
+        lengths.append(len(tokens))
+    if labels[-1:] != [tokenizer.eos_token_id]:
+        labels.append(tokenizer.eos_token_id)
+    return labels, lengths
+
+
+def align_tokens(tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """
+    How many target tokens each source token stands for, whatever the two texts are: their sum is the number of labels.
+
+    Words that are alike but for case and punctuation are matched; what is between them belongs together, and what has
+    no counterpart to the word before it. The tokens of a match are shared out evenly, in order.
+    """
+    source_words, target_words = _words(tokenizer, source_ids), _words(tokenizer, labels)
+    keys = [[key for key, _ in words] for words in (source_words, target_words)]
+    matches = []
+    for _, start, end, first, last in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
+        if end - start == last - first:
+            matches += [(start + i, start + i + 1, first + i, first + i + 1) for i in range(end - start)]
+        else:
+            matches.append((start, end, first, last))
+    lengths, before, waiting = [0] * len(source_ids), None, 0
+    for start, end, first, last in matches:
+        places = [place for _, places in source_words[start:end] for place in places]
+        count = sum(len(places) for _, places in target_words[first:last])
+        if places:
+            count, waiting, before = count + waiting, 0, places[-1]
+            for index, place in enumerate(places):
+                # Rounded up, so that the first tokens of a word stand for more.
+                lengths[place] = -(-count * (index + 1) // len(places)) - -(-count * index // len(places))
+        elif before is None:
+            waiting += count  # for the first source token
+        else:
+            lengths[before] += count
+    return lengths
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words of a text, without case and marks, and the places of each one's tokens; special tokens are words."""
+    special = set(tokenizer.all_special_ids)
+    words: list[tuple[str, list[int]]] = []
+    for place, (token, piece) in enumerate(zip(ids, _pieces(tokenizer, ids))):
+        if token in special or not words or piece[:1].isspace() or words[-1][0] in special:
+            words.append((token if token in special else "", []))
+        key, places = words[-1]
+        words[-1] = (key if token in special else key + piece, [*places, place])
+    return [(key if isinstance(key, int) else _MARKS.sub("", key).casefold(), places) for key, places in words]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of every token, with the space before it."""
+    return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.convert_ids_to_tokens(list(ids))]
+
+
+__all__ = ["align_tokens", "fill_masks"]
