@@ -19,6 +19,8 @@ _MARKS = re.compile(
     | (?<!\d)– | –(?!\d)""",
     re.VERBOSE,
 )
+# A word, with the marks that stay inside it.
+WORD = re.compile(r"[^\W_]+(?:(?:['‘’,:.‐‑-]|(?<=\d)–(?=\d))[^\W_]+)*")
 _CORE = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # a word without what stands around it
 
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")

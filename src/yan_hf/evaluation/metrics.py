@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..data.corruption import WORD
 from ..data.tasks import whole_sentences
 from ..sampling import token_f1
 
@@ -18,8 +19,6 @@ from ..sampling import token_f1
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-# A word, with the marks that stand between two of its letters or digits: don't, well-known, 3.5.
-_WORD = re.compile(r"[^\W_]+(?:['’.,:‐‑-][^\W_]+)*")
 _MARKS = {
     "period": ".…",
     "comma": ",",
@@ -114,7 +113,7 @@ def _align(
 
 def _folded(words: Iterable[str]) -> list[str]:
     """Words without case and punctuation, as partners are found by; a mark that stands alone stays."""
-    return ["".join(_WORD.findall(word)).casefold() or word for word in words]
+    return ["".join(WORD.findall(word)).casefold() or word for word in words]
 
 
 def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -135,7 +134,7 @@ def _f1(hits: int, found: int, wanted: int) -> float:
 
 def _words_and_marks(text: str) -> tuple[list[str], list[set[str]]]:
     """The words, and the kinds of marks before the first one and after each."""
-    words = list(_WORD.finditer(text))
+    words = list(WORD.finditer(text))
     starts, ends = [word.start() for word in words], [word.end() for word in words]
     gaps = [text[end:start] for end, start in zip([0, *ends], [*starts, len(text)])]
     return [word.group() for word in words], [{_MARK_OF[c] for c in gap if c in _MARK_OF} for gap in gaps]
@@ -166,7 +165,7 @@ def punctuation_f1(predictions: Sequence[str], references: Sequence[str]) -> dic
 def capitalization_f1(predictions: Sequence[str], references: Sequence[str]) -> float:
     """F1 of the words with a capital letter, after an alignment of the words without case (`jiwer`)."""
     _check_lists(predictions, references)
-    rows = [[_WORD.findall(text) for text in texts] for texts in (predictions, references)]
+    rows = [[WORD.findall(text) for text in texts] for texts in (predictions, references)]
     capital = [[[word != word.lower() for word in words] for words in row] for row in rows]
     pairs = _align(*([_folded(words) for words in row] for row in rows))
     hits = sum(
@@ -254,9 +253,8 @@ def score_texts(
     figures: dict[str, float] = {}
     for name in metrics:
         if name in NEED_SOURCES and sources is None:
-            raise ValueError(
-                f"The metric {name!r} needs the sources; with a trainer, `include_for_metrics=['inputs']`."
-            )
+            remedy = 'Pass `sources`; a trainer does with `include_for_metrics=["inputs"]`.'
+            raise ValueError(f"The metric {name!r} needs the sources. {remedy}")
         value = METRICS[name](texts, references, *([sources] if name in NEED_SOURCES else []))
         figures.update(value if isinstance(value, dict) else {name: value})
     return figures
