@@ -55,6 +55,9 @@ class DataArguments:
     max_train_rows: int | None = field(default=None, metadata={"help": "use only the first rows"})
     max_eval_rows: int | None = field(default=None, metadata={"help": "evaluate only the first rows"})
     streaming: bool = field(default=False, metadata={"help": "read training rows as they are needed"})
+    corruption: str | None = field(
+        default=None, metadata={"help": 'how restoration spoils texts, as JSON: {"error_rate": 0.2}'}
+    )
     canvas_slack: float = field(default=0.0, metadata={"help": "share of the canvases longer than their target"})
     mask_rate: float = field(default=0.08, metadata={"help": "share of the tokens masked in span infilling"})
 
@@ -155,6 +158,7 @@ def read_splits(data: DataArguments, needed: str = "train") -> dict[str, Any]:
 def task_encoder(data: DataArguments, tokenizer: PreTrainedTokenizerBase | None, **changes: Any) -> TaskEncoder:
     """What turns rows into texts and token ids; `changes` stand in for options."""
     fields = {"columns": mapping(data.columns), "label_names": data.class_names, **changes}
+    fields["corruption"] = mapping(data.corruption) or None
     return TaskEncoder.from_options(data, tokenizer=tokenizer, **fields)
 
 

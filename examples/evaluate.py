@@ -21,12 +21,12 @@ from common import (
     parse,
     prepare,
     read_splits,
+    task_encoder,
 )
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, evaluate_model
 from yan_hf.data.files import check_not_input
-from yan_hf.data.tasks import TASKS
 from yan_hf.evaluation.metrics import METRICS
 
 
@@ -58,7 +58,7 @@ def main():
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     examples = encode_splits({"test": splits["test"]}, tokenizer, data)["test"]
-    objective = "pairs" if TASKS[data.task].has_target else "span_infilling"
+    objective = task_encoder(data, tokenizer).objective
     collator = YanDataCollator(tokenizer, objective, mask_rate=data.mask_rate)
     rows = []
     for row in evaluate_model(

@@ -23,13 +23,13 @@ from common import (
     parse,
     prepare,
     read_splits,
+    task_encoder,
 )
 from huggingface_hub import ModelCardData
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, Seq2SeqTrainingArguments
 
 from yan_hf import YanDataCollator, YanForConditionalGeneration, compute_metrics
 from yan_hf.data.checks import check_vocabulary
-from yan_hf.data.tasks import TASKS
 from yan_hf.hub.model_card import CARD_FILE, check_card_file, check_fields
 from yan_hf.training.trainer import YanTrainer
 
@@ -65,12 +65,13 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
             )
     card = card_fields(arguments, training.output_dir)
     examples = encode_splits(splits, tokenizer, data)
-    objective = "pairs" if TASKS[data.task].has_target else "span_infilling"
+    encoder = task_encoder(data, tokenizer)
     collator = YanDataCollator(
         tokenizer,
-        objective,
+        encoder.objective,
         mask_rate=data.mask_rate,
-        max_length=data.max_target_length if objective == "span_infilling" else None,
+        max_length=data.max_target_length if encoder.objective == "span_infilling" else data.max_source_length,
+        corruption=encoder.corruption,
         canvas_slack=data.canvas_slack,
         max_target_length=data.max_target_length,
     )

@@ -214,6 +214,19 @@ def test_evaluate(checkpoint, pairs, capsys):
     assert all({"exact_match", "exact_match_spread", "rougeL_spread"} <= set(row) for row in found["results"])
 
 
+def test_evaluate_restoration(checkpoint, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"One, two {word}."}) + "\n" for word in WORDS))
+    metrics = ["word_error_rate", "punctuation_f1", "wrong_edit_rate", "unchanged_rate"]
+    arguments = ["--file", tmp_path / "rows.jsonl", "--task", "restoration", "--corruption", '{"clean_rate": 1}']
+    arguments += ["--seeds", 1, "--steps", 1, "--length-modes", "true", "--json", "--metrics", *metrics]
+    status, output, _ = run(capsys, "evaluate", checkpoint, *arguments)
+    (row,) = json.loads(output)["results"]
+    assert status == 0 and {*metrics, "punctuation_f1_comma"} <= set(row) and row["unchanged_rate"] == 0
+    arguments[arguments.index('{"clean_rate": 1}')] = '{"rate": 1}'
+    status, _, error = run(capsys, "evaluate", checkpoint, *arguments)
+    assert status == 1 and "`corruption`" in error and "'rate'" in error
+
+
 def test_options_of_generate_reach_it(checkpoint, pairs, capsys, monkeypatch):
     """For both commands; a list of times says how many steps an evaluation has."""
     asked = []

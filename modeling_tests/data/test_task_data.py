@@ -22,6 +22,7 @@ ROWS = {
     "middle_sentence": ({"text": STORY}, STORY),
     "summarization": ({"document": "a long story", "summary": "a story"}, "a story"),
     "pairs": ({"source": "one", "target": "two"}, "two"),
+    "restoration": ({"text": STORY}, STORY),
 }
 
 

@@ -138,3 +138,11 @@ def test_the_trainers_card_has_its_own_evaluation_and_recipe_and_is_kept_by_a_pu
     plain = trainer(tmp_path / "plain", tokenizer)
     plain.create_model_card(model_name="other")
     assert "other" in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_a_card_takes_a_metric_by_its_whole_name(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer)
+    metrics = {"test_f1": 0.25, "test_punctuation_f1": 0.5, "test_punctuation_f1_comma": 0.75}
+    run.create_model_card(card_data=DATA, metrics=metrics, split="test", **TEXTS)
+    results = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert [result.metric_value for result in results] == [0.25, 0.5]

@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 _IMPORT_STRUCTURE = {
     "configuration_yan": ["YanConfig"],
     "data.collator": ["YanDataCollator", "corrupt_spans", "encode_pairs"],
-    "data.tasks": ["TaskEncoder"],
+    "data.corruption": ["RestorationCorruption"],
+    "data.tasks": ["TaskEncoder", "pack_sentences"],
     "data.tokenization": ["encode_text", "prepare_tokenizer", "train_tokenizer"],
     "evaluation.evaluate": ["evaluate_model", "generate_texts"],
     "evaluation.metrics": ["compute_metrics", "exact_match"],

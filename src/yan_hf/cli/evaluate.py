@@ -12,6 +12,7 @@ from typing import Any
 from ..data.checks import check_vocabulary
 from ..data.collator import YanDataCollator
 from ..evaluation.evaluate import LENGTH_MODES, evaluate_model
+from ..evaluation.metrics import METRICS
 from .arguments import add_generation_arguments, generation_options
 from .common import add_loading, load_with_tokenizer, positive, print_rows
 
@@ -31,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--mask-first", action="store_true", help="with --add-mask: in front of them instead")
     parser.add_argument("--space-in-target", action="store_true", help="the space before a mask belongs to the target")
     parser.add_argument("--max-sentences", type=positive, help="only the first sentences of a story")
+    parser.add_argument("--corruption", type=_mapping, help='of restoration\'s sources, as JSON: {"error_rate": 0.2}')
     parser.add_argument("--max-source-length", type=positive, help="longer sources are cut")
     parser.add_argument("--max-rows", type=positive, help="use only the first rows")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave unusable rows out instead of stopping")
-    parser.add_argument("--metrics", nargs="+", default=["exact_match", "f1"], help="of exact_match, f1, rouge")
+    parser.add_argument("--metrics", nargs="+", default=["exact_match", "f1"], help=f"of {', '.join(METRICS)}")
     parser.add_argument("--seeds", type=positive, default=3, help="sampling seeds (default: %(default)s)")
     parser.add_argument("--length-modes", nargs="+", default=list(LENGTH_MODES), choices=LENGTH_MODES)
     steps = {"type": positive, "nargs": "+", "help": "solver steps, one row each (default: the checkpoint's)"}

@@ -2,7 +2,7 @@
 """Tokenized examples, span corruption and the data collator."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .alignment import align_tokens
 from .tokenization import MASK_MARKER, encode_text
 
 
@@ -120,6 +121,8 @@ class YanDataCollator:
         max_target_length: Canvases are not made longer than that; set it to the model's position table.
         pad_to_multiple_of: Rounds the padded lengths up.
         seed: Seed of the corruption and the slack.
+        corruption: Makes the sources of pairs anew, of the target's text, the seed and the epoch, such as a
+            [`RestorationCorruption`]. Those that get longer than `max_length` are cut. By default sources stay.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -132,6 +135,7 @@ class YanDataCollator:
     max_target_length: int | None = None
     pad_to_multiple_of: int | None = None
     seed: int = 0
+    corruption: Callable[[str, int, int], str] | None = None
     # In shared memory, so that loader workers that run already see `set_epoch`.
     _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long).share_memory_(), repr=False)
 
@@ -139,6 +143,8 @@ class YanDataCollator:
         objectives = ("pairs", "span_infilling", "auto_encoding")
         if self.objective not in objectives:
             raise ValueError(f"`objective` must be one of {', '.join(objectives)}, but is {self.objective!r}.")
+        if self.corruption is not None and self.objective != "pairs":
+            raise ValueError(f'`corruption` needs `objective="pairs"`, but that is {self.objective!r}.')
         for name, value in (("mask_rate", self.mask_rate), ("canvas_slack", self.canvas_slack)):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], but is {value}.")
@@ -169,6 +175,10 @@ class YanDataCollator:
         features = list(features)
         if not features:
             raise ValueError("There are no examples to make a batch of.")
+        for row, feature in enumerate(features):
+            self._check(row, feature)
+        if self.corruption is not None:
+            features = self._corrupted(features)
         sources, masks, labels = zip(*(self._build(row, feature) for row, feature in enumerate(features)))
         side = self.tokenizer.padding_side
         batch = {
@@ -192,13 +202,28 @@ class YanDataCollator:
             batch["token_lengths"] = self._pad(lengths, 0, side)
         return batch
 
-    def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _check(self, row: int, feature: dict[str, Any]):
         for name in ("input_ids", "labels") if self.objective == "pairs" else ("input_ids",):
             if name not in feature:
                 found = f"Example {row} has no column `{name}`, but {sorted(feature)}"
                 raise ValueError(f"{found}; tokenize the data first.")
             if feature[name] is None or len(feature[name]) == 0:
                 raise ValueError(f"Example {row} has an empty `{name}`. Leave such rows out.")
+
+    def _corrupted(self, features: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The examples with sources made of their targets."""
+        targets = [_token_ids(feature, "labels", row) for row, feature in enumerate(features)]
+        texts = self.tokenizer.batch_decode(targets, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        sources = [self.corruption(text, self.seed, int(self._epoch)) for text in texts]
+        kept = [{name: feature[name] for name in feature if name != "attention_mask"} for feature in features]
+        encoded = encode_text(self.tokenizer, sources, max_length=self.max_length)
+        made = [{**feature, "input_ids": ids} for feature, ids in zip(kept, encoded)]
+        for feature in made:
+            if "token_lengths" in feature:
+                feature["token_lengths"] = align_tokens(self.tokenizer, feature["input_ids"], feature["labels"])
+        return made
+
+    def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids = _token_ids(feature, "input_ids", row)
         eos = self.tokenizer.eos_token_id
         rng = np.random.default_rng([self.seed, int(self._epoch), zlib.crc32(ids.tobytes())])

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .alignment import align_tokens, fill_masks
+from .corruption import RestorationCorruption
 from .tokenization import MASK_MARKER, encode_text
 
 
@@ -25,6 +26,8 @@ ANSWER_HEADER = "Answer:"
 # The last run of letters; an apostrophe or hyphen inside a word belongs to it.
 _LAST_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*(?=[\W\d_]*$)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
+# Full stops that end no sentence: initials and common abbreviations.
+_ABBREVIATION = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Gen|Rev|vs|e\.g|i\.e|cf|Fig)\.$")
 
 # Ending of a file's name → the builder of `datasets` that reads it.
 _BUILDERS = {"jsonl": "json", "ndjson": "json", "json": "json", "csv": "csv", "parquet": "parquet"}
@@ -44,6 +47,50 @@ def split_sentences(text: str) -> list[str]:
         sentences.append(text[start : match.end()].strip())
         start = match.end()
     return [sentence for sentence in [*sentences, text[start:].strip()] if sentence]
+
+
+def whole_sentences(text: str) -> list[str]:
+    """
+    As [`split_sentences`], but with the pieces together again where the next one starts with a lower-case letter, or
+    the full stop belongs to an initial or a common abbreviation. A line's end ends a sentence.
+    """
+    sentences: list[str] = []
+    for line in text.splitlines():
+        whole: list[str] = []
+        for piece in split_sentences(line):
+            if whole and (piece[0].islower() or _ABBREVIATION.search(whole[-1])):
+                whole[-1] += f" {piece}"
+            else:
+                whole.append(piece)
+        sentences += whole
+    return sentences
+
+
+def pack_sentences(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> list[str]:
+    """
+    Cuts a document into paragraphs of up to `max_tokens` tokens, the end token included, of as many whole sentences
+    (see [`whole_sentences`]) as fit. A longer sentence is left out, and ends the paragraph before it.
+
+    For `datasets.Dataset.map(..., batched=True)` before a [`TaskEncoder`].
+
+    Raises:
+        ValueError: for a `max_tokens` under 2.
+    """
+    if max_tokens < 2:
+        raise ValueError(f"`max_tokens` must be at least 2, a token and the end token, but is {max_tokens}.")
+
+    def fits(paragraph: str) -> bool:
+        return len(encode_text(tokenizer, [paragraph], add_special_tokens=False)[0]) < max_tokens
+
+    paragraphs, paragraph = [], ""
+    for sentence in whole_sentences(text):
+        longer = f"{paragraph} {sentence}".lstrip()
+        if fits(longer):
+            paragraph = longer
+            continue
+        paragraphs.append(paragraph)
+        paragraph = sentence if paragraph and fits(sentence) else ""
+    return [paragraph for paragraph in [*paragraphs, paragraph] if paragraph]
 
 
 def middle_sentence(text: str) -> TextPair:
@@ -127,6 +174,7 @@ class Task(NamedTuple):
         masked: Whether its sources may come with masks of their own (`mask_marker`); others put one in themselves.
         story: Whether `max_sentences` applies, to the column `text`.
         has_target: Whether rows have a target; without one the collator masks spans of the source.
+        corrupted: Whether a [`RestorationCorruption`] makes the sources.
     """
 
     columns: tuple[str, ...]
@@ -136,6 +184,7 @@ class Task(NamedTuple):
     masked: bool = False
     story: bool = False
     has_target: bool = True
+    corrupted: bool = False
 
 
 def _two_columns(source: str, target: str) -> Task:
@@ -158,6 +207,7 @@ TASKS = {
     "middle_sentence": _story(middle_sentence),
     "summarization": _two_columns("document", "summary"),
     "span_infilling": _story(lambda text: TextPair(text, ""), has_target=False),
+    "restoration": _story(lambda text: TextPair(text, text), corrupted=True),
 }
 
 
@@ -192,6 +242,8 @@ class TaskEncoder:
         align: Whether examples get `token_lengths`, how many target tokens each source token stands for, which models
             whose flow starts at the source's tokens are trained with (`config.start_state`, `"aligned"` or
             `"fertility"`). A target that is the source with its masks filled is then tokenized piece by piece.
+        corruption: Options of the [`RestorationCorruption`] that makes the sources of restoration, always with the
+            same errors, for evaluation. For fresh ones in training give the collator this encoder's `corruption`.
 
     Raises:
         ValueError: for an unknown task or column, options that do not suit the task, and when called, for a row that
@@ -211,6 +263,7 @@ class TaskEncoder:
     max_sentences: int | None = None
     mask_marker: str | None = None
     align: bool = False
+    corruption: dict[str, Any] | RestorationCorruption | None = None
     skipped: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -223,6 +276,10 @@ class TaskEncoder:
             raise ValueError(f"`max_sentences` must be {wanted}, but is {self.max_sentences} in {self.task}.")
         if self.mask_marker and not self._task.masked:
             raise ValueError(f"`mask_marker` belongs to {_names('masked')}; the task {self.task} makes its own masks.")
+        if self.corruption is not None and not self._task.corrupted:
+            raise ValueError(f"`corruption` belongs to {_names('corrupted')}, but the task is {self.task}.")
+        if self._task.corrupted:
+            self.corruption = self._make_corruption()
         own = self._task.columns
         if unknown := (self.columns or {}).keys() - set(own):
             raise ValueError(f"The task {self.task} has no column `{min(unknown)}`, but {', '.join(own)}.")
@@ -230,6 +287,16 @@ class TaskEncoder:
         # Part of what `datasets` takes a function's fingerprint of: a cached result would not count what it left out.
         # Where nothing is left out, results may be cached.
         self._process, self._run = (os.getpid(), uuid.uuid4().hex) if self.skip_bad_rows else (None, None)
+
+    def _make_corruption(self) -> RestorationCorruption:
+        if self.add_mask:
+            raise ValueError(f"The task {self.task} takes no `add_mask`: fresh sources would have no mask.")
+        if isinstance(self.corruption, RestorationCorruption):
+            return self.corruption
+        try:
+            return RestorationCorruption(**(self.corruption or {}))
+        except TypeError as error:
+            raise ValueError(f"`corruption` must hold options of RestorationCorruption: {error}.") from error
 
     @classmethod
     def from_options(cls, options: Any, **changes: Any) -> "TaskEncoder":
@@ -259,6 +326,8 @@ class TaskEncoder:
         if self.max_sentences is not None:
             row["text"] = " ".join(split_sentences(_text(row, "text"))[: self.max_sentences])
         pairs = self._task.build(row, self.label_names)
+        if self._task.corrupted:
+            pairs = [pair._replace(source=self.corruption(pair.source)) for pair in pairs]
         if self.mask_marker:
             pairs = [pair._replace(source=pair.source.replace(self.mask_marker, MASK_MARKER)) for pair in pairs]
         if self.add_mask and self._task.has_target:

@@ -138,11 +138,11 @@ def generate_examples(
         progress: What the progress bar says; none without it.
 
     Returns:
-        The texts, the targets' texts, and the figures `lengths` (tokens of each text up to and with its end token),
+        The texts, the targets' texts, and the figures `sources` (texts), `lengths` (tokens of each text with its end),
         `seconds`, `tokens_per_second` and `num_field_evaluations` (passes of the flow for a batch).
     """
     options = {"max_new_tokens": model.config.max_position_embeddings, **options}
-    texts, references, lengths, seconds, passes = [], [], [], 0.0, None
+    texts, references, sources, lengths, seconds, passes = [], [], [], [], 0.0, None
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=progress, leave=False, file=sys.stderr, disable=progress is None or None):
         batch = collator([examples[row] for row in range(start, min(start + batch_size, len(examples)))])
@@ -158,9 +158,10 @@ def generate_examples(
         seconds += time.perf_counter() - began
         passes = getattr(output, "num_field_evaluations", None)
         texts += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+        sources += tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
         labels = labels.masked_fill(~counted, tokenizer.pad_token_id)
         references += tokenizer.batch_decode(labels, skip_special_tokens=True)
-    figures = {"lengths": lengths, "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
+    figures = {"sources": sources, "lengths": lengths, "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
     return texts, references, {**figures, "num_field_evaluations": passes}
 
 
@@ -184,7 +185,7 @@ def evaluate_model(
         model, tokenizer, examples, collator, batch_size, options: As for [`generate_examples`].
         steps: Numbers of solver steps.
         seeds: Sampling seeds; the metrics are their mean.
-        metrics: Of `"exact_match"`, `"f1"` and `"rouge"`.
+        metrics: Keys of `METRICS`.
         length_modes: `"predicted"`, `"true"` or both.
         progress: Whether to show a progress bar.
 
@@ -207,7 +208,7 @@ def evaluate_model(
         for seed in range(seeds):
             label = f"{mode} lengths, {count} steps, seed {seed}" if progress else None
             texts, references, speed = generate_examples(*given, seed=seed, progress=label, **chosen, **options)
-            figures = score_texts(texts, references, metrics)
+            figures = score_texts(texts, references, metrics, speed["sources"])
             runs.append({"tokens_per_second": speed["tokens_per_second"], **figures})
         row: dict[str, Any] = {"lengths": mode, "steps": count}
         for name in runs[0]:

@@ -27,6 +27,12 @@ METRIC_NAMES = {
     "rouge1": ("ROUGE-1", "rouge"),
     "rouge2": ("ROUGE-2", "rouge"),
     "rougeL": ("ROUGE-L", "rouge"),
+    "word_error_rate": ("Word error rate", "wer"),
+    "punctuation_f1": ("Punctuation F1", "f1"),
+    "capitalization_f1": ("Capitalization F1", "f1"),
+    "sentence_accuracy": ("Sentences exactly right", "accuracy"),
+    "wrong_edit_rate": ("Wrong edits", "wrong_edit_rate"),
+    "unchanged_rate": ("Unchanged where nothing was wrong", "unchanged_rate"),
 }
 
 # What stands in a card where nothing is said; `None` is made from the rest.

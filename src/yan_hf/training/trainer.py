@@ -123,7 +123,9 @@ class YanTrainer(Seq2SeqTrainer):
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         steps = model.generation_config.num_inference_steps or model.config.solver_steps
-        figures = {name: v for key, v in (metrics or {}).items() for name in METRIC_NAMES if key.endswith(f"_{name}")}
+        # By the longest name: `eval_punctuation_f1` is no `f1`.
+        names = {key: [name for name in METRIC_NAMES if key.endswith(f"_{name}")] for key in metrics or {}}
+        figures = {max(found, key=len): metrics[key] for key, found in names.items() if found}
         options = "; ".join(f"{name}: {value}" for name, value in extract_hyperparameters_from_trainer(self).items())
         recipe = f"{self.state.global_step:,} optimiser steps ({self.state.epoch or 0:.2f} epochs). {options}."
         results = [{"lengths": "predicted", "steps": steps, **figures}] if figures else []
