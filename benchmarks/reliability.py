@@ -191,7 +191,7 @@ def threads_sharing_a_model(training: bool, threads: int = 8, rounds: int = 10) 
 
 def seeded_rows(dtype: torch.dtype, models: int = 5, device: str = "cpu") -> dict[str, float]:
     """
-    Texts of 32 tokens alone and in a batch of 16 with padding on the left, from the same seeds: rows that are the same,
+    Texts of 32 tokens, alone and in a batch of 16 with padding on the left, from the same seeds: rows that are equal,
     and the share of equal tokens. Models of random weights with 8,000 tokens, where near ties are many: a trained one
     has clearer choices. A seed fixes a row's noise, but not the rounding of products, which differs with their shapes.
     """
