@@ -104,6 +104,3 @@ def run_whole(model: nn.Module, name: str) -> None:
             model.reshard()
 
     setattr(model, name, whole)
-
-
-__all__ = ["LossGroup", "loss_group", "run_whole"]

@@ -383,10 +383,3 @@ def experts_of_blocks(
     """
     is_chosen = experts[..., None] == torch.arange(num_experts, device=experts.device)
     return _block_sums(is_chosen.long(), attention_mask, block_size) > 0
-
-
-__all__ = [
-    "RoutingOptions", "YanExpertRoutes", "YanExperts", "YanGate", "YanRoutedExperts", "block_of_token",
-    "choice_log_probs", "choose_experts", "core_experts", "expert_fields", "experts_of_blocks", "gate_log_probs",
-    "restrict_to_core", "share_choice", "sum_over_blocks", "tokens_per_block",
-]  # fmt: skip

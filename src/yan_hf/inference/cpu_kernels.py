@@ -61,6 +61,3 @@ def onednn_linear(
         return None
     algorithm = "" if activation == "none" else "none"  # oneDNN's name of the exact GELU
     return torch.ops.mkldnn._linear_pointwise.default(states, weight, bias, activation, [], algorithm)
-
-
-__all__ = ["is_available", "onednn_linear", "use_onednn"]
