@@ -19,6 +19,8 @@ from yan_hf.solver import time_grid
 
 # Traced by dynamo into whole graphs and run without code generation: all that can go wrong but the code itself.
 TRACED = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+# Where the number of steps does not matter: each is traced.
+FAST = {"compile": True, "compile_config": TRACED, "num_inference_steps": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +77,11 @@ def test_programs_are_bounded_by_buckets():
     for batch_size in (3, 4):
         for source_length, target_length in ((2, 3), (9, 16), (16, 7), (5, 13)):
             _, ids, mask = batch_of_rows([source_length] * batch_size)
-            model.generate(ids, mask, target_lengths=target_length, compile=True, compile_config=TRACED)
+            model.generate(ids, mask, target_lengths=target_length, **FAST)
     assert len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
     _, ids, mask = batch_of_rows([17])
-    model.generate(ids, mask, target_lengths=3, compile=True, compile_config=TRACED)
+    model.generate(ids, mask, target_lengths=3, **FAST)
     assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
@@ -91,13 +93,9 @@ def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
     results = []
     for length in (5, 20):
         _, ids, mask = batch_of_rows([4, 6])
-        expected = model.generate(ids, mask, target_lengths=length, seeds=[0, 1])
-        results.append(
-            torch.equal(
-                model.generate(ids, mask, target_lengths=length, seeds=[0, 1], compile=True, compile_config=TRACED),
-                expected,
-            )
-        )
+        options = {"target_lengths": length, "seeds": [0, 1], "num_inference_steps": 1}
+        expected = model.generate(ids, mask, **options)
+        results.append(torch.equal(model.generate(ids, mask, **{**options, **FAST}), expected))
     assert results == [True, True] and len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
 
@@ -105,8 +103,8 @@ def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
 def test_a_compiled_model_can_be_copied_trained_and_compiled_again():
     model = small_model(**SHALLOW)
     _, ids, mask = batch_of_rows([4, 6])
-    arguments = {"target_lengths": 6, "seeds": [0, 1]}
-    fast = {**arguments, "compile": True, "compile_config": TRACED}
+    arguments = {"target_lengths": 6, "seeds": [0, 1], "num_inference_steps": 1}
+    fast = {**arguments, **FAST}
     before = model.generate(ids, mask, **fast)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -185,8 +183,9 @@ def test_embeddings_and_missing_masks_are_compiled_too(mask_given):
     ids = torch.randint(5, 60, (2, 7))
     mask = torch.ones_like(ids) if mask_given else None
     embeddings = model.get_input_embeddings()(ids).detach()
+    model.generation_config.num_inference_steps = 1
     expected = model.generate(ids, mask, seeds=[0, 1])
-    fast = {"seeds": [0, 1], "compile": True, "compile_config": TRACED}
+    fast = {"seeds": [0, 1], **FAST}
     assert torch.equal(model.generate(ids, mask, **fast), expected)
     assert torch.equal(model.generate(None, mask, inputs_embeds=embeddings, **fast), expected)
     model.generation_config.compile = True

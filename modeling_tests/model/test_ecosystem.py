@@ -180,6 +180,7 @@ def test_forward_is_one_graph(backbone):
         torch.testing.assert_close(result[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_step_is_one_graph():
     """With a deterministic start and one expert the terms that count here draw nothing."""
     quiet = {"init_noise": 0.0, "num_experts": 1, "loss_weights": dict.fromkeys(("flow", "mmd"), 0.0)}
