@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import (
 
 from yan_hf import YanConfig, train_tokenizer
 from yan_hf.data.files import check_not_input
-from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits
+from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits, pack_sentences
 from yan_hf.data.tokenization import MASK_MARKER
 
 
@@ -57,6 +58,15 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "read training rows as they are needed"})
     corruption: str | None = field(
         default=None, metadata={"help": 'how restoration spoils texts, as JSON: {"error_rate": 0.2}'}
+    )
+    align: bool = field(
+        default=False, metadata={"help": "find the target tokens of each source token, for a flow that starts there"}
+    )
+    pack_tokens: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "cut texts into paragraphs of whole sentences of at most so many tokens; of several in turn"
+        },
     )
     canvas_slack: float = field(default=0.0, metadata={"help": "share of the canvases longer than their target"})
     mask_rate: float = field(default=0.08, metadata={"help": "share of the tokens masked in span infilling"})
@@ -207,12 +217,25 @@ def freeze_parts(model: PreTrainedModel, arguments: ModelArguments):
         print(f"Frozen: {', '.join(model.config.frozen_parts)} (train them with --unfreeze).", flush=True)
 
 
+def _packed(
+    batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, column: str, sizes: list[int]
+) -> dict[str, list[str]]:
+    """Paragraphs of a batch of documents, of up to each of the sizes in turn."""
+    texts = [" ".join(text) if isinstance(text, list) else text for text in batch[column]]
+    rows = [pack_sentences(tokenizer, text, sizes[row % len(sizes)]) for row, text in zip(indices, texts)]
+    return {column: [paragraph for paragraphs in rows for paragraph in paragraphs]}
+
+
 def encode_splits(
     splits: dict[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataArguments
 ) -> dict[str, Dataset]:
-    """Tokenized splits; says how many rows were left out."""
+    """Tokenized splits, of paragraphs where texts are packed; says how many rows were left out."""
     encoded = {}
     for name, rows in splits.items():
+        if data.pack_tokens:
+            column = mapping(data.columns).get("text", "text")
+            packed = partial(_packed, tokenizer=tokenizer, column=column, sizes=data.pack_tokens)
+            rows = rows.map(packed, batched=True, with_indices=True, remove_columns=rows.column_names)
         encoder = task_encoder(data, tokenizer)
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:

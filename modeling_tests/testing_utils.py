@@ -6,6 +6,10 @@ import torch
 from yan_hf import YanConfig, YanForConditionalGeneration
 
 
+# One block of each kind, for tests whose time is that of a compiler.
+SHALLOW = {"encoder_layers": 1, "flow_layers": 1, "cross_attention_layers": [0]}
+
+
 def small_config(**changes) -> YanConfig:
     """A configuration of a few ten thousand parameters; some blocks have no cross-attention."""
     fields = {

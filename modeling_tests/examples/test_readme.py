@@ -50,13 +50,23 @@ def run(folder: Path, page: str, heading: str, most_lines: int) -> str:
     return finished.stdout
 
 
-@pytest.mark.parametrize("page, heading", [("README.md", "Load and generate"), ("docs/quick_start.md", "Ask it")])
+@pytest.mark.parametrize(
+    "page, heading",
+    [
+        ("README.md", "Load and generate"),
+        pytest.param("docs/quick_start.md", "Ask it", marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkpoint_is_asked(folder, page, heading):
     assert re.search(r"^\['.*'\]$", run(folder, page, heading, 12), re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    "page, heading, most_lines", [("README.md", "Fine-tune", 22), ("docs/training.md", "Fine-tuning", 36)]
+    "page, heading, most_lines",
+    [
+        ("README.md", "Fine-tune", 22),
+        pytest.param("docs/training.md", "Fine-tuning", 36, marks=pytest.mark.slow),
+    ],
 )
 def test_fine_tuning(folder, page, heading, most_lines):
     """From a checkpoint and a file of questions to a new checkpoint; on the longer page with figures and an answer."""

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from testing_utils import batch_of_rows, small_model
+from testing_utils import SHALLOW, batch_of_rows, small_model
 from torch._dynamo.utils import counters
 from transformers.generation import CompileConfig
 
@@ -19,6 +19,8 @@ from yan_hf.solver import time_grid
 
 # Traced by dynamo into whole graphs and run without code generation: all that can go wrong but the code itself.
 TRACED = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+# Where the number of steps does not matter: each is traced.
+FAST = {"compile": True, "compile_config": TRACED, "num_inference_steps": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -45,18 +47,17 @@ def assert_same(result, expected):
     torch.testing.assert_close(result.sequence_scores, expected.sequence_scores, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
-    "options",
+    ("side", "options"),
     [
-        {},
-        {"target_lengths": [3, 24, 9]},
-        {"solver": "heun", "num_candidates": 2, "num_length_candidates": 2, "num_inference_steps": 2},
-        {"do_sample": True, "temperature": 0.8, "expert_selection": "greedy"},
+        ("left", {}),
+        ("right", {"target_lengths": [3, 24, 9]}),
+        ("left", {"solver": "heun", "num_candidates": 2, "num_length_candidates": 2, "num_inference_steps": 2}),
+        ("right", {"do_sample": True, "temperature": 0.8, "expert_selection": "greedy"}),
     ],
 )
 def test_results_are_those_of_the_plain_path(side, options):
-    model = small_model()
+    model = small_model(**SHALLOW)
     _, ids, mask = batch_of_rows([4, 17, 6], side)
     expected = generate(model, ids, mask, seeds=[1, 2, 3], **options)
     assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED, **options), expected)
@@ -64,7 +65,7 @@ def test_results_are_those_of_the_plain_path(side, options):
 
 
 def test_mamba_is_compiled_too():
-    model = small_model(encoder_backbone="mamba", flow_backbone="mamba", flow_layers=1, cross_attention_layers=[0])
+    model = small_model(encoder_backbone="mamba", flow_backbone="mamba", **SHALLOW)
     _, ids, mask = batch_of_rows([4, 17, 6], "left")
     expected = generate(model, ids, mask, seeds=[1, 2, 3])
     assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED), expected)
@@ -72,15 +73,15 @@ def test_mamba_is_compiled_too():
 
 def test_programs_are_bounded_by_buckets():
     """Many lengths and batch sizes, few programs: a recompilation would show as another graph."""
-    model = small_model()
+    model = small_model(**SHALLOW)
     for batch_size in (3, 4):
         for source_length, target_length in ((2, 3), (9, 16), (16, 7), (5, 13)):
             _, ids, mask = batch_of_rows([source_length] * batch_size)
-            model.generate(ids, mask, target_lengths=target_length, compile=True, compile_config=TRACED)
+            model.generate(ids, mask, target_lengths=target_length, **FAST)
     assert len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
     _, ids, mask = batch_of_rows([17])
-    model.generate(ids, mask, target_lengths=3, compile=True, compile_config=TRACED)
+    model.generate(ids, mask, target_lengths=3, **FAST)
     assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
@@ -88,26 +89,22 @@ def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
     logging.getLogger("yan_hf").propagate = logging.getLogger("transformers").propagate = True
     compiled.logger.warning_once.cache_clear() if hasattr(compiled.logger.warning_once, "cache_clear") else None
-    model = small_model()
+    model = small_model(**SHALLOW)
     results = []
     for length in (5, 20):
         _, ids, mask = batch_of_rows([4, 6])
-        expected = model.generate(ids, mask, target_lengths=length, seeds=[0, 1])
-        results.append(
-            torch.equal(
-                model.generate(ids, mask, target_lengths=length, seeds=[0, 1], compile=True, compile_config=TRACED),
-                expected,
-            )
-        )
+        options = {"target_lengths": length, "seeds": [0, 1], "num_inference_steps": 1}
+        expected = model.generate(ids, mask, **options)
+        results.append(torch.equal(model.generate(ids, mask, **{**options, **FAST}), expected))
     assert results == [True, True] and len(model.compiled_programs) == 1
     assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_compiled_model_can_be_copied_trained_and_compiled_again():
-    model = small_model()
+    model = small_model(**SHALLOW)
     _, ids, mask = batch_of_rows([4, 6])
-    arguments = {"target_lengths": 6, "seeds": [0, 1]}
-    fast = {**arguments, "compile": True, "compile_config": TRACED}
+    arguments = {"target_lengths": 6, "seeds": [0, 1], "num_inference_steps": 1}
+    fast = {**arguments, **FAST}
     before = model.generate(ids, mask, **fast)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -128,7 +125,7 @@ def test_buckets_waste_less_than_a_third():
 
 
 def test_a_model_spread_over_devices_is_refused():
-    model = small_model()
+    model = small_model(**SHALLOW)
     model.hf_device_map = {"model": 0, "lm_head": "cpu"}
     with pytest.raises(ValueError, match="one device"):
         model.generate(torch.tensor([[5, 6]]), compile=True)
@@ -148,13 +145,13 @@ def test_drafts_are_shown_all_the_same():
             pass
 
     recorder = Recorder()
-    small_model().generate(torch.tensor([[5, 6]]), compile=True, compile_config=TRACED, streamer=recorder)
+    small_model(**SHALLOW).generate(torch.tensor([[5, 6]]), compile=True, compile_config=TRACED, streamer=recorder)
     assert recorder.drafts == 3
 
 
 @pytest.mark.slow
 def test_inductor_gives_the_same_results():
-    model = small_model(encoder_layers=1, flow_layers=1, cross_attention_layers=[0])
+    model = small_model(**SHALLOW)
     _, ids, mask = batch_of_rows([4, 17], "left")
     options = {"target_lengths": [3, 8], "seeds": [1, 2]}
     assert_same(generate(model, ids, mask, compile=True, **options), generate(model, ids, mask, **options))
@@ -182,12 +179,13 @@ def test_the_loop_does_not_wait_for_the_device():
 
 @pytest.mark.parametrize("mask_given", [True, False])
 def test_embeddings_and_missing_masks_are_compiled_too(mask_given):
-    model = small_model()
+    model = small_model(**SHALLOW)
     ids = torch.randint(5, 60, (2, 7))
     mask = torch.ones_like(ids) if mask_given else None
     embeddings = model.get_input_embeddings()(ids).detach()
+    model.generation_config.num_inference_steps = 1
     expected = model.generate(ids, mask, seeds=[0, 1])
-    fast = {"seeds": [0, 1], "compile": True, "compile_config": TRACED}
+    fast = {"seeds": [0, 1], **FAST}
     assert torch.equal(model.generate(ids, mask, **fast), expected)
     assert torch.equal(model.generate(None, mask, inputs_embeds=embeddings, **fast), expected)
     model.generation_config.compile = True

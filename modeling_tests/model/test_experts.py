@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from testing_utils import batch_of_rows, small_model
+from testing_utils import SHALLOW, batch_of_rows, small_model
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from transformers.generation import CompileConfig
 
@@ -43,7 +43,7 @@ def test_no_value_is_read_on_the_host_in_blocks():
 def test_generate_and_training_in_blocks_of_tokens(monkeypatch, options):
     """As on CUDA in float32, where the grouped product waits for the device; the offloaded experts give the bits."""
     _, ids, mask = batch_of_rows([4, 9, 6])
-    model = small_model(num_experts=6)
+    model = small_model(num_experts=6, **SHALLOW)
     expected, loss = model.generate(ids, mask, seeds=[1, 2, 3]), model(ids, mask, labels=ids).loss
     monkeypatch.setattr(YanExperts, "implementation", lambda self, states: "blocks")
     assert torch.equal(model.generate(ids, mask, seeds=[1, 2, 3], **options), expected)

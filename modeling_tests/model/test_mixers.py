@@ -424,6 +424,7 @@ def test_compiled_training_step_has_the_same_gradients():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_generation_gives_the_same_tokens():
     model = small_model(encoder_layers=1, flow_layers=1, cross_attention_layers=None, **BOTH)

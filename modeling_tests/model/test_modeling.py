@@ -13,7 +13,8 @@ from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
 
 
 SIDES = ["left", "right"]
-IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention"]
+# Transformers compiles flex attention, which takes longer than all else here.
+IMPLEMENTATIONS = ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
 
 
 def set_attention(model, implementation):

@@ -64,6 +64,3 @@ def _register_peft():
             targets += PEFT_TARGET_MODULES[2:]
         if targets:
             mapping.setdefault(YanConfig.model_type, targets)
-
-
-__all__ = ["PEFT_TARGET_MODULES", "register"]

@@ -161,6 +161,8 @@ class YanConfig(PreTrainedConfig):
         time_beta: `(a, b)` of the Beta distribution that the training times are drawn from.
         solver_steps: Euler steps of the solver that the latent and token terms unroll in training, and the default of
             `generate`. (The research code counts grid points: one more.)
+        solver_steps_range: `(lowest, highest)`: each training batch draws its number of steps between these, so that
+            one model serves all of them; `None`: always `solver_steps`.
         loss_weights: Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
         label_smoothing: Label smoothing of the token term.
         loss_reduction: What the training loss of a batch over several processes is. `"global"`: that of the joined
@@ -247,6 +249,7 @@ class YanConfig(PreTrainedConfig):
     latent_noise: int | float = _not_negative(default=0.0)
     time_beta: list[int | float] | tuple[int | float, int | float] = (1.0, 1.0)
     solver_steps: int = _count(default=3)
+    solver_steps_range: list[int] | tuple[int, int] | None = None
     loss_weights: dict[str, int | float] | None = None
     label_smoothing: int | float = _dropout(default=0.0)
     loss_reduction: Literal["global", "local"] = "global"
@@ -280,6 +283,8 @@ class YanConfig(PreTrainedConfig):
             self.cross_attention_layers = list(range(self.flow_layers))
         self.time_beta = list(self.time_beta)
         self.frozen_parts = list(self.frozen_parts or [])
+        if self.solver_steps_range is not None:
+            self.solver_steps_range = list(self.solver_steps_range)
         self.loss_weights = {**DEFAULT_LOSS_WEIGHTS, **(self.loss_weights or {})}
         super().__post_init__(**kwargs)
         # `@strict` calls it again, but wraps what it raises: here a caller gets the plain `ValueError`.
@@ -319,6 +324,9 @@ class YanConfig(PreTrainedConfig):
         self.frozen_parts = self.frozen_parts  # checked by the assignment
         if len(self.time_beta) != 2 or not all(0 < value < math.inf for value in self.time_beta):
             raise ValueError(f"`time_beta` must be two positive finite numbers `(a, b)`, but is {self.time_beta}.")
+        steps = self.solver_steps_range
+        if steps is not None and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ValueError(f"`solver_steps_range` must be `(lowest, highest)`, at least 1, but is {steps}.")
         for name, weight in self.loss_weights.items():
             if name not in DEFAULT_LOSS_WEIGHTS:
                 terms = ", ".join(DEFAULT_LOSS_WEIGHTS)
@@ -392,6 +400,3 @@ class YanConfig(PreTrainedConfig):
             width = self.hidden_size
             raise ValueError(f"`intermediate_size` must be a multiple of `hidden_size={width}`, but is {size}.")
         self.feed_forward_multiplier = size // self.hidden_size
-
-
-__all__ = ["AUTO_MAP", "BACKBONES", "DEFAULT_LOSS_WEIGHTS", "PRESETS", "YanConfig"]

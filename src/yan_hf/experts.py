@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
@@ -31,9 +31,7 @@ class YanRoutedExperts(nn.Module):
         self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, self.hidden_dim))
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: `(T, d)`, `(T, k)`, `(T, k)` → `(T, d)`. The eager implementation."""
         output = torch.zeros_like(hidden_states)
         slots = top_k_index.flatten().argsort(stable=True)
@@ -64,10 +62,10 @@ class YanExperts(YanRoutedExperts):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        top_k_index: torch.Tensor | None = None,
-        top_k_weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        hidden_states: Tensor,
+        top_k_index: Tensor | None = None,
+        top_k_weights: Tensor | None = None,
+    ) -> Tensor:
         """`(T, d)` with indices and weights `(T, k)` → `(T, d)`; without them, every expert's field, `(T, K, d)`."""
         if self.offload is not None:
             return self.offload.compute(hidden_states, top_k_index, top_k_weights)
@@ -84,7 +82,7 @@ class YanExperts(YanRoutedExperts):
             output = output - ((1 - share) * biases).detach()
         return output
 
-    def implementation(self, hidden_states: torch.Tensor) -> str:
+    def implementation(self, hidden_states: Tensor) -> str:
         """Transformers' name of what computes `hidden_states`, or `"blocks"` for [`~YanExperts.by_blocks`]."""
         chosen = self.config._experts_implementation
         if hidden_states.dtype == torch.float64:
@@ -95,9 +93,7 @@ class YanExperts(YanRoutedExperts):
             return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host
         return chosen
 
-    def by_blocks(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
+    def by_blocks(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """
         As the eager implementation, in shapes that do not depend on the choice: nothing waits for the device. An
         expert's tokens fill blocks of one size, the last one with zeros; `T·k / size + K` blocks are always enough.
@@ -124,7 +120,7 @@ class YanExperts(YanRoutedExperts):
         fields = fields.flatten(0, 1)[places[order.argsort()]].view(num_tokens, k, -1)
         return (fields * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
 
-    def all_fields(self, hidden_states: torch.Tensor, only: int | None = None) -> torch.Tensor:
+    def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
         """The fields of every expert, `(T, d)` → `(T, K, d)`, or of `only` one, `(T, 1, d)`."""
         num_experts = self.num_experts if only is None else 1
         if self.implementation(hidden_states) not in ("eager", "blocks"):
@@ -137,7 +133,7 @@ class YanExperts(YanRoutedExperts):
         return fields.transpose(0, 1)
 
 
-def _all_by_index(routed: Callable, hidden_states: torch.Tensor, num_experts: int, first: int = 0) -> torch.Tensor:
+def _all_by_index(routed: Callable, hidden_states: Tensor, num_experts: int, first: int = 0) -> Tensor:
     # Each token once for each expert: the kernels of routed tokens, already sorted by expert.
     num_tokens = hidden_states.shape[0]
     experts = torch.arange(first, first + num_experts, device=hidden_states.device)
@@ -147,7 +143,7 @@ def _all_by_index(routed: Callable, hidden_states: torch.Tensor, num_experts: in
     return fields.view(num_experts, num_tokens, -1).transpose(0, 1)
 
 
-def expert_fields(experts: nn.Module, routed: Callable, hidden_states: torch.Tensor, num_experts: int) -> torch.Tensor:
+def expert_fields(experts: nn.Module, routed: Callable, hidden_states: Tensor, num_experts: int) -> Tensor:
     """
     Every expert's field, `(T, d)` → `(T, K, d)`, by a call of the module, where adapters and parallelism hook in.
     Where weights are spread over ranks, `routed` is called instead: those hooks know indices alone.
@@ -170,9 +166,7 @@ class YanGate(nn.Module):
         self.down_proj = nn.Linear(inner_size, config.num_experts)
         self.temperature = config.gate_temperature
 
-    def forward(
-        self, hidden_states: torch.Tensor, pooled_source: torch.Tensor, time_embedding: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, pooled_source: Tensor, time_embedding: Tensor) -> Tensor:
         """
         Of the trunk's result `r` `(B, Ly, d)`, the masked mean of the source's latents `(B, d)` and the time embedding
         `(B or 1, d)`: logits `(B, Ly, K)`, already divided by the temperature.
@@ -194,11 +188,11 @@ class YanExpertRoutes(nn.Module):
         super().__init__()
         self.num_experts = config.num_experts
 
-    def forward(self, experts: torch.Tensor, weights: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor]:
+    def forward(self, experts: Tensor, weights: Tensor) -> tuple[None, Tensor, Tensor]:
         return None, weights, experts
 
 
-def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def gate_log_probs(gate_logits: Tensor, attention_mask: Tensor) -> Tensor:
     """
     Log-probabilities of the experts, at least float32, from logits `(B, Ly, K)`; padding, 0 in the mask `(B, Ly)`,
     gets the uniform distribution.
@@ -208,9 +202,7 @@ def gate_log_probs(gate_logits: torch.Tensor, attention_mask: torch.Tensor) -> t
     return logits.masked_fill(~attention_mask.bool()[..., None], 0.0).log_softmax(dim=-1)
 
 
-def choose_experts(
-    log_probs: torch.Tensor, uniform: torch.Tensor | None = None, temperature: float = 1.0
-) -> torch.Tensor:
+def choose_experts(log_probs: Tensor, uniform: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """
     One expert per target token, `(B, Ly)`, int64, from their log-probabilities `(B, Ly, K)`: the most probable one, or
     with uniform noise of the same shape a draw by the Gumbel-max trick. A temperature below 1 sharpens the gate.
@@ -255,7 +247,7 @@ class RoutingOptions:
         return 1 if self.block_size is None else -(-length // self.block_size)
 
 
-def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+def block_of_token(attention_mask: Tensor, block_size: int | None) -> Tensor:
     """
     The block of each token, `(B, Ly)`, int64. Real tokens are counted, so that padding on either side shifts no block;
     what stands at padding means nothing.
@@ -265,7 +257,7 @@ def block_of_token(attention_mask: torch.Tensor, block_size: int | None) -> torc
     return positions_from_mask(attention_mask) // block_size
 
 
-def _block_sums(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+def _block_sums(values: Tensor, attention_mask: Tensor, block_size: int | None) -> Tensor:
     """The sum over the real tokens of each of a canvas's `N` blocks: `(B, Ly, K)` → `(B, N, K)`."""
     values = values.masked_fill(~attention_mask.bool()[..., None], 0)
     blocks = block_of_token(attention_mask, block_size)[..., None].expand_as(values)
@@ -273,7 +265,7 @@ def _block_sums(values: torch.Tensor, attention_mask: torch.Tensor, block_size: 
     return values.new_zeros(values.shape[0], num_blocks, values.shape[2]).scatter_add(1, blocks, values)
 
 
-def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_size: int | None) -> torch.Tensor:
+def sum_over_blocks(values: Tensor, attention_mask: Tensor, block_size: int | None) -> Tensor:
     """The sum over each block's real tokens, given to every token of the block: `(B, Ly, K)` → `(B, Ly, K)`."""
     if block_size is None:
         return values.masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=1, keepdim=True).expand_as(values)
@@ -281,7 +273,7 @@ def sum_over_blocks(values: torch.Tensor, attention_mask: torch.Tensor, block_si
     return _block_sums(values, attention_mask, block_size).gather(1, blocks)
 
 
-def tokens_per_block(attention_mask: torch.Tensor, block_size: int | None, dtype: torch.dtype) -> torch.Tensor:
+def tokens_per_block(attention_mask: Tensor, block_size: int | None, dtype: torch.dtype) -> Tensor:
     """The number of real tokens in each token's block, at least 1: `(B, Ly, 1)`."""
     return sum_over_blocks(torch.ones_like(attention_mask, dtype=dtype)[..., None], attention_mask, block_size).clamp(
         min=1
@@ -289,8 +281,8 @@ def tokens_per_block(attention_mask: torch.Tensor, block_size: int | None, dtype
 
 
 def share_choice(
-    log_probs: torch.Tensor, uniform: torch.Tensor | None, attention_mask: torch.Tensor, options: RoutingOptions
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    log_probs: Tensor, uniform: Tensor | None, attention_mask: Tensor, options: RoutingOptions
+) -> tuple[Tensor, Tensor | None]:
     """
     The gate `(B, Ly, K)` and the noise `(B, Ly, K)` of a choice that the tokens of a block share; as they are where
     each token has its own.
@@ -308,9 +300,7 @@ def share_choice(
     return log_probs, uniform
 
 
-def choice_log_probs(
-    log_probs: torch.Tensor, experts: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
-) -> torch.Tensor:
+def choice_log_probs(log_probs: Tensor, experts: Tensor, attention_mask: Tensor, options: RoutingOptions) -> Tensor:
     """
     Log-probability of a row's shared choices `(B, Ly)`, `(B,)`: the sum over its blocks of what [`share_choice`]
     gives, `(B, Ly, K)`. 0 where each token has its own: no text can be told apart by as many choices as tokens.
@@ -323,7 +313,7 @@ def choice_log_probs(
 
 
 @torch.no_grad()
-def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions) -> torch.Tensor:
+def core_experts(log_probs: Tensor, attention_mask: Tensor, options: RoutingOptions) -> Tensor:
     """
     The core set of experts that each block of target tokens agrees on (dMoE, arXiv 2605.30876): whether each expert is
     in it, `(B, N, K)`, bool, for the `N` blocks of a canvas without padding; none for a block without a real token.
@@ -356,8 +346,8 @@ def core_experts(log_probs: torch.Tensor, attention_mask: torch.Tensor, options:
 
 
 def restrict_to_core(
-    log_probs: torch.Tensor, attention_mask: torch.Tensor, options: RoutingOptions
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    log_probs: Tensor, attention_mask: Tensor, options: RoutingOptions
+) -> tuple[Tensor, Tensor | None]:
     """
     The gate inside the core sets: minus infinity outside, renormalised within; token routing leaves it as it is, and
     padding keeps its distribution. `(B, Ly, K)`, through which gradients reach the gate (the choice of the sets has
@@ -374,19 +364,10 @@ def restrict_to_core(
     return torch.where(is_allowed.all(dim=-1, keepdim=True), log_probs, restricted), core
 
 
-def experts_of_blocks(
-    experts: torch.Tensor, attention_mask: torch.Tensor, num_experts: int, block_size: int | None
-) -> torch.Tensor:
+def experts_of_blocks(experts: Tensor, attention_mask: Tensor, num_experts: int, block_size: int | None) -> Tensor:
     """
     Which experts the tokens of each block chose, `(B, N, K)`, bool, of the choices `(B, Ly)` at real target tokens, 1
     in the mask `(B, Ly)`; its sum over the last dimension is each block's number of distinct experts.
     """
     is_chosen = experts[..., None] == torch.arange(num_experts, device=experts.device)
     return _block_sums(is_chosen.long(), attention_mask, block_size) > 0
-
-
-__all__ = [
-    "RoutingOptions", "YanExpertRoutes", "YanExperts", "YanGate", "YanRoutedExperts", "block_of_token",
-    "choice_log_probs", "choose_experts", "core_experts", "expert_fields", "experts_of_blocks", "gate_log_probs",
-    "restrict_to_core", "share_choice", "sum_over_blocks", "tokens_per_block",
-]  # fmt: skip

@@ -408,8 +408,3 @@ def make_processors(config: PreTrainedConfig, device: torch.device | str = "cpu"
         if config.typical_p is not None and config.typical_p < 1.0:
             processors.append(TypicalLogitsWarper(mass=config.typical_p))
     return processors
-
-
-__all__ = [
-    "BOOLEAN", "OPTIONS", "REFUSED_ARGUMENTS", "Option", "YanGenerationConfig", "make_processors", "plain_value",
-]  # fmt: skip

@@ -595,6 +595,3 @@ class YanGenerationMixin:
                 setattr(self.generation_config, field, getattr(default, field))
         if self.generation_config.max_new_tokens is None and self.generation_config.max_length is None:
             self.generation_config.max_new_tokens = default.max_new_tokens
-
-
-__all__ = ["YanGenerateOutput", "YanGenerationMixin"]

@@ -389,16 +389,3 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` `(B, L, d)` over the positions where `mask` `(B, L)` is set: `(B, d)`; 0 for an empty row."""
     weights = mask.to(values.dtype)[..., None]
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-
-
-__all__ = ["KERNELS", "Kernels", "AdaLNModulation", "YanAttention", "YanCrossAttention", "YanDecoderLayer"]
-__all__ += ["YanEncoderLayer", "YanFeedForward", "YanFlowLayer", "YanLengthHead", "YanPositionEmbedding"]
-__all__ += ["YanStartProjection", "YanTimeEmbedding", "YanTokenLengthHead", "adaptive_layer_norm", "apply_linear"]
-__all__ += [
-    "eager_attention_forward",
-    "is_plain_linear",
-    "linear",
-    "linear_gelu",
-    "masked_mean",
-    "positions_from_mask",
-]

@@ -424,10 +424,3 @@ def stretch(source: torch.Tensor, source_mask: torch.Tensor | None, canvas: torc
     if source_mask is None:
         source_mask = torch.ones(source.shape[:2], dtype=torch.long, device=source.device)
     return lay_out(source, source_places(source_mask, canvas), canvas)
-
-
-__all__ = [
-    "EncodedSource", "SourceInputs", "choose_lengths", "given_lengths", "given_token_lengths", "lay_out",
-    "likeliest_sums", "match_masks", "predicted_lengths", "predicted_tokens", "source_places", "stretch",
-    "token_lengths_from", "training_token_lengths",
-]  # fmt: skip

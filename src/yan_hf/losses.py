@@ -408,11 +408,3 @@ def loss_terms(inputs: LossInputs) -> dict[str, torch.Tensor]:
     """The terms that were computed, by name, before weighting."""
     terms = {name: function(inputs) for name, function in LOSS_FUNCTIONS.items()}
     return {name: term for name, term in terms.items() if term is not None}
-
-
-__all__ = [
-    "LOSS_FUNCTIONS", "LossGroup", "LossInputs", "block_flow_matching_nll", "expert_log_densities",
-    "flow_matching_nll", "gate_entropy_loss", "gate_loss", "l2_loss", "latent_loss", "length_loss",
-    "load_balance_loss", "loss_group", "loss_terms", "mmd_loss", "responsibilities", "sample_times",
-    "token_log_probs", "token_loss", "token_mean",
-]  # fmt: skip

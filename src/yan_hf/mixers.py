@@ -148,6 +148,3 @@ class YanBidirectionalMamba(nn.Module):
 # `feed_forward_multiplier` is the inner width of the feed-forward network behind it, in units of `hidden_size`; a part
 # that does not start as linear layers and norms do has a `reset`. Names and fields stand in `configuration_yan`.
 MIXERS: dict[str, type[nn.Module]] = {"mamba": YanBidirectionalMamba}
-
-
-__all__ = ["MIXERS", "YanBidirectionalMamba", "YanMambaMixer", "YanTimeStepProjection", "scan_orders"]

@@ -59,6 +59,7 @@ from .layers import (
 )
 from .lengths import SourceInputs, lay_out, source_places, training_token_lengths
 from .losses import (
+    LossGroup,
     LossInputs,
     l2_loss,
     loss_group,
@@ -970,7 +971,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             logits = self._decode_counted(latents, inputs)
         else:
             if routing.scope == "token":
-                latents = self._solve_by_gate(initial_state, context, generator, routing)
+                latents = self._solve_by_gate(initial_state, context, generator, routing, inputs.group)
                 inputs.logits = [self._decode_counted(latents, inputs)]
             else:
                 latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
@@ -1026,8 +1027,23 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         inputs.expert_fields, inputs.velocity = flow.expert_fields, inputs.target_latents - initial_state
         return flow, state + (1 - weight) * flow.velocity
 
+    def _num_steps(self, group: LossGroup | None) -> int:
+        """Solver steps of a forward; in training drawn from `config.solver_steps_range`, by all processes alike."""
+        if not self.training or self.config.solver_steps_range is None:
+            return self.config.solver_steps
+        lowest, highest = self.config.solver_steps_range
+        number = torch.randint(highest - lowest + 1, (), device=self.device if group is not None else "cpu")
+        # A sum of even draws is as even, and the same for all.
+        number = number if group is None else group.total(number)
+        return lowest + int(number) % (highest - lowest + 1)
+
     def _solve_by_gate(
-        self, state: torch.Tensor, context: YanFlowContext, generator: torch.Generator | None, routing: RoutingOptions
+        self,
+        state: torch.Tensor,
+        context: YanFlowContext,
+        generator: torch.Generator | None,
+        routing: RoutingOptions,
+        group: LossGroup | None,
     ) -> torch.Tensor:
         """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
         canvas = context.canvas_mask
@@ -1039,7 +1055,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
-        times, reselect = time_grid(self.config.solver_steps), self.config.reselect_experts
+        times, reselect = time_grid(self._num_steps(group)), self.config.reselect_experts
         return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
 
     def _solve_by_winners(
@@ -1068,7 +1084,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             inputs.logits.append(self._decode_counted(state + (1 - time) * chosen, inputs))
             return chosen
 
-        state = integrate(velocity, state, time_grid(self.config.solver_steps))
+        state = integrate(velocity, state, time_grid(self._num_steps(inputs.group)))
         if inputs.gate_log_probs is None:
             inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
         return state, first
@@ -1189,10 +1205,3 @@ class YanForAutoEncoding(YanPreTrainedModel):
             terms = {name: term.detach() for name, term in terms.items()}
         traces = (latents, encoded.hidden_states, encoded.attentions)
         return YanAutoEncodingOutput(loss, terms, logits, *traces)
-
-
-__all__ = [
-    "TimeModulation", "YanAutoEncodingOutput", "YanDecoder", "YanEncoder", "YanFlow", "YanFlowContext",
-    "YanFlowOutput", "YanForAutoEncoding", "YanForConditionalGeneration", "YanModel", "YanModelOutput", "YanOutput",
-    "YanPreTrainedModel",
-]  # fmt: skip

@@ -633,10 +633,3 @@ class EagerSampler:
         if encoded is None:
             encoded = self.model.model.encode(*source).last_hidden_state
         return sample(self.model, options, encoded, source.attention_mask, *start, callback_on_step_end)
-
-
-__all__ = [
-    "CandidateLayout", "DecodedTokens", "EagerSampler", "NoiseSource", "SampleOutput", "Sampler", "SamplingOptions",
-    "best_candidates", "consensus", "cut_by_criteria", "cycle_distance", "decode_tokens", "encode",
-    "encode_and_sample", "eval_view", "sample", "solve_flow", "token_f1", "truncate_at_eos",
-]  # fmt: skip

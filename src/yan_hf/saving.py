@@ -131,6 +131,3 @@ def unreadable_weights(folder: Path) -> list[Path]:
         except SafetensorError:
             found.append(path)
     return found
-
-
-__all__ = ["staged_save", "unreadable_weights", "write_code"]

@@ -385,6 +385,3 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, implement
     for shift, tap in enumerate(weight[:, 0].to(dtype).unbind(-1)):
         output = torch.addcmul(output, padded[:, shift : shift + length], tap)
     return nn.functional.silu(output).to(x.dtype).mT
-
-
-__all__ = ["causal_conv", "resolve_implementation", "selective_scan", "selective_scan_sequential"]

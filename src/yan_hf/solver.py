@@ -103,6 +103,3 @@ def integrate(
         if on_step is not None:
             on_step(state)
     return state
-
-
-__all__ = ["DEFAULT_TIME_SHIFT", "SOLVERS", "TIME_SCHEDULES", "Tableau", "evaluation_times", "integrate", "time_grid"]

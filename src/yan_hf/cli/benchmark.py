@@ -18,7 +18,6 @@ from .common import add_loading, load_model, positive, print_rows, progress
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     add_loading(parser)
     parser.add_argument("--source-length", type=positive, help="tokens (default: 64, or all that fit)")
     parser.add_argument("--lengths", type=positive, nargs="+", default=[16, 64], help="target tokens")
@@ -29,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the command."""
     model = load_model(options)
     limit = model.config.max_position_embeddings
     source_length = options.source_length or min(64, limit)

@@ -14,7 +14,6 @@ from .common import add_output_folder, naming
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="the research file")
     add_output_folder(parser)
     parser.add_argument("--tokenizer", help="the tokenizer's folder, saved beside the model")
@@ -22,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the command."""
     with naming(options.checkpoint):
         model = convert_research_checkpoint(
             options.checkpoint, options.output, options.tokenizer, options.dtype, options.overwrite

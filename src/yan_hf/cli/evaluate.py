@@ -18,7 +18,6 @@ from .common import add_loading, load_with_tokenizer, positive, print_rows
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     add_loading(parser)
     parser.add_argument("--file", help="JSON Lines (.gz or not), CSV or Parquet file")
     parser.add_argument("--dataset", help="name for datasets.load_dataset, instead of a file")
@@ -56,7 +55,6 @@ def _mapping(text: str) -> dict[str, str]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the command."""
     from ..data.tasks import TaskEncoder, encode_split, load_splits  # slow to import
 
     model, tokenizer = load_with_tokenizer(options)

@@ -15,7 +15,6 @@ from .common import add_output_folder, naming
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     parser.add_argument("directory", help="the checkpoint")
     add_output_folder(parser, "file or folder to write")
     kind = parser.add_mutually_exclusive_group(required=True)
@@ -24,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the command."""
     export = export_research_checkpoint if options.to_research else export_with_code
     with naming(options.directory):
         export(options.directory, options.output, options.overwrite)

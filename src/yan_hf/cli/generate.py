@@ -26,7 +26,6 @@ from .show_experts import expert_lines, is_coloured
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     add_loading(parser)
     parser.add_argument("--input", default="-", help="text or .jsonl file, .gz or not; - is standard input (default)")
     parser.add_argument("--column", help="the column that holds the sources (JSON Lines)")
@@ -46,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
-    """Runs the command."""
     partial, sources = _check_output(options), _sources(options)
     model, tokenizer = load_with_tokenizer(options)
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1

@@ -14,11 +14,9 @@ from .common import naming
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     parser.add_argument("checkpoint", help="its folder")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the command."""
     with naming(options.checkpoint):
         return checkpoint_info(options.checkpoint)

@@ -18,7 +18,6 @@ from .common import add_output_folder, positive, progress
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the command's arguments."""
     parser.add_argument("files", nargs="*", type=Path, help="text files, or .jsonl / .jsonl.gz files with --column")
     parser.add_argument("--dataset", help="a data set's name for datasets.load_dataset, instead of files")
     parser.add_argument("--config", help="its configuration")
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the command."""
     if bool(options.files) == bool(options.dataset):
         options.error("give text files or --dataset, one of the two")
     if options.dataset and not options.column:

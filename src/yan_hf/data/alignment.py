@@ -95,6 +95,3 @@ def _words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of every token, with the space before it."""
     return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.convert_ids_to_tokens(list(ids))]
-
-
-__all__ = ["align_tokens", "fill_masks"]

@@ -53,7 +53,7 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
     else:
         generation = YanGenerationConfig.from_model_config(config)
 
-    def fields(*names: str) -> dict[str, Any]:
+    def settings(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
 
     return {
@@ -65,12 +65,12 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         "weight_bytes": sum(path.stat().st_size for path in files),
         "weight_files": len(files),
         "dtype": ", ".join(sorted(dtypes)),
-        **fields("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
+        **settings("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
         "encoder": f"{config.encoder_backbone}, {config.encoder_layers} blocks",
         "flow": f"{config.flow_backbone}, {config.flow_layers} blocks, cross-attention in "
         f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
         "decoder": f"{config.decoder_layers} blocks",
-        **fields("num_experts", "expert_scope", "reselect_experts", "start_state", "routing"),
+        **settings("num_experts", "expert_scope", "reselect_experts", "start_state", "routing"),
         "solver": generation.solver or "euler",
         "num_inference_steps": generation.num_inference_steps or config.solver_steps,
         "length_mode": "predicted" if config.length_head_trained else "given by target_lengths",

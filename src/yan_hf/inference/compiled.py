@@ -167,6 +167,3 @@ class CompiledSampler:
             core=cut(sampled.core, num_rows),
             path_log_probs=cut(sampled.path_log_probs, num_rows),
         )
-
-
-__all__ = ["CompiledSampler", "MAX_PROGRAMS", "length_buckets"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import Kernels
 
@@ -42,9 +42,7 @@ def use_onednn(kernels: Kernels) -> Iterator[None]:
         kernels.linear = outer
 
 
-def onednn_linear(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor | None:
+def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
     """
     `activation(linear(states))` with `activation` `"none"` or `"gelu"`, applied as the product is written; `None`
     where it is not for oneDNN. States `(..., d)`, weight `(n, d)`.
@@ -54,13 +52,10 @@ def onednn_linear(
         states.numel() * weight.shape[0] >= _SMALLEST_PRODUCT
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
+        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
     )
     if not usable:
         return None
     algorithm = "" if activation == "none" else "none"  # oneDNN's name of the exact GELU
     return torch.ops.mkldnn._linear_pointwise.default(states, weight, bias, activation, [], algorithm)
-
-
-__all__ = ["is_available", "onednn_linear", "use_onednn"]

@@ -215,6 +215,3 @@ class ExpertCache:
             slots = [self.resident.get(expert, 0) for expert in range(self.experts.num_experts)]
             self._slot_of = torch.tensor(slots, device=self.device)
         return self._slot_of[index]
-
-
-__all__ = ["WEIGHTS", "CopyStream", "ExpertCache", "ImmediateCopies", "OffloadStats", "change_count"]

@@ -344,6 +344,3 @@ def disable_expert_offload(model: PreTrainedModel) -> OffloadStats | None:
     experts.offload, stats = None, offloaded.stats
     offloaded.release()
     return stats
-
-
-__all__ = ["ExpertPredictor", "OffloadStats", "OffloadedExperts", "disable_expert_offload", "enable_expert_offload"]

@@ -1,7 +1,6 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Callbacks for Transformers' `Trainer`."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
 from ..data.collator import YanDataCollator
+from ..data.files import whole_file
 
 
 logger = logging.get_logger(__name__)
@@ -287,14 +287,10 @@ class EmaCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir() and self._averaged:
-            partial = folder / f"{self.FILE}.partial"
-            save_file({name: value.contiguous() for name, value in self._others.items()}, partial)
-            os.replace(partial, folder / self.FILE)
+            with whole_file(folder / self.FILE) as partial:
+                save_file({name: value.contiguous() for name, value in self._others.items()}, partial)
 
     def on_train_end(self, args, state, control, **kwargs):
         # With `load_best_model_at_end` the best checkpoint's averages have just been loaded.
         if not self._averaged and not (args.load_best_model_at_end and state.best_model_checkpoint):
             self._swap()
-
-
-__all__ = ["EmaCallback", "EpochCallback", "ExpertUsageCallback", "LengthHeadCallback", "LossTermsCallback"]

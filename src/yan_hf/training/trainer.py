@@ -154,6 +154,3 @@ def last_complete_checkpoint(folder: str | Path, needed_files: list[str]) -> str
                 TrainerState.load_from_json(str(path / "trainer_state.json"))
                 found.append((int(step), str(path)))
     return max(found)[1] if found else None
-
-
-__all__ = ["YanTrainer", "last_complete_checkpoint"]
