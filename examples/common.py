@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
+from tokenizers import AddedToken
 from transformers import (
     AutoTokenizer,
     HfArgumentParser,
@@ -79,6 +81,7 @@ class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "checkpoint to start from; by default a new model"})
     tokenizer: str | None = field(default=None, metadata={"help": "tokenizer, by default the model's or a new one"})
     vocab_size: int = field(default=4000, metadata={"help": "of a new tokenizer"})
+    tokenizer_rows: int | None = field(default=None, metadata={"help": "train it on the first rows only"})
     config: str | None = field(default=None, metadata={"help": "fields of a new model's YanConfig, as JSON"})
     freeze: list[str] | None = field(
         default=None,
@@ -179,7 +182,7 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
     encoder = task_encoder(data, None, skip_bad_rows=True, add_mask=False, mask_first=False)
 
     def texts():
-        for row in splits["train"]:
+        for row in islice(splits["train"], model.tokenizer_rows):
             try:
                 pairs = encoder.pairs(row)
             except ValueError:
@@ -187,7 +190,11 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
             yield from (f"{pair.source.replace(MASK_MARKER, '')} {pair.target.strip()}" for pair in pairs)
 
     encoder.check_columns(list(next(iter(splits["train"]))), "The training data")
-    return train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
+    tokenizer = train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
+    if data.align and encoder.objective == "span_infilling":
+        # "a <mask> cat" means the same as "a<mask> cat": the space is part of what the mask stands for.
+        tokenizer.add_special_tokens({"mask_token": AddedToken(tokenizer.mask_token, lstrip=True, special=True)})
+    return tokenizer
 
 
 def new_config(
