@@ -5,6 +5,7 @@ import functools
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from .layers import KERNELS
 from .lengths import SourceInputs, choose_lengths, predicted_tokens
 from .sampling import (
     CandidateLayout,
+    DecodedTokens,
     EagerSampler,
     NoiseSource,
     SampleOutput,
@@ -32,6 +34,7 @@ from .sampling import (
     consensus,
     cut_by_criteria,
     cycle_distance,
+    decode_fillings,
     decode_tokens,
     eval_view,
     truncate_at_eos,
@@ -374,6 +377,13 @@ class YanGenerationMixin:
         is_noise = self.config.start_state == "noise" or call.initial_latents is not None
         return state, uniform, experts, None if is_noise else layout.places(call.source)
 
+    def _read_tokens(self, states: torch.Tensor, decoding: dict[str, Any], **changes: Any) -> DecodedTokens:
+        """The tokens of states `(R, L, d)` that the decoder has prepared, around those that are known."""
+        options = {**decoding, **changes}
+        known = {name: options.pop(name) for name in ("known_ids", "forbidden")}
+        decode = decode_tokens if known["known_ids"] is None else partial(decode_fillings, **known)
+        return decode(self.lm_head, states, **options)
+
     def _decoding_options(self, call: GenerationInputs, layout: CandidateLayout) -> dict[str, Any]:
         """What [`decode_tokens`] is told for drafts and texts alike."""
         config, ids, device = call.config, call.source.input_ids, layout.lengths.device
@@ -383,7 +393,7 @@ class YanGenerationMixin:
         control = (config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id, *config.end_token_ids())
         return {
             "known_ids": known_ids,
-            "never_in_fillings": sorted({*control} - {None}),
+            "forbidden": torch.tensor(sorted({*control} - {None}), dtype=torch.long, device=device),
             "processors": LogitsProcessorList([*(call.logits_processor or ()), *make_processors(config, device)]),
             "context_ids": None if ids is None else ids.repeat_interleave(layout.rows_per_source, dim=0),
             "end_token_ids": config.end_token_ids(),
@@ -429,7 +439,7 @@ class YanGenerationMixin:
         lengths, ends = layout.first(layout.lengths), decoding["end_token_ids"]
 
         def show_draft(state: torch.Tensor):
-            draft = decode_tokens(self.lm_head, self.model.decoder(layout.first(state)), **{**decoding, **first})
+            draft = self._read_tokens(self.model.decoder(layout.first(state)), decoding, **first)
             cut = truncate_at_eos(draft.tokens, lengths, ends, config.pad_token_id or 0, first["known_ids"])
             streamer.put_draft(cut[0].cpu())
 
@@ -451,7 +461,7 @@ class YanGenerationMixin:
         if decoded is None:
             uniform = noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None
             asked = {"uniform": uniform, "with_logits": bool(config.output_scores)}
-            decoded = decode_tokens(self.lm_head, sampled.decoded, **asked, **decoding)
+            decoded = self._read_tokens(sampled.decoded, decoding, **asked)
         check_finite("logits", decoded.is_finite)
         check_choice(config, decoded.has_choice, bool(call.logits_processor))
         pad_token_id = config.pad_token_id or 0

@@ -314,6 +314,7 @@ class LossInputs:
     config: PreTrainedConfig
     group: LossGroup | None  # the processes that share the batch
     generator: torch.Generator | None  # of the randomness of estimates
+    times: torch.Tensor  # of the points on the linear path, (B,)
     labels: torch.Tensor  # target ids, (B, Ly), any token where none counts
     mask: torch.Tensor  # (B, Ly), 1 on the tokens that count
     token_weights: torch.Tensor  # the same with the caller's weights

@@ -718,7 +718,7 @@ class YanModel(YanPreTrainedModel):
         """
         What the flow's start takes from the source, to which noise is added: `W · A(h)`, `(B · repeats, Ly, d)`, where
         `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`, at the `places` `(B · repeats, Ly)` in the
-        source that [`~sampling.source_places`] gives.
+        source that [`~lengths.source_places`] gives.
         """
         return lay_out(_repeat(self.start_proj(source_latents), repeats), places, canvas)
 
@@ -920,78 +920,91 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         The loss terms (arXiv 2604.15009, section 4), with what they were computed from. The solver runs, and the MMD
         is estimated, only if a weight asks for it; the other terms cost little and are always there to be watched.
         """
-        config, weights = self.config, self.config.loss_weights
-        source_latents, attention_mask = encoder_outputs[0], source.attention_mask
-        check_labels(config, labels, canvas, source_latents.shape[0], token_weights)
-        labels = labels.long()
+        weights, routing = self.config.loss_weights, RoutingOptions.from_config(self.config)
         if generator is None and not self.training:
-            generator = torch.Generator(source_latents.device).manual_seed(0)
+            generator = torch.Generator(encoder_outputs[0].device).manual_seed(0)
+        target = (labels, canvas, token_weights, token_lengths)
+        inputs, initial_state, context = self._prepare_loss(encoder_outputs[0], source, *target, generator)
 
-        # 1. The target's latents, on its canvas.
-        counted = labels != -100
-        canvas = counted if canvas is None else canvas.bool()
-        places, by_token = self._lay_out_source(source, labels, canvas, token_lengths)
-        if config.keep_known:
-            # Fillings, and all tokens of rows without masks.
-            counted = counted & (by_token[1].gather(1, places) | ~by_token[1].any(dim=-1, keepdim=True))
-        mask = (counted & canvas).to(torch.float32)
-        target_ids = labels.masked_fill(labels == -100, config.mask_token_id or 0)
-        target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
-
-        # 2. Flow matching at a random time of the linear path.
-        shape, device, dtype = target_latents.shape, target_latents.device, target_latents.dtype
-        times = sample_times(shape[0], config.time_beta, device, generator)
-        initial_state = (config.init_noise * torch.randn(shape, generator=generator, device=device)).to(dtype)
-        if places is not None:
-            initial_state = initial_state + self.model.start(source_latents, places, canvas)
-        context = self.model.prepare_context(source_latents, attention_mask, canvas)
-        routing = RoutingOptions.from_config(config)
-        solved = weights["latent"] > 0 or weights["token"] > 0
-        inputs = LossInputs(
-            config=config,
-            group=loss_group(self),
-            generator=generator,
-            labels=target_ids,
-            mask=mask,
-            token_weights=mask if token_weights is None else mask * token_weights,
-            target_latents=target_latents,
-            length_logits=self.predict_lengths(source_latents, attention_mask),
-            lengths=self._target_lengths(labels, canvas),
-            token_length_logits=self.predict_token_lengths(source_latents),
-        )
-        if by_token is not None:
-            inputs.token_lengths, inputs.is_predicted = by_token
-        # Where winners are followed, the solver's first step evaluates every expert and trains the gate.
-        flow = None
+        # Flow matching at a random time of the linear path. Where winners are followed, the solver's first step
+        # evaluates every expert and trains the gate.
+        flow, solved = None, weights["latent"] > 0 or weights["token"] > 0
         if weights["flow"] > 0 or routing.scope == "token" or not solved:
-            flow, latents = self._match_flow(times, initial_state, context, inputs, routing, **kwargs)
+            flow, latents = self._match_flow(initial_state, context, inputs, routing, **kwargs)
 
-        # 3. The solved ODE: its own evaluations from the first on, with gradients through every step.
+        # The solved ODE: its own evaluations from the first on, with gradients through every step.
         if not solved:
             logits = self._decode_counted(latents, inputs)
         else:
             if routing.scope == "token":
-                latents = self._solve_by_gate(initial_state, context, generator, routing, inputs.group)
+                latents = self._solve_by_gate(initial_state, context, inputs, routing)
                 inputs.logits = [self._decode_counted(latents, inputs)]
             else:
                 latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
                 flow = flow or first
             inputs.latents, logits = latents, inputs.logits[-1]
         if weights["reconstruction"] > 0:
-            inputs.target_logits = [self._decode_counted(target_latents, inputs)]
-        extra = {"latents": latents, "target_latents": target_latents, "length_logits": inputs.length_logits}
-        extra["token_length_logits"] = inputs.token_length_logits
+            inputs.target_logits = [self._decode_counted(inputs.target_latents, inputs)]
+        names = ("target_latents", "length_logits", "token_length_logits")
+        extra = {"latents": latents, **{name: getattr(inputs, name) for name in names}}
         if inputs.choices:
             extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
             extra["expert_scores"] = torch.stack(inputs.expert_scores)
         return flow, logits, loss_terms(inputs), extra
+
+    def _prepare_loss(
+        self,
+        source_latents: torch.Tensor,
+        source: SourceInputs,
+        labels: torch.Tensor,
+        canvas: torch.Tensor | None,
+        token_weights: torch.Tensor | None,
+        token_lengths: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[LossInputs, torch.Tensor, YanFlowContext]:
+        """The target's latents on its canvas, the flow's start `(B, Ly, d)`, and what its evaluations share."""
+        config = self.config
+        check_labels(config, labels, canvas, source_latents.shape[0], token_weights)
+        labels = labels.long()
+        counted = labels != -100
+        canvas = counted if canvas is None else canvas.bool()
+        target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
+        target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
+        shape, device = target_latents.shape, target_latents.device
+        times = sample_times(shape[0], config.time_beta, device, generator)
+        state = config.init_noise * torch.randn(shape, generator=generator, device=device)
+        state = state.to(target_latents.dtype)
+        places, by_token = self._lay_out_source(source, labels, canvas, token_lengths)
+        if places is not None:
+            state = state + self.model.start(source_latents, places, canvas)
+        if config.keep_known:
+            # Fillings, and all tokens of rows without masks.
+            counted = counted & (by_token[1].gather(1, places) | ~by_token[1].any(dim=-1, keepdim=True))
+        mask = (counted & canvas).to(torch.float32)
+        token_lengths, is_predicted = by_token or (None, None)
+        inputs = LossInputs(
+            config=config,
+            group=loss_group(self),
+            generator=generator,
+            times=times,
+            labels=target_ids,
+            mask=mask,
+            token_weights=mask if token_weights is None else mask * token_weights,
+            target_latents=target_latents,
+            length_logits=self.predict_lengths(source_latents, source.attention_mask),
+            lengths=self._target_lengths(labels, canvas),
+            token_length_logits=self.predict_token_lengths(source_latents),
+            token_lengths=token_lengths,
+            is_predicted=is_predicted,
+        )
+        return inputs, state, self.model.prepare_context(source_latents, source.attention_mask, canvas)
 
     def _lay_out_source(
         self, source: SourceInputs, labels: torch.Tensor, canvas: torch.Tensor, token_lengths: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
         """
         Where in the source each position of the canvas starts from, `(B, Ly)`, and what
-        [`~sampling.training_token_lengths`] gives; `None` where the flow starts from noise.
+        [`~lengths.training_token_lengths`] gives; `None` where the flow starts from noise.
         """
         if self.config.start_state == "noise":
             return None, None
@@ -1007,7 +1020,6 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
     def _match_flow(
         self,
-        times: torch.Tensor,
         initial_state: torch.Tensor,
         context: YanFlowContext,
         inputs: LossInputs,
@@ -1015,12 +1027,12 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[YanFlowOutput, torch.Tensor]:
         """
-        Evaluates all experts on the linear path at `times` `(B,)`, and leaves in `inputs` what the flow term compares.
+        Evaluates all experts on the linear path at `inputs.times`, and leaves in `inputs` what the flow term compares.
         Also gives the end point that the mixture's mean points to, `(B, Ly, d)`.
         """
-        weight = times.to(initial_state.dtype)[:, None, None]
+        weight = inputs.times.to(initial_state.dtype)[:, None, None]
         state = (1 - weight) * initial_state + weight * inputs.target_latents
-        flow = self.model.flow(state, times, context, **kwargs)
+        flow = self.model.flow(state, inputs.times, context, **kwargs)
         inputs.gate_log_probs = gate_log_probs(flow.gate_logits, context.canvas_mask)
         shared, _ = share_choice(inputs.gate_log_probs, None, context.canvas_mask, routing)
         inputs.routed_log_probs, _ = restrict_to_core(shared, context.canvas_mask, routing)
@@ -1038,12 +1050,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         return lowest + int(number) % (highest - lowest + 1)
 
     def _solve_by_gate(
-        self,
-        state: torch.Tensor,
-        context: YanFlowContext,
-        generator: torch.Generator | None,
-        routing: RoutingOptions,
-        group: LossGroup | None,
+        self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
     ) -> torch.Tensor:
         """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
         canvas = context.canvas_mask
@@ -1052,10 +1059,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
         def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
             if step not in noise:  # it is where offloaded experts were predicted
-                noise[step] = torch.rand(shape, generator=generator, device=canvas.device)
+                noise[step] = torch.rand(shape, generator=inputs.generator, device=canvas.device)
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
-        times, reselect = time_grid(self._num_steps(group)), self.config.reselect_experts
+        times, reselect = time_grid(self._num_steps(inputs.group)), self.config.reselect_experts
         return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
 
     def _solve_by_winners(

@@ -202,8 +202,7 @@ def decode_tokens(
     context_ids: torch.Tensor | None = None,
     end_token_ids: list[int] | None = None,
     min_length: int = 1,
-    known_ids: torch.Tensor | None = None,
-    never_in_fillings: Sequence[int] = (),
+    forbidden: torch.Tensor | None = None,
     with_scores: bool = False,
     with_logits: bool = False,
 ) -> DecodedTokens:
@@ -217,35 +216,28 @@ def decode_tokens(
         uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.
         context_ids: The source, `(B, Lx)`, given to the processors as the ids so far, since there is no prefix.
         end_token_ids: Tokens that are not taken at the first `min_length - 1` positions.
-        known_ids: Tokens that are known, `(B, L)`, and -1 where one is to be read; only these positions are.
-        never_in_fillings: Tokens that are not taken in rows with known ones.
+        forbidden: Tokens that are not taken in any position, `(N,)`.
         with_scores, with_logits: Whether to give the tokens' log-probabilities, and the logits.
     """
     length, flat_states = states.shape[1], states.flatten(0, 1)
     processors = processors or None
     forbids_end = bool(end_token_ids) and min_length > 1
     is_plain = processors is None and uniform is None and not with_logits
-    is_argmax = is_plain and not forbids_end and known_ids is None
-    positions = torch.arange(len(flat_states), device=states.device)
-    if known_ids is not None:
-        known_ids = known_ids.to(states.device)
-        is_filled = (known_ids >= 0).any(dim=-1)
-        if not with_logits:
-            positions = positions[known_ids.flatten() < 0]
+    is_argmax = is_plain and not forbids_end and forbidden is None
     by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
     block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
     blocks = []
-    for indices in positions.split(block_size):
+    for start in range(0, len(flat_states), block_size):
+        block = slice(start, start + block_size)
         if by_vocabulary:
-            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[indices], with_scores)
+            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
             blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
-        scores = logits = head(flat_states[indices])
-        if known_ids is not None and never_in_fillings:
-            scores = scores.clone()
-            never, is_never = list(never_in_fillings), is_filled[indices // length][:, None]
-            scores[:, never] = scores[:, never].masked_fill(is_never, -torch.inf)
+        scores = logits = head(flat_states[block])
+        indices = torch.arange(start, start + len(logits), device=states.device)
+        if forbidden is not None:
+            scores = scores.index_fill(1, forbidden.to(scores.device), -torch.inf)
         if forbids_end:
             early = indices % length < min_length - 1
             scores = scores.clone()
@@ -257,7 +249,7 @@ def decode_tokens(
             best, tokens = scores.max(dim=-1)
             is_choice = best > -torch.inf  # false for NaN too
         else:
-            tokens, is_choice = _draw(scores, uniform.flatten()[indices])
+            tokens, is_choice = _draw(scores, uniform.flatten()[block])
         chosen = logits.gather(1, tokens[:, None])[:, 0]
         largest = chosen if is_argmax else logits.amax(dim=-1)
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
@@ -265,22 +257,57 @@ def decode_tokens(
         blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
 
     tokens, chosen, largest, partition, is_choice, logits = (
-        None if parts[0] is None else torch.cat(parts) for parts in zip(*blocks)
+        None if parts[0] is None else torch.cat(parts).view(*states.shape[:2], *parts[0].shape[1:])
+        for parts in zip(*blocks)
     )
     log_probs = chosen.float() - partition if with_scores else None
     has_choice = None if is_choice is None else is_choice.all()
-    logits = None if logits is None else logits.view(*states.shape[:2], -1)
-    if known_ids is None:
-        tokens, log_probs = (
-            None if values is None else values.view(states.shape[:2]) for values in (tokens, log_probs)
-        )
-    else:
-        is_read = known_ids < 0
-        read = is_read.flatten()[positions]
-        tokens = known_ids.masked_scatter(is_read, tokens[read])
-        if log_probs is not None:
-            log_probs = log_probs.new_zeros(known_ids.shape).masked_scatter(is_read, log_probs[read])
     return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), has_choice)
+
+
+def decode_fillings(
+    head: nn.Module,
+    states: torch.Tensor,
+    known_ids: torch.Tensor,
+    forbidden: torch.Tensor,
+    *,
+    uniform: torch.Tensor | None = None,
+    context_ids: torch.Tensor | None = None,
+    with_scores: bool = False,
+    with_logits: bool = False,
+    **options: Any,
+) -> DecodedTokens:
+    """
+    As [`decode_tokens`], but rows of `known_ids` `(B, L)` that have any, not -1, keep these, with a log-probability of
+    0, and no `forbidden` token `(N,)` comes between; only what is not known is read, unless logits are asked for.
+    """
+    known_ids = known_ids.to(states.device)
+    has_known, is_open = (known_ids >= 0).any(dim=-1), known_ids < 0
+    tokens, log_probs = known_ids.clone(), torch.zeros(known_ids.shape, device=states.device) if with_scores else None
+    texts = (~has_known).nonzero(as_tuple=True)
+    fillings = (is_open & has_known[:, None]).nonzero(as_tuple=True)
+    is_finite, has_choice = [torch.ones((), dtype=torch.bool, device=states.device)], []
+    # Texts without known tokens as they are; fillings token by token, each a row of its own.
+    for places, more in ((texts, {}), (fillings, {"forbidden": forbidden, "end_token_ids": None})):
+        if (number := len(places[0])) == 0:
+            continue
+        found = decode_tokens(
+            head,
+            states[places].view(number, -1, states.shape[-1]),
+            uniform=None if uniform is None else uniform[places].view(number, -1),
+            context_ids=None if context_ids is None else context_ids[places[0]],
+            with_scores=with_scores,
+            **{**options, **more},
+        )
+        tokens[places] = found.tokens.view_as(tokens[places])
+        if with_scores:
+            log_probs[places] = found.log_probs.view_as(tokens[places])
+        is_finite.append(found.is_finite)
+        has_choice += [] if found.has_choice is None else [found.has_choice]
+    choice = torch.stack(has_choice).all() if has_choice else None
+    return DecodedTokens(
+        tokens, log_probs, head(states) if with_logits else None, torch.stack(is_finite).all(), choice
+    )
 
 
 def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
