@@ -51,15 +51,15 @@ def test_words_stand_for_the_words_that_they_become(tokenizer):
     ids, labels = both(
         tokenizer, "one day the bgi red dog said i want to play", "One day, the big red dog said: play!"
     )
-    lengths, found = iter(align_tokens(tokenizer, ids, labels)), {}
-    rest, word = iter(labels), ""
-    for token in ids:
-        piece = tokenizer.convert_ids_to_tokens(token)
-        word = piece.strip() if piece.startswith(" ") or not word else word + piece
-        text = tokenizer.decode([next(rest) for _ in range(next(lengths))])
-        found[word] = found.pop(word[: -len(piece)] if word != piece.strip() else word, "") + text
-    assert found["day"].strip() == "day," and found["bgi"].strip() == "big" and found["said"].strip() == "said:"
-    assert found["i"] == found["want"] == "" and found["play"].strip() == "play!"
+    lengths, rest, words = align_tokens(tokenizer, ids, labels), iter(labels), []
+    for token, length in zip(ids, lengths):
+        piece, text = tokenizer.decode([token]), tokenizer.decode([next(rest) for _ in range(length)])
+        if piece.startswith(" ") or not words or token == tokenizer.eos_token_id:
+            words.append(("", ""))
+        words[-1] = (words[-1][0] + piece, words[-1][1] + text)
+    found = {word.strip(): text.strip() for word, text in words}
+    assert found["day"] == "day," and found["bgi"] == "big" and found["said"] == "said:"
+    assert found["i"] == found["want"] == "" and found["play"] == "play!"
 
 
 @settings(max_examples=60, deadline=None)
