@@ -39,6 +39,8 @@ KINDS = {
         "start_state": "stretched",
     },
     "an expert for each block": {"expert_scope": "block", "routing_block_size": 3, "start_state": "stretched"},
+    "a length for each token": {"start_state": "fertility", "max_token_length": 24},
+    "known tokens around masks": {"start_state": "aligned", "keep_known": True},
     "untrained length head": {"length_head_trained": False, "attention_bias": True},
 }
 FUZZ = int(os.environ.get("YAN_HF_FUZZ", "0"))
@@ -85,6 +87,7 @@ def batches(draw):
     lengths = draw(st.lists(st.sampled_from([1, 2, 5, 11, TABLE]), min_size=1, max_size=3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     rows = [torch.randint(5, 60, (length,), generator=generator) for length in lengths]
+    rows = [row.masked_fill(row < 14, 4) for row in rows]  # masks, which mean something to some models
     width = max(lengths) + draw(st.integers(0, 3))
     ids = torch.randint(0, 60, (len(rows), width), generator=generator)  # what stands in the padding is anything
     mask = torch.zeros_like(ids)
@@ -107,7 +110,10 @@ def schedules(draw):
 
 
 @st.composite
-def lengths_of(draw, is_predicted):
+def lengths_of(draw, kind):
+    if KINDS[kind].get("keep_known"):  # known tokens alone may be more than a limit allows
+        return draw(st.sampled_from([{}, {"num_length_candidates": 2}, {"length_slack": 3}]))
+    is_predicted = KINDS[kind].get("length_head_trained", True)
     longest = draw(st.integers(1, TABLE))
     given_lengths = [{"target_lengths": value} for value in (1, TABLE, "drawn")]
     predicted = [
@@ -138,7 +144,7 @@ def readings(draw):
 def option_sets(draw, kind):
     options = {
         **draw(schedules()),
-        **draw(lengths_of(KINDS[kind].get("length_head_trained", True))),
+        **draw(lengths_of(kind)),
         **draw(readings()),
         "solver": draw(st.sampled_from(sorted(SOLVERS))),
         "num_return_sequences": draw(st.integers(1, 2)),
