@@ -145,7 +145,7 @@ def train(options: argparse.Namespace, arguments: list[str]):
     trainer.save_model()
     found = {
         "system": options.system,
-        "minutes": round(minutes, 2),
+        "minutes": round(minutes, 3),
         "steps": trainer.state.global_step,
         "learning_rate": training.learning_rate,
         "batch_size": training.per_device_train_batch_size,
