@@ -11,8 +11,9 @@ latency, in one run.
 
 Every system gets the tokenizer of a YAN checkpoint, its width and layers, its parameters (within 5 %, by the width of
 the feed-forward layers), and the data, corruption, batches and optimiser of `examples/configs/TASK.yaml`; options of
-the training scripts (`examples/common.py`, Transformers' training arguments) replace single values. A call that was
-interrupted goes on where it stopped.
+the training scripts (`examples/common.py`, Transformers' training arguments) replace single values. With `--minutes`
+the learning rate falls to zero as they pass, and preparing the rows does not count. A call that was interrupted goes
+on where it stopped.
 
 - `ar-bart`: source → target; greedy, and with prompt lookup (`-lookup`) that looks in the source too, which
   Transformers' own does not in models with an encoder;
@@ -43,6 +44,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from datasets import load_from_disk
 from decoders import matching_model
 from report import save
 from rewriting_report import NO_SYSTEM, plot, table
@@ -126,8 +128,11 @@ def train(options: argparse.Namespace, arguments: list[str]):
         training.max_steps = 10**6
     set_seed(training.seed)
     tokenizer, model = load_tokenizer(options.checkpoint), make_model(options, data)
-    splits = {name: rows for name, rows in read_splits(data).items() if name == "train"}
-    examples = encode_splits(splits, tokenizer, data)["train"]
+    examples = load_from_disk(options.examples) if options.examples and options.examples.is_dir() else None
+    if examples is None:
+        examples = encode_splits({"train": read_splits(data)["train"]}, tokenizer, data)["train"]
+        if options.examples:
+            examples.save_to_disk(options.examples)
     collator = make_collator(data, task_encoder(data, tokenizer), tokenizer)
     budget = TimeBudget(options.minutes)
     trainer = BaselineTrainer(
@@ -379,6 +384,9 @@ def main():
     command.add_argument("--system", choices=SYSTEMS, required=True)
     command.add_argument("--checkpoint", type=Path, required=True, help="YAN's, for the tokenizer and the size")
     command.add_argument("--output", type=Path, required=True, help="a call with the same one goes on")
+    command.add_argument(
+        "--examples", type=Path, help="folder that keeps the tokenized rows, for the task's other systems"
+    )
     command.add_argument("--minutes", type=float, help="of training, instead of --max-steps")
     command.add_argument("--learning-rate", type=float, default=1e-3)
     command.add_argument("--upsample", type=int, choices=(2, 3), default=2, help="positions for a source token in CTC")

@@ -52,16 +52,22 @@ def table(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], file: Path):
-    """Quality against latency at batch 1, above, and throughput at batch 32; a column for every size."""
+    """
+    Quality against latency at batch 1, above, and throughput at batch 32; a column for every size. A line joins the
+    points of a system with several numbers of steps.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     metric, less_is_better = _PLOTTED[report["task"]]
     sizes = list(dict.fromkeys(row["size"] for row in report["rows"]))
     families: dict[str, list[str]] = {}  # the points of one line
     for row in report["rows"]:
+        if row["system"] == NO_SYSTEM:
+            continue
         family, _, number = row["system"].rpartition("-")
         family = family if number.isdigit() else row["system"]
         families[family] = list(dict.fromkeys([*families.get(family, []), row["system"]]))
@@ -73,19 +79,19 @@ def plot(report: dict[str, Any], file: Path):
         rows = {row["system"]: row for row in report["rows"] if row["size"] == size}
         for axis, (speed, label) in zip(axes[:, column], axis_labels.items()):
             scale = 1000 if speed == "latency_seconds" else 1
-            for (family, names), marker in zip(families.items(), "_osv^D<>*XP"):
-                points = [(rows[name].get(speed), 100 * rows[name][metric], name) for name in names]
-                points = [(scale * x, y, name.rpartition("-")[2]) for x, y, name in points if x]
-                if not points:
-                    continue
-                axis.plot(*zip(*((x, y) for x, y, _ in points)), marker=marker, label=family)
-                for x, y, number in points if len(points) > 1 else ():
-                    axis.annotate(number, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-            axis.axhline(100 * rows[NO_SYSTEM][metric], color="gray", linestyle=":", label=NO_SYSTEM)
+            for index, (family, names) in enumerate(families.items()):
+                shown = [name for name in names if rows[name].get(speed)]
+                xs, ys = [scale * rows[name][speed] for name in shown], [100 * rows[name][metric] for name in shown]
+                axis.plot(xs, ys, color=f"C{index}", marker="osv^D<>*XP"[index], label=family)
+                for name, x, y in zip(shown, xs, ys) if len(names) > 1 else ():
+                    axis.annotate(name.rpartition("-")[2], (x, y), (4, 4), textcoords="offset points", fontsize=7)
             axis.set(xscale="log", xlabel=label, ylabel=f"{metric.replace('_', ' ')} in %")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.grid(alpha=0.3)
         axes[0, column].set_title(f"{report['task']}, {size} tokens", fontsize=10)
         if less_is_better:
             axes[0, column].invert_yaxis()  # shared: better is higher everywhere
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(file, dpi=120)
