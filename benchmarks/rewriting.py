@@ -384,9 +384,7 @@ def main():
     command.add_argument("--system", choices=SYSTEMS, required=True)
     command.add_argument("--checkpoint", type=Path, required=True, help="YAN's, for the tokenizer and the size")
     command.add_argument("--output", type=Path, required=True, help="a call with the same one goes on")
-    command.add_argument(
-        "--examples", type=Path, help="folder that keeps the tokenized rows, for the task's other systems"
-    )
+    command.add_argument("--examples", type=Path, help="folder of tokenized rows, written once for all systems")
     command.add_argument("--minutes", type=float, help="of training, instead of --max-steps")
     command.add_argument("--learning-rate", type=float, default=1e-3)
     command.add_argument("--upsample", type=int, choices=(2, 3), default=2, help="positions for a source token in CTC")
