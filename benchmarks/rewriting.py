@@ -283,6 +283,32 @@ def batches_of(examples: list[Example], size: int) -> list[Rows]:
     return [sources[start : start + size] for start in range(0, len(sources), size)]
 
 
+def probe(
+    systems: dict[str, Rewriter],
+    texts: list[str],
+    data: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """How many of the clean texts and of their sentences every system leaves alone, and how much code it keeps."""
+    clean = make_examples(texts, data, tokenizer, seed, clean=True)
+    coded = make_examples(list(map(with_code, texts)), data, tokenizer, seed)
+    kept, _ = run(systems, batches_of(clean, 32))
+    written, _ = run(systems, batches_of(coded, 32))
+    targets, coded_targets = ([example.target for example in examples] for examples in (clean, coded))
+    figures = {}
+    for name in systems:
+        texts = tokenizer.batch_decode(kept[name], skip_special_tokens=True)
+        found = score_texts(texts, targets, ("unchanged_rate", "sentence_accuracy"), targets)
+        texts = tokenizer.batch_decode(written[name], skip_special_tokens=True)
+        figures[name] = {
+            "unchanged_rate": found["unchanged_rate"],
+            "unchanged_sentences": found["sentence_accuracy"],
+            "code": survivors(_code, texts, coded_targets),
+        }
+    return figures
+
+
 def measure(
     systems: dict[str, Rewriter],
     documents: list[str],
@@ -313,19 +339,9 @@ def measure(
     unwritten = [[i for i in example.source_ids[:-1] if i != tokenizer.mask_token_id] for example in examples]
     rows[NO_SYSTEM] = score(unwritten)
     if options.task == "restoration":
-        clean = make_examples(texts[: options.probe_rows], data, tokenizer, options.seed, clean=True)
-        coded = make_examples(list(map(with_code, texts[: options.probe_rows])), data, tokenizer, options.seed)
-        for name, system in {**batched, NO_SYSTEM: lambda rows: [row[:-1] for row in rows]}.items():
-            for kind, probe in (("clean", clean), ("coded", coded)):
-                written, _ = run({name: system}, batches_of(probe, 32))
-                found, references = decode(written[name]), [example.target for example in probe]
-                if kind == "clean":
-                    metrics = ("unchanged_rate", "sentence_accuracy")
-                    unchanged = score_texts(found, references, metrics, references)
-                    rows[name] |= {"unchanged_rate": unchanged["unchanged_rate"]}
-                    rows[name] |= {"unchanged_sentences": unchanged["sentence_accuracy"]}
-                else:
-                    rows[name]["code"] = survivors(_code, found, references)
+        probed = {**batched, NO_SYSTEM: lambda sources: [source[:-1] for source in sources]}
+        for name, figures in probe(probed, texts[: options.probe_rows], data, tokenizer, options.seed).items():
+            rows[name] |= figures
     for name in set(systems) - set(batched):
         greedy = name.removesuffix("-lookup")
         same = [a == b for a, b in zip(single_ids[name], single_ids[greedy])]
