@@ -2,6 +2,7 @@
 """What YAN is compared with: other decoders of its size, the research schedule, and what a call cannot do without."""
 
 from bisect import bisect_left
+from functools import partial
 
 import torch
 from transformers import (
@@ -96,14 +97,55 @@ def _gpt2(config: YanConfig, layers: tuple[int, int], width: int, positions: int
             resid_pdrop=0.0,
             embd_pdrop=config.embedding_dropout,
             attn_pdrop=0.0,
-            tie_word_embeddings=False,
+            tie_word_embeddings=config.tie_word_embeddings,
             **_vocabulary(config),
         )
     )
 
 
-def _bart(config: YanConfig, layers: tuple[int, int], width: int, positions: int) -> PreTrainedModel:
-    model = BartForConditionalGeneration(
+class BidirectionalBart(BartForConditionalGeneration):
+    """A BART whose decoder sees a target's whole canvas at once."""
+
+    def decode(
+        self,
+        source: torch.Tensor,
+        source_mask: torch.Tensor,
+        canvas: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits `(B, Ly, V)` of the decoder's input on its `canvas` `(B, Ly)`, given the encoder's states."""
+        hidden_states = self.model.decoder(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            # With four dimensions a mask is taken as it is, instead of becoming causal.
+            attention_mask=canvas.bool()[:, None, None].expand(-1, 1, canvas.shape[1], -1),
+            encoder_hidden_states=source,
+            encoder_attention_mask=source_mask,
+            use_cache=False,
+        ).last_hidden_state
+        return self.lm_head(hidden_states)
+
+
+class MaskPredictBart(BidirectionalBart):
+    """With a head that predicts how many tokens longer a target is than its source, from the first one's state."""
+
+    longest_offset = 64
+
+    def __init__(self, config: BartConfig):
+        super().__init__(config)
+        self.length_head = torch.nn.Linear(config.d_model, 2 * self.longest_offset + 1)
+        self.post_init()
+
+
+def _bart(
+    config: YanConfig,
+    layers: tuple[int, int],
+    width: int,
+    positions: int,
+    model_class: type[BartForConditionalGeneration] = BartForConditionalGeneration,
+) -> PreTrainedModel:
+    model = model_class(
         BartConfig(
             d_model=config.hidden_size,
             encoder_layers=layers[0],
@@ -143,8 +185,15 @@ def _vocabulary(config: YanConfig) -> dict[str, int]:
     return {name: getattr(config, name) for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
 
 
-# A GPT-2 with an untied head, a BART with its one table of tokens, a bidirectional Transformer for masked diffusion.
-_BUILDERS = {"ar-gpt2": _gpt2, "ar-bart": _bart, "masked-diffusion": _bert}
+# A GPT-2 whose head is tied where YAN's is, a BART with its one table of tokens, a bidirectional Transformer for
+# masked diffusion, and BARTs that write all tokens at once.
+_BUILDERS = {
+    "ar-gpt2": _gpt2,
+    "ar-bart": _bart,
+    "masked-diffusion": _bert,
+    "cmlm": partial(_bart, model_class=MaskPredictBart),
+    "ctc": partial(_bart, model_class=BidirectionalBart),
+}
 
 
 def matching_model(
@@ -154,7 +203,7 @@ def matching_model(
     Another architecture of YAN's width, with the number of parameters that comes closest to YAN's.
 
     Args:
-        system: `"ar-gpt2"`, `"ar-bart"` or `"masked-diffusion"`.
+        system: `"ar-gpt2"`, `"ar-bart"`, `"masked-diffusion"`, `"cmlm"` or `"ctc"`.
         config: YAN's.
         parameters: YAN's number.
         positions: Size of the position table.

@@ -3,6 +3,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from yan_hf.hub.model_card import processor_name
 def conditions() -> dict[str, object]:
     """Command, commit, machine and versions. Paths in the command are cut to their last part."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)/\S*/(?=.)", r"\1", word) for word in sys.argv[1:]]
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "commit": commit,

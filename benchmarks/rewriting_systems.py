@@ -1,0 +1,373 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The systems that `rewriting.py` compares: how each is trained, and how it rewrites."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from decoders import BidirectionalBart, MaskPredictBart
+from quality_systems import AutoregressiveCollator, pad
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartForConditionalGeneration,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
+from yan_hf import YanDataCollator
+from yan_hf.lengths import match_masks
+
+
+Rows = list[list[int]]
+Rewriter = Callable[[Rows], Rows]
+
+# Tokens that prompt lookup proposes at once.
+LOOKUP_TOKENS = 10
+
+
+class LookupGenerator(PromptLookupCandidateGenerator):
+    """Finds candidates in the source too; Transformers' own looks in what the decoder has written alone."""
+
+    source: torch.Tensor  # (1, Lx)
+
+    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        candidates, _ = super().get_candidates(torch.cat([self.source, input_ids], dim=1))
+        return candidates[:, self.source.shape[1] :], None
+
+
+class LookupBart(BartForConditionalGeneration):
+    """BART whose `prompt_lookup_num_tokens` finds what it copies in the source."""
+
+    def _get_candidate_generator(self, generation_config, input_ids, inputs_tensor, *args, **kwargs):
+        generator = LookupGenerator(
+            eos_token_id=generation_config._eos_token_tensor,
+            num_output_tokens=generation_config.prompt_lookup_num_tokens,
+            max_length=inputs_tensor.shape[1] + generation_config.max_length,
+        )
+        generator.source = inputs_tensor
+        return generator
+
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    "ar-bart": LookupBart,
+    "ar-gpt2": GPT2LMHeadModel,
+    "ar-gpt2-fillings": GPT2LMHeadModel,
+    "cmlm": MaskPredictBart,
+    "ctc": BidirectionalBart,
+}
+
+
+def architecture(system: str) -> str:
+    """The name that [`decoders.matching_model`] knows a system by."""
+    return system.removesuffix("-fillings")
+
+
+def num_positions(system: str, max_source_length: int, max_target_length: int, upsample: int) -> int:
+    """Positions that a system needs, with room for what prompt lookup proposes beyond the end."""
+    if architecture(system) == "ar-gpt2":
+        return max_source_length + max_target_length + LOOKUP_TOKENS
+    if system == "ctc":
+        return upsample * max_source_length
+    return max(max_source_length, max_target_length) + LOOKUP_TOKENS + 1  # the token in front that tells the length
+
+
+# Fillings
+
+
+def fillings_of(source: list[int], target: list[int], mask_token_id: int, eos_token_id: int) -> Rows | None:
+    """The tokens of each mask's filling; `None` where the target is not the source with its masks filled."""
+    lengths = match_masks(source, target, mask_token_id, eos_token_id)
+    if lengths is None:
+        return None
+    fillings, start = [], 0
+    for token, length in zip(source, lengths):
+        if token == mask_token_id:
+            fillings.append(target[start : start + length])
+        start += length
+    return fillings
+
+
+def fill(source: list[int], fillings: Rows, mask_token_id: int) -> list[int]:
+    """The source with its masks filled in order; masks without a filling are left out, fillings without one too."""
+    first, *parts = _split(source, mask_token_id)
+    filled = list(first)
+    for filling, part in zip_longest(fillings[: len(parts)], parts, fillvalue=[]):
+        filled += [*filling, *part]
+    return filled
+
+
+def _split(ids: list[int], token: int) -> Rows:
+    """What stands before, between and behind the places of a token."""
+    parts: Rows = [[]]
+    for other in ids:
+        if other == token:
+            parts.append([])
+        else:
+            parts[-1].append(other)
+    return parts
+
+
+# Training
+
+
+class BaselineCollator:
+    """The batches of a [`YanDataCollator`], as the system takes them; its sources are padded on the right."""
+
+    def __init__(self, collator: YanDataCollator, system: str):
+        self.collator, self.system = collator, system
+        self.causal = AutoregressiveCollator(collator.tokenizer, "ar-gpt2")
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.collator(features)
+        if architecture(self.system) != "ar-gpt2":
+            return batch
+        rows = []
+        for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"]):
+            source, target = ids[mask > 0].tolist(), labels[labels != -100].tolist()
+            rows.append({"input_ids": source, "labels": target})
+            if self.system == "ar-gpt2-fillings":
+                rows[-1]["labels"] = self._joined_fillings(source, target)
+        return self.causal(rows)
+
+    def _joined_fillings(self, source: list[int], target: list[int]) -> list[int]:
+        mask, eos = self.collator.tokenizer.mask_token_id, self.collator.tokenizer.eos_token_id
+        fillings = fillings_of(source, target, mask, eos)
+        if fillings is None:
+            raise ValueError("A target is not its source with the masks filled: take `ar-gpt2` for this task.")
+        return [token for i, filling in enumerate(fillings) for token in [*([mask] if i else []), *filling]] + [eos]
+
+
+def _bart_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**batch).loss
+
+
+def _gpt2_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of the target's tokens, whose logits alone are computed."""
+    labels = batch.pop("labels")
+    logits = model(**batch, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def _with_length_token(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources with a begin token in front, whose state tells the target's length."""
+    first = torch.full_like(input_ids[:, :1], model.config.bos_token_id)
+    return torch.cat([first, input_ids], dim=1), nn.functional.pad(attention_mask, (1, 0), value=1)
+
+
+def _lowest(scores: torch.Tensor, canvas: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Which positions of the canvases `(B, L)` have the `counts` `(B,)` lowest scores."""
+    ranks = scores.masked_fill(~canvas, torch.inf).argsort(dim=-1).argsort(dim=-1)
+    return ranks < counts[:, None]
+
+
+def _mask_predict_loss(model: MaskPredictBart, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of masked target tokens, from one to all of a row's, and a tenth of that of the length."""
+    labels = batch["labels"]
+    canvas = labels != -100
+    lengths = canvas.sum(-1)
+    counts = (torch.rand(len(labels), device=labels.device) * lengths).long() + 1
+    masked = _lowest(torch.rand(labels.shape, device=labels.device), canvas, counts)
+    ids = labels.masked_fill(~canvas, model.config.pad_token_id).masked_fill(masked, model.config.mask_token_id)
+    source_ids, source_mask = _with_length_token(model, batch["input_ids"], batch["attention_mask"])
+    source = model.model.encoder(source_ids, attention_mask=source_mask).last_hidden_state
+    logits = model.decode(source, source_mask, canvas, input_ids=ids)
+    longest = model.longest_offset
+    offsets = (lengths - batch["attention_mask"].sum(-1)).clamp(-longest, longest) + longest
+    length_loss = nn.functional.cross_entropy(model.length_head(source[:, 0]), offsets)
+    return nn.functional.cross_entropy(logits[masked], labels[masked]) + 0.1 * length_loss
+
+
+def _ctc_logits(
+    model: BidirectionalBart, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `(B, r Lx, V)`, where the decoder starts from the source's states, each `r` times; how many count."""
+    source = model.model.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+    repeats = model.config.upsample
+    embeddings, canvas = (values.repeat_interleave(repeats, dim=1) for values in (source, attention_mask))
+    return model.decode(source, attention_mask, canvas, inputs_embeds=embeddings), canvas.sum(-1)
+
+
+def _ctc_loss(model: BidirectionalBart, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The padding token is the blank; the end token is not written. Targets longer than the canvas do not count."""
+    logits, widths = _ctc_logits(model, batch["input_ids"], batch["attention_mask"])
+    labels = batch["labels"]
+    lengths = (labels != -100).sum(-1) - 1
+    return nn.functional.ctc_loss(
+        logits.log_softmax(dim=-1).transpose(0, 1),
+        labels.clamp(min=0),
+        widths,
+        lengths,
+        blank=model.config.pad_token_id,
+        zero_infinity=True,
+    )
+
+
+LOSSES: dict[str, Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]] = {
+    "ar-bart": _bart_loss,
+    "ar-gpt2": _gpt2_loss,
+    "cmlm": _mask_predict_loss,
+    "ctc": _ctc_loss,
+}
+
+
+class TimeBudget(TrainerCallback):
+    """
+    Ends training after some minutes, those of the runs that it goes on from included.
+
+    Args:
+        minutes: Without any it only counts.
+    """
+
+    def __init__(self, minutes: float | None = None):
+        self.minutes, self._before, self._began = minutes, 0.0, time.monotonic()
+
+    def elapsed(self) -> float:
+        """Minutes of training."""
+        return self._before + (time.monotonic() - self._began) / 60
+
+    def share(self) -> float:
+        """Of the budget that is used, at most 1."""
+        return min(1.0, self.elapsed() / self.minutes) if self.minutes else 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._before = max((entry.get("minutes", 0.0) for entry in state.log_history), default=0.0)
+        self._began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save  # so that a checkpoint knows its minutes
+        control.should_training_stop |= self.share() == 1.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        state.log_history[-1]["minutes"] = logs["minutes"] = round(self.elapsed(), 3)
+
+
+class BaselineTrainer(Trainer):
+    """A trainer of one of the systems, whose learning rate falls with the time that is left, where that is limited."""
+
+    def __init__(self, *arguments: Any, system: str, budget: TimeBudget, **keywords: Any):
+        super().__init__(*arguments, callbacks=[budget], **keywords)
+        self.loss, self.budget = LOSSES[architecture(system)], budget
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss = self.loss(model, inputs)
+        return (loss, None) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Half a cosine over the minutes, after the usual warm-up."""
+        if not self.budget.minutes:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = max(1, self.args.get_warmup_steps(num_training_steps))
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * self.budget.share())) / 2
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+
+# Rewriting
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, which pads sources on the right."""
+    return AutoTokenizer.from_pretrained(folder, padding_side="right")
+
+
+def _batch(rows: Rows, pad_token_id: int, left: bool = False) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": pad(rows, pad_token_id, left),
+        "attention_mask": pad([[1] * len(row) for row in rows], 0, left),
+    }
+
+
+def _texts(ids: torch.Tensor, config: Any) -> Rows:
+    """Every row's tokens before its end token, without padding."""
+    rows = []
+    for row in ids.tolist():
+        end = row.index(config.eos_token_id) if config.eos_token_id in row else len(row)
+        rows.append([token for token in row[:end] if token != config.pad_token_id])
+    return rows
+
+
+def _yan(model: PreTrainedModel, max_new_tokens: int, steps: int, rows: Rows) -> Rows:
+    batch = _batch(rows, model.config.pad_token_id)
+    options = {"seeds": list(range(len(rows))), "num_inference_steps": steps, "max_new_tokens": max_new_tokens}
+    return _texts(model.generate(**batch, **options), model.config)
+
+
+def _autoregressive(model: PreTrainedModel, max_new_tokens: int, lookup: int | None, rows: Rows) -> Rows:
+    causal = not model.config.is_encoder_decoder
+    batch = _batch(rows, model.config.pad_token_id, left=causal)
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "prompt_lookup_num_tokens": lookup}
+    ids = model.generate(**batch, **options)
+    return _texts(ids[:, batch["input_ids"].shape[1] if causal else 1 :], model.config)
+
+
+def _fillings(model: PreTrainedModel, max_new_tokens: int, lookup: int | None, rows: Rows) -> Rows:
+    mask, eos = model.config.mask_token_id, model.config.eos_token_id
+    written = _autoregressive(model, max_new_tokens, lookup, rows)
+    filled = [fill(row, _split(ids, mask), mask) for row, ids in zip(rows, written)]
+    return [row[:-1] if row[-1:] == [eos] else row for row in filled]
+
+
+@torch.no_grad()
+def _mask_predict(model: MaskPredictBart, max_new_tokens: int, iterations: int, rows: Rows) -> Rows:
+    """Mask-Predict (Ghazvininejad et al. 2019), with the likeliest length: the least sure tokens are written again."""
+    batch = _batch(rows, model.config.pad_token_id)
+    source_ids, source_mask = _with_length_token(model, **batch)
+    source = model.model.encoder(source_ids, attention_mask=source_mask).last_hidden_state
+    offsets = model.length_head(source[:, 0]).argmax(-1) - model.longest_offset
+    lengths = (batch["attention_mask"].sum(-1) + offsets).clamp(1, max_new_tokens)
+    canvas = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.full(canvas.shape, model.config.pad_token_id)
+    confidences = torch.zeros(canvas.shape)
+    for iteration in range(iterations):
+        masked = _lowest(confidences, canvas, lengths * (iterations - iteration) // iterations)
+        ids = tokens.masked_fill(masked, model.config.mask_token_id)
+        found = model.decode(source, source_mask, canvas, input_ids=ids).log_softmax(-1).max(-1)
+        tokens = torch.where(masked, found.indices, tokens)
+        confidences = torch.where(masked, found.values, confidences)
+    return _texts(tokens, model.config)
+
+
+@torch.no_grad()
+def _ctc(model: BidirectionalBart, rows: Rows) -> Rows:
+    """The likeliest token of every position, repeated ones once, without blanks."""
+    logits, widths = _ctc_logits(model, **_batch(rows, model.config.pad_token_id))
+    best = [row[:width].unique_consecutive() for row, width in zip(logits.argmax(-1), widths.tolist())]
+    return [_texts(row[None], model.config)[0] for row in best]
+
+
+def rewriters(system: str, model: PreTrainedModel, max_new_tokens: int) -> dict[str, Rewriter]:
+    """
+    What a system offers, by name: functions from sources, lists of tokens, to targets without their end token. Those
+    with prompt lookup take one source at a time.
+    """
+    if system == "yan":
+        return {f"yan-{steps}": partial(_yan, model, max_new_tokens, steps) for steps in (1, 2, 3, 4)}
+    if system == "cmlm":
+        return {f"cmlm-{count}": partial(_mask_predict, model, max_new_tokens, count) for count in (1, 3, 10)}
+    if system == "ctc":
+        return {"ctc": partial(_ctc, model)}
+    run = partial(_fillings if system == "ar-gpt2-fillings" else _autoregressive, model, max_new_tokens)
+    found = {system: partial(run, None)}
+    return found if system == "ar-gpt2-fillings" else {**found, f"{system}-lookup": partial(run, LOOKUP_TOKENS)}
+
+
+def load_model(system: str, folder: Path | str) -> PreTrainedModel:
+    """A trained system in eval mode."""
+    return MODELS.get(system, AutoModelForSeq2SeqLM).from_pretrained(folder).eval()
