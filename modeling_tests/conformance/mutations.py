@@ -212,6 +212,34 @@ MUTATIONS = [
         "elif False:",
         ("model/test_extending.py::test_a_backbone", "model/test_mixers.py::test_model_from_a_config_is_initialised"),
     ),
+    Mutation(
+        "an end token in a filling",
+        "sampling.py",
+        '{"forbidden": forbidden, "end_token_ids": None}',
+        '{"end_token_ids": None}',
+        ("generation/test_source_start.py::test_what_is_known_stays",),
+    ),
+    Mutation(
+        "masks do not move what is behind them",
+        "lengths.py",
+        "return torch.where(ends[:, -1:] > 0, aligned, stretched)",
+        "return stretched",
+        ("generation/test_source_start.py::test_every_position_starts_from_the_token_that_stands_there",),
+    ),
+    Mutation(
+        "limits of a text's length ignored",
+        "lengths.py",
+        "is_allowed = (sums >= lowest[:, None]) & (sums <= highest[:, None])",
+        "is_allowed = (sums >= 0).expand(len(lowest), -1)",
+        ("generation/test_source_start.py::test_the_likeliest_sums_are_those_of_a_full_search",),
+    ),
+    Mutation(
+        "lengths of tokens of another corruption",
+        "data/collator.py",
+        'if "token_lengths" in feature:',
+        "if False:",
+        ("data/test_alignment.py::test_fresh_errors_get_fresh_lengths",),
+    ),
 ]
 
 
