@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from ..data.tokenization import encode_text
+from ..data.sources import encode_source
 from .metrics import METRICS, score_texts
 
 
@@ -60,13 +60,13 @@ def generate_texts(
     """
     copies = options.get("num_return_sequences") or model.generation_config.num_return_sequences or 1
     marks = {"mask_marker": mask_marker, "split_special_tokens": split_special_tokens}
-    numbered = enumerate(sources, start=first)
+    longest, numbered = model.config.max_position_embeddings, enumerate(sources, start=first)
     failure = None
     while failure is None:
         numbers, texts, rows = [], [], []
         try:
             for number, text in islice(numbered, batch_size):
-                rows.append(_encode_source(model, tokenizer, text, f"{where} {number}", **marks))
+                rows.append(encode_source(tokenizer, text, longest, f"{where} {number}", **marks))
                 numbers.append(number)
                 texts.append(text)
         except ValueError as error:
@@ -101,19 +101,6 @@ def _steps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: A
         texts = [[piece.replace("▁", " ").replace("Ġ", " ") for piece in step] for step in pieces]
         rows.append([list(zip(step, chosen[row][:length])) for step, chosen in zip(texts, experts)])
     return rows
-
-
-def _encode_source(model: Any, tokenizer: PreTrainedTokenizerBase, text: str, where: str, **marks: Any) -> list[int]:
-    """Token ids of one source. Raises `ValueError` for one that the model cannot take."""
-    if not text.strip():
-        raise ValueError(f"{where} is empty: give it a text or leave it out.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{where} holds half a surrogate pair, which is no character: {text[:80]!r}.")
-    (ids,) = encode_text(tokenizer, [text], **marks)
-    longest = model.config.max_position_embeddings
-    if len(ids) > longest:
-        raise ValueError(f"{where} has {len(ids)} tokens, but the model takes {longest} at most: shorten it.")
-    return ids
 
 
 def generate_examples(
