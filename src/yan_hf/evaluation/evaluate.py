@@ -17,7 +17,7 @@ from .metrics import METRICS, score_texts
 
 
 # Seeds of one run of sampling are this far apart from those of the next: each row has its own.
-_SEED_STRIDE = 1_000_003
+SEED_STRIDE = 1_000_003
 
 LENGTH_MODES = ("predicted", "true")
 
@@ -76,7 +76,7 @@ def generate_texts(
         padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
         batch = {name: padded[name] for name in ("input_ids", "attention_mask")}
         extra = {"output_trajectory": True, "output_expert_indices": True} if with_steps else {}
-        seeds = [seed * _SEED_STRIDE + number * copies + copy for number in numbers for copy in range(copies)]
+        seeds = [seed * SEED_STRIDE + number * copies + copy for number in numbers for copy in range(copies)]
         output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **extra, **options)
         steps = _steps(model, tokenizer, output) if with_steps else None
         found = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
@@ -138,7 +138,7 @@ def generate_examples(
         if true_lengths:
             batch["target_lengths"] = counted.sum(-1)
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        seeds = [seed * _SEED_STRIDE + start + row for row in range(len(labels))]
+        seeds = [seed * SEED_STRIDE + start + row for row in range(len(labels))]
         began = time.perf_counter()
         output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **options)
         lengths += output.lengths.tolist()  # waits for the device, so that the clock may be read
