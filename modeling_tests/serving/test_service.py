@@ -20,10 +20,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from yan_hf import encode_text, train_tokenizer
 
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e .[serve]")
+pytest.importorskip("starlette", reason="needs what the service does: pip install -e .[serve]")
+pytest.importorskip("prometheus_client", reason="needs what the service does: pip install -e .[serve]")
 
 from yan_hf.serving.completions import Limits
 from yan_hf.serving.engine import Row, generate_rows, padded_tokens
+from yan_hf.serving.front import Front
 
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -58,8 +60,6 @@ class Direct:
     """The front before a model in this process, called without a network."""
 
     def __init__(self, loaded, limits: Limits = LIMITS):
-        from yan_hf.serving.service import Front
-
         self.model, self.tokenizer = loaded
         self.hold = asyncio.Event()
         self.hold.set()
@@ -216,6 +216,7 @@ def test_a_batch_costs_its_padding():
 @pytest.fixture
 def address(folder):
     """A service of two replicas, started by the command."""
+    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e .[serve]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
