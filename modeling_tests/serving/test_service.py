@@ -23,8 +23,7 @@ from yan_hf import encode_text, train_tokenizer
 pytest.importorskip("starlette", reason="needs what the service does: pip install -e .[serve]")
 pytest.importorskip("prometheus_client", reason="needs what the service does: pip install -e .[serve]")
 
-from yan_hf.serving.completions import Limits
-from yan_hf.serving.engine import Row, generate_rows, padded_tokens
+from yan_hf.serving.engine import Limits, Row, generate_rows, padded_tokens
 from yan_hf.serving.front import Front
 
 

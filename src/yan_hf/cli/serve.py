@@ -11,19 +11,8 @@ import argparse
 import time
 from dataclasses import fields
 
+from ..serving.engine import Limits
 from .common import add_loading, load_with_tokenizer, positive
-
-
-# Fields of `Limits`, with what is said about them.
-LIMITS = {
-    "max_batch_tokens": (4096, "source tokens of a batch with its padding"),
-    "max_queued_rows": (256, "texts that wait or are being generated; over it a request is answered with 429"),
-    "max_n": (16, "texts for each prompt of a request"),
-    "max_prompts": (64, "prompts of a request"),
-    "max_steps": (64, "solver steps that a request may ask for"),
-    "max_candidates": (16, "candidates that a request may ask for"),
-    "max_body_bytes": (1_000_000, "size of a request"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -34,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--replicas", type=positive, default=1, help="copies of the model (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each (default: %(default)s)")
     group = parser.add_argument_group("limits")
-    for name, (default, help) in LIMITS.items():
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=positive, default=default, help=f"{help} (default: {default})")
+    for limit in fields(Limits):
+        help = f"{limit.metadata['help']} (default: {limit.default})"
+        group.add_argument(f"--{limit.name.replace('_', '-')}", type=positive, default=limit.default, help=help)
 
 
 def run(options: argparse.Namespace):
-    from ..serving.service import Limits, build_application, run_service, serve  # needs Ray
+    from ..serving.service import build_application, run_service, serve  # needs Ray
 
     model, _ = load_with_tokenizer(options)  # so that what is wrong with a checkpoint is said here, in one line
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})

@@ -4,7 +4,6 @@
 import secrets
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.sources import encode_source
 from ..data.tokenization import MASK_MARKER
-from .engine import Row, padded_tokens
+from .engine import Limits, Row, padded_tokens
 
 
 class RequestError(Exception):
@@ -23,19 +22,6 @@ class RequestError(Exception):
         kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
         self.status = status
         self.body = {"error": {"message": message, "type": kind, "param": field, "code": code}}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a service accepts: all limits are answered with a status of the 400s."""
-
-    max_batch_tokens: int = 4096  # source tokens of a batch with its padding, for each candidate
-    max_queued_rows: int = 256  # waiting or being generated, of all clients; over it 429
-    max_body_bytes: int = 1_000_000
-    max_prompts: int = 64
-    max_n: int = 16
-    max_steps: int = 64
-    max_candidates: int = 16  # of samples and of lengths
 
 
 class _Strict(BaseModel):

@@ -2,7 +2,7 @@
 """Rows of a service, generated in batches: what a row gets does not depend on the others."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,25 @@ class Row:
     known: tuple[int, int] = (0, 0)  # tokens before and behind a filling, which are not told again
     stop: tuple[str, ...] = ()  # the text ends before the first of them
     with_drafts: bool = False  # whether the draft after every solver step is told too
+
+
+def _limit(default: int, help: str) -> int:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a service accepts."""
+
+    max_batch_tokens: int = _limit(4096, "source tokens of a batch with its padding, for each candidate")
+    max_queued_rows: int = _limit(
+        256, "texts that wait or are being generated; over it a request is answered with 429"
+    )
+    max_n: int = _limit(16, "texts for each prompt of a request")
+    max_prompts: int = _limit(64, "prompts of a request")
+    max_steps: int = _limit(64, "solver steps that a request may ask for")
+    max_candidates: int = _limit(16, "candidates, of samples and of lengths, that a request may ask for")
+    max_body_bytes: int = _limit(1_000_000, "size of a request")
 
 
 def padded_tokens(rows: Sequence[Row]) -> int:

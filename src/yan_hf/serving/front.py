@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .engine import Row
+from .engine import Limits, Row
 
 
 try:
@@ -20,7 +20,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response, StreamingResponse
 
-    from .completions import Answer, Limits, RequestError, parse_request
+    from .completions import Answer, RequestError, parse_request
 except ImportError as error:
     raise ImportError(
         f"The service cannot be used ({error}). Install what it needs: pip install yan-hf[serve]"

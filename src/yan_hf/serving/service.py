@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from .completions import Limits
-from .engine import Row, generate_rows, padded_tokens
+from .engine import Limits, Row, generate_rows, padded_tokens
 from .front import Front
 
 
