@@ -33,6 +33,7 @@ def generate_texts(
     first: int = 1,
     where: str = "Source",
     with_steps: bool = False,
+    numbers: Iterable[int] | None = None,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
@@ -50,6 +51,7 @@ def generate_texts(
         first: The first source's number, which its seed is made of: go on in the middle with another one.
         where: What a source is called in an error, before its number.
         with_steps: Whether a row has `steps` too: for every solver step, pairs of a token's text and its expert.
+        numbers: The sources' numbers, where they do not follow one another from `first` on.
         options: Options of `generate`. With `num_return_sequences` over 1, rows are repeated in order.
 
     Yields:
@@ -60,7 +62,8 @@ def generate_texts(
     """
     copies = options.get("num_return_sequences") or model.generation_config.num_return_sequences or 1
     marks = {"mask_marker": mask_marker, "split_special_tokens": split_special_tokens}
-    longest, numbered = model.config.max_position_embeddings, enumerate(sources, start=first)
+    longest = model.config.max_position_embeddings
+    numbered = enumerate(sources, start=first) if numbers is None else zip(numbers, sources)
     failure = None
     while failure is None:
         numbers, texts, rows = [], [], []

@@ -31,9 +31,7 @@ class Limits:
     """What a service accepts."""
 
     max_batch_tokens: int = _limit(4096, "source tokens of a batch with its padding, for each candidate")
-    max_queued_rows: int = _limit(
-        256, "texts that wait or are being generated; over it a request is answered with 429"
-    )
+    max_queued_rows: int = _limit(256, "texts that wait or are being generated; over it the answer is 429")
     max_n: int = _limit(16, "texts for each prompt of a request")
     max_prompts: int = _limit(64, "prompts of a request")
     max_steps: int = _limit(64, "solver steps that a request may ask for")

@@ -2,19 +2,18 @@
 """The online service on Ray Serve: replicas that generate in dynamic batches, and a front that speaks HTTP."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from .cluster import start_ray
 from .engine import Limits, Row, generate_rows, padded_tokens
 from .front import Front
 
 
 try:
-    import ray
     from ray import serve
 except ImportError as error:
     raise ImportError(f"Ray Serve cannot be used ({error}). Install it: pip install yan-hf[serve]") from error
@@ -131,9 +130,6 @@ def run_service(application: Any, host: str, port: int, replicas: int, num_threa
     Starts the application, on the Ray cluster that the environment names or on one of this machine, and returns when
     it answers.
     """
-    if not ray.is_initialized():
-        # What Ray schedules by; the threads share the machine's cores as the system sees fit.
-        num_cpus = max(os.cpu_count() or 1, replicas * num_threads)
-        ray.init(**({} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus, "include_dashboard": False}))
+    start_ray(replicas * num_threads)
     serve.start(http_options={"host": host, "port": port})
     serve.run(application, name="yan", route_prefix="/")
