@@ -38,7 +38,7 @@ def assert_same(found: str, expected: str):
 
 @pytest.mark.slow
 def test_a_job_with_a_killed_worker_and_one_that_was_interrupted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts Ray slowly
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "40")  # a busy machine starts Ray slowly
     import ray
 
     from yan_hf.serving.cluster import start_ray
