@@ -70,6 +70,7 @@ def test_a_card_states_what_the_issue_of_a_model_is(tmp_path):
     assert path.name == "README.md"
     loaded = ModelCard.load(path)  # refuses a `model-index` that is not one
     assert loaded.data.license == "apache-2.0" and loaded.data.library_name == "transformers"
+    assert loaded.data.pipeline_tag == "text2text-generation" and loaded.data.widget == [{"text": 'say "hi"'}]
     found = {(result.metric_type, result.metric_value) for result in loaded.data.eval_results}
     assert found == {("exact_match", 0.75), ("f1", 0.8)}
     assert loaded.data.eval_results[0].dataset_split == "test"

@@ -1,8 +1,8 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """YAN for Transformers: a non-autoregressive language model that generates a whole text in a few solver steps.
 
-Importing the package registers its configuration and models with Transformers' Auto classes, and its default adapter
-targets with PEFT. What it exports is imported on first use.
+Importing the package registers its configuration and models with Transformers' Auto classes, the pipeline
+"text2text-generation", and its default adapter targets with PEFT. What it exports is imported on first use.
 """
 
 import sys
@@ -36,6 +36,7 @@ _IMPORT_STRUCTURE = {
         "YanOutput",
         "YanPreTrainedModel",
     ],
+    "serving.pipeline": ["Text2TextGenerationPipeline"],
     "training.callbacks": ["EmaCallback", "EpochCallback", "ExpertUsageCallback", "LossTermsCallback"],
     "training.trainer": ["YanTrainer"],
 }
@@ -45,3 +46,4 @@ sys.modules[__name__] = _LazyModule(
 )
 # Under the lazy module, which then has what is imported as attributes.
 import_module(f"{__name__}.auto").register()
+import_module(f"{__name__}.serving.pipeline").register()

@@ -188,6 +188,8 @@ def run_whole(model: nn.Module, name: str) -> None:
 class YanGenerationMixin:
     """The `generate` of [`YanForConditionalGeneration`]."""
 
+    output_modalities = ("text",)  # pipelines name them
+
     @torch.no_grad()
     def generate(
         self,

@@ -6,6 +6,10 @@ Reads sources, one a line, or one column of JSON Lines, and writes a JSON line f
 length_mode, score. A text does not depend on --batch-size. Rows for --output FILE are gathered in FILE.partial, which
 replaces FILE when all are written; until then FILE is untouched. If something fails, --resume goes on behind the last
 whole row of FILE.partial, or of FILE where there is none.
+
+With --engine ray, workers share the sources, on the cluster that RAY_ADDRESS names or on this machine, and write the
+same texts. Finished parts are kept in FILE.parts until all are there, which --resume goes on with; a FILE that ends in
+.parquet is written as such.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..data.files import check_not_input, check_writable, iterate_column
 from ..evaluation.evaluate import generate_texts
@@ -40,21 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="print every solver step's draft with a colour for each expert instead of JSON; with --output, rows hold "
         "them as `steps`: for each step, tokens and their experts",
     )
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="default: %(default)s")
+    parser.add_argument("--workers", type=positive, default=1, help="of ray, models (default: %(default)s)")
+    parser.add_argument("--part-size", type=positive, default=256, help="of ray, sources (default: %(default)s)")
     add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
 
 
 def run(options: argparse.Namespace):
+    if options.engine == "ray":
+        return _run_on_ray(options)
     partial, sources = _check_output(options), _sources(options)
     model, tokenizer = load_with_tokenizer(options)
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
     done = _resume(partial, sources, copies) if options.resume else 0
-    choices = {name: getattr(options, name) for name in ("batch_size", "seed", "mask_marker")}
-    choices["split_special_tokens"] = not options.special_tokens
-    name = "Standard input" if options.input == "-" else options.input
-    choices["where"] = f"{name}, source"
-    choices["with_steps"] = options.show_experts
-    rows = generate_texts(model, tokenizer, sources, first=done + 1, **choices, **generation_options(options))
+    name, choices = _input_name(options), _choices(options)
+    rows = generate_texts(model, tokenizer, sources, first=done + 1, **choices)
     shown = options.show_experts and options.output == "-"
     with _output(options.output, partial) as file:
         # What is written stays if a later source is refused.
@@ -66,6 +71,33 @@ def run(options: argparse.Namespace):
             has_rows = True
         if not has_rows:
             raise ValueError(f"{name} holds no sources.")  # as of a command that failed before a pipe
+
+
+def _run_on_ray(options: argparse.Namespace):
+    if options.output == "-" or options.show_experts:
+        options.error("--engine ray needs --output with a file, and has no --show-experts")
+    from ..serving.batch import generate_file  # needs Ray
+
+    check_not_input(Path(options.output), options.input)
+    model, _ = load_with_tokenizer(options)  # so that what is wrong with a checkpoint is said here
+    device = model.device.type
+    del model
+    places = {name: getattr(options, name) for name in ("workers", "dtype", "part_size", "resume")}
+    places |= {"device": device, "progress": not options.json}
+    generate_file(options.checkpoint, list(_sources(options)), options.output, **places, **_choices(options))
+
+
+def _input_name(options: argparse.Namespace) -> str:
+    return "Standard input" if options.input == "-" else options.input
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `generate_texts`."""
+    choices = {name: getattr(options, name) for name in ("batch_size", "seed", "mask_marker")}
+    choices["split_special_tokens"] = not options.special_tokens
+    choices["where"] = f"{_input_name(options)}, source"
+    choices["with_steps"] = options.show_experts
+    return {**choices, **generation_options(options)}
 
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:

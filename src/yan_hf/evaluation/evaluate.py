@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from ..data.tokenization import encode_text
+from ..data.sources import encode_source
 from .metrics import METRICS, score_texts
 
 
 # Seeds of one run of sampling are this far apart from those of the next: each row has its own.
-_SEED_STRIDE = 1_000_003
+SEED_STRIDE = 1_000_003
 
 LENGTH_MODES = ("predicted", "true")
 
@@ -33,6 +33,7 @@ def generate_texts(
     first: int = 1,
     where: str = "Source",
     with_steps: bool = False,
+    numbers: Iterable[int] | None = None,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
@@ -50,6 +51,7 @@ def generate_texts(
         first: The first source's number, which its seed is made of: go on in the middle with another one.
         where: What a source is called in an error, before its number.
         with_steps: Whether a row has `steps` too: for every solver step, pairs of a token's text and its expert.
+        numbers: The sources' numbers, where they do not follow one another from `first` on.
         options: Options of `generate`. With `num_return_sequences` over 1, rows are repeated in order.
 
     Yields:
@@ -60,13 +62,14 @@ def generate_texts(
     """
     copies = options.get("num_return_sequences") or model.generation_config.num_return_sequences or 1
     marks = {"mask_marker": mask_marker, "split_special_tokens": split_special_tokens}
-    numbered = enumerate(sources, start=first)
+    longest = model.config.max_position_embeddings
+    numbered = enumerate(sources, start=first) if numbers is None else zip(numbers, sources)
     failure = None
     while failure is None:
         numbers, texts, rows = [], [], []
         try:
             for number, text in islice(numbered, batch_size):
-                rows.append(_encode_source(model, tokenizer, text, f"{where} {number}", **marks))
+                rows.append(encode_source(tokenizer, text, longest, f"{where} {number}", **marks))
                 numbers.append(number)
                 texts.append(text)
         except ValueError as error:
@@ -76,7 +79,7 @@ def generate_texts(
         padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
         batch = {name: padded[name] for name in ("input_ids", "attention_mask")}
         extra = {"output_trajectory": True, "output_expert_indices": True} if with_steps else {}
-        seeds = [seed * _SEED_STRIDE + number * copies + copy for number in numbers for copy in range(copies)]
+        seeds = [seed * SEED_STRIDE + number * copies + copy for number in numbers for copy in range(copies)]
         output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **extra, **options)
         steps = _steps(model, tokenizer, output) if with_steps else None
         found = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
@@ -101,19 +104,6 @@ def _steps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: A
         texts = [[piece.replace("▁", " ").replace("Ġ", " ") for piece in step] for step in pieces]
         rows.append([list(zip(step, chosen[row][:length])) for step, chosen in zip(texts, experts)])
     return rows
-
-
-def _encode_source(model: Any, tokenizer: PreTrainedTokenizerBase, text: str, where: str, **marks: Any) -> list[int]:
-    """Token ids of one source. Raises `ValueError` for one that the model cannot take."""
-    if not text.strip():
-        raise ValueError(f"{where} is empty: give it a text or leave it out.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{where} holds half a surrogate pair, which is no character: {text[:80]!r}.")
-    (ids,) = encode_text(tokenizer, [text], **marks)
-    longest = model.config.max_position_embeddings
-    if len(ids) > longest:
-        raise ValueError(f"{where} has {len(ids)} tokens, but the model takes {longest} at most: shorten it.")
-    return ids
 
 
 def generate_examples(
@@ -151,7 +141,7 @@ def generate_examples(
         if true_lengths:
             batch["target_lengths"] = counted.sum(-1)
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        seeds = [seed * _SEED_STRIDE + start + row for row in range(len(labels))]
+        seeds = [seed * SEED_STRIDE + start + row for row in range(len(labels))]
         began = time.perf_counter()
         output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **options)
         lengths += output.lengths.tolist()  # waits for the device, so that the clock may be read

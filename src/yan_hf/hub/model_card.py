@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..data.files import whole_file
+from ..serving.pipeline import TASK
 from .info import is_table
 
 
@@ -107,7 +108,9 @@ def create_model_card(
     config, generation = model.config, getattr(model, "generation_config", None)
     name, (dataset, *_) = card_data.model_name, card_data.datasets
     texts = {**TEXTS, **texts}
-    data = ModelCardData(**{**card_data.to_dict(), "library_name": "transformers", "pipeline_tag": "text-generation"})
+    # What `pipeline(model=...)` reads, and the text in the Hub's field to try the model.
+    fields = {"library_name": "transformers", "pipeline_tag": TASK, "widget": [{"text": texts["example_source"]}]}
+    data = ModelCardData(**{**card_data.to_dict(), **fields})
     data.tags = ["yan", "flow-matching", "non-autoregressive", "mixture-of-experts", *(card_data.tags or [])]
     metrics, evaluations = [], []
     for row, key in ((row, key) for row in results for key in METRIC_NAMES if key in row):
@@ -116,7 +119,7 @@ def create_model_card(
         where = f"{split}, {row['lengths']} lengths, {row['steps']} steps"
         metrics.append({"name": title, "split": where, "value": f"{row[key]:.4f}{spread}", "seeds": seeds})
         if row["lengths"] == "predicted":
-            result = EvalResult("text-generation", dataset, dataset, hub_name, round(row[key], 6), texts["task"])
+            result = EvalResult(TASK, dataset, dataset, hub_name, round(row[key], 6), texts["task"])
             result.dataset_split, result.metric_name = split, f"{title}, {row['steps']} solver steps"
             evaluations.append(result)
     data.eval_results, data.model_name = evaluations or None, name if evaluations else None
