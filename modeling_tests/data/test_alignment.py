@@ -1,7 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """How many target tokens each source token stands for."""
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing_utils import small_model
@@ -122,3 +124,6 @@ def test_fresh_errors_get_fresh_lengths(tokenizer):
         ):
             expected = align_tokens(tokenizer, ids[mask == 1].tolist(), labels[labels != -100].tolist())
             assert lengths[mask == 1].tolist() == expected
+    for kind in (np.array, torch.tensor):  # formats of a data set
+        made = collator([{name: kind(values) for name, values in row.items()} for row in features])
+        assert torch.equal(made["token_lengths"], batch["token_lengths"])
