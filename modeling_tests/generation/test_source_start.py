@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from testing_utils import small_config, small_model
 from transformers.generation import CompileConfig
 
-from yan_hf import YanForConditionalGeneration
+from yan_hf import YanForAutoEncoding, YanForConditionalGeneration
 from yan_hf.lengths import SourceInputs, likeliest_sums, match_masks, source_places, token_lengths_from
 
 
@@ -170,6 +170,16 @@ def test_lengths_of_tokens_are_learnt():
     assert generate(model.eval(), batch).lengths.tolist() == [3, 4]
 
 
+def test_a_generator_fixes_the_number_of_steps_too():
+    model, labels = model_with(solver_steps_range=(1, 4)).train(), torch.tensor([[7, 20, 21, 9, END]])
+    losses = []
+    for _ in range(6):
+        torch.randint(9, (1,))  # the global state moves on
+        loss = model(**padded(ROWS[1:2]), labels=labels, generator=torch.Generator().manual_seed(3)).loss
+        losses.append(float(loss.detach()))
+    assert len(set(losses)) == 1
+
+
 # Generation
 
 
@@ -300,3 +310,5 @@ def test_offload_and_saving_change_nothing(start, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = YanForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(generate(loaded, padded(ROWS)).sequences, expected)
+    report = YanForAutoEncoding.from_pretrained(tmp_path, output_loading_info=True)[1]
+    assert not report["unexpected_keys"]
