@@ -207,7 +207,7 @@ def load_balance_loss(
         # Not a mean over tokens: the gate's mean is taken over all processes first.
         total, count = group.sum(total), group.total(count)
     floor = torch.finfo(probs.dtype).tiny
-    mean_probs = total / count.clamp(min=floor)
+    mean_probs = total / count.clamp(min=1)
     # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
 

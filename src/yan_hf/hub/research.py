@@ -122,8 +122,8 @@ def export_research_checkpoint(model_dir: str | Path, path: str | Path, overwrit
 
     Raises:
         FileExistsError: for a `path` that is there, but for a research checkpoint with `overwrite`.
-        ValueError: for a model that the research layout cannot hold, such as one with tied tables, or whose flow starts
-            at the source's tokens.
+        ValueError: for a model that the research layout cannot hold, such as one with tied tables or with a flow that
+            starts at the source's tokens.
     """
     path = Path(path)
     _check_output_file(path, overwrite)
