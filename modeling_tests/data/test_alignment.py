@@ -90,6 +90,17 @@ def test_a_target_of_another_kind_is_no_filling(tokenizer):
     assert fill_masks(tokenizer, ids[:3], source, "She saw a cat.") is None  # its mask was cut away
 
 
+def test_a_source_that_loses_one_of_its_masks_is_a_bad_row(tokenizer):
+    rows = {
+        "source": ["<mask> went to the garden and John <mask>."],
+        "target": ["Mary went to the garden and John ran."],
+    }
+    size = {"max_source_length": 6, "mask_marker": "<mask>"}
+    assert TaskEncoder("pairs", tokenizer, **size)(rows)["input_ids"]
+    with pytest.raises(ValueError, match="a mask lies where it is cut"):
+        TaskEncoder("pairs", tokenizer, align=True, **size)(rows)
+
+
 def test_examples_and_batches_carry_the_lengths(tokenizer):
     encoder = TaskEncoder("pairs", tokenizer, align=True, mask_marker="<mask>")
     rows = {
