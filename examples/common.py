@@ -229,6 +229,8 @@ def _packed(
 ) -> dict[str, list[str]]:
     """Paragraphs of a batch of documents, of up to each of the sizes in turn."""
     texts = [" ".join(text) if isinstance(text, list) else text for text in batch[column]]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`pack_tokens` needs a text in every row of the column `{column}`.")
     rows = [pack_sentences(tokenizer, text, sizes[row % len(sizes)]) for row, text in zip(indices, texts)]
     return {column: [paragraph for paragraphs in rows for paragraph in paragraphs]}
 
@@ -241,6 +243,8 @@ def encode_splits(
     for name, rows in splits.items():
         if data.pack_tokens:
             column = mapping(data.columns).get("text", "text")
+            if rows.column_names and column not in rows.column_names:
+                raise ValueError(f"`pack_tokens` cuts texts of a column `{column}`, but there is {rows.column_names}.")
             packed = partial(_packed, tokenizer=tokenizer, column=column, sizes=data.pack_tokens)
             rows = rows.map(packed, batched=True, with_indices=True, remove_columns=rows.column_names)
         encoder = task_encoder(data, tokenizer)

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCardData
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import yan_hf
-from yan_hf import YanConfig
+from yan_hf import YanConfig, YanGenerationConfig
 from yan_hf.configuration_yan import AUTO_MAP
 from yan_hf.data.files import check_output_folder
 from yan_hf.hub.model_card import create_model_card, save_card
@@ -53,8 +53,8 @@ def main():
     (options,) = HfArgumentParser(Options).parse_args_into_dataclasses()
     check_output_folder(options.output, options.overwrite)
     model = AutoModelForSeq2SeqLM.from_pretrained(options.model).eval()
-    for name, value in mapping(options.generation).items():
-        setattr(model.generation_config, name, value)
+    changed = {**model.generation_config.to_dict(), **mapping(options.generation)}
+    model.generation_config = YanGenerationConfig.from_dict(changed)  # refuses what is no option
     model.config.auto_map = dict(AUTO_MAP)
     model.to(torch.bfloat16).save_pretrained(options.output)
     # Rounded weights, but arithmetic in float32, in which a text does not change with its batch.

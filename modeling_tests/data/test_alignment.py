@@ -1,7 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """How many target tokens each source token stands for."""
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing_utils import small_model
@@ -88,6 +90,17 @@ def test_a_target_of_another_kind_is_no_filling(tokenizer):
     assert fill_masks(tokenizer, ids[:3], source, "She saw a cat.") is None  # its mask was cut away
 
 
+def test_a_source_that_loses_one_of_its_masks_is_a_bad_row(tokenizer):
+    rows = {
+        "source": ["<mask> went to the garden and John <mask>."],
+        "target": ["Mary went to the garden and John ran."],
+    }
+    size = {"max_source_length": 6, "mask_marker": "<mask>"}
+    assert TaskEncoder("pairs", tokenizer, **size)(rows)["input_ids"]
+    with pytest.raises(ValueError, match="a mask lies where it is cut"):
+        TaskEncoder("pairs", tokenizer, align=True, **size)(rows)
+
+
 def test_examples_and_batches_carry_the_lengths(tokenizer):
     encoder = TaskEncoder("pairs", tokenizer, align=True, mask_marker="<mask>")
     rows = {
@@ -122,3 +135,6 @@ def test_fresh_errors_get_fresh_lengths(tokenizer):
         ):
             expected = align_tokens(tokenizer, ids[mask == 1].tolist(), labels[labels != -100].tolist())
             assert lengths[mask == 1].tolist() == expected
+    for kind in (np.array, torch.tensor):  # formats of a data set
+        made = collator([{name: kind(values) for name, values in row.items()} for row in features])
+        assert torch.equal(made["token_lengths"], batch["token_lengths"])

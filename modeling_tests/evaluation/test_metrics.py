@@ -119,6 +119,18 @@ def test_a_trainer_s_inputs_are_the_sources():
         compute(prediction)
 
 
+def test_texts_for_references_without_a_sentence_count_in_none():
+    assert metrics.sentence_accuracy(["too much", "Fine."], ["", "Fine."]) == 1
+
+
+def test_logits_are_no_token_ids():
+    """Also those of a model with known tokens, which have two dimensions."""
+    tokenizer = train_tokenizer(["a good text"] * 20, vocab_size=300, model_type="bpe")
+    prediction = SimpleNamespace(predictions=np.zeros((7, 300), "f"), label_ids=np.zeros((2, 5), int), inputs=None)
+    with pytest.raises(ValueError, match="predict_with_generate"):
+        compute_metrics(tokenizer)(prediction)
+
+
 @pytest.mark.parametrize("name", [name for name in WORDS if name != "unchanged_rate"])
 def test_what_is_missing_is_named(name, monkeypatch):
     arguments = [["a"], ["a"], ["a"]][: 3 if name in NEED_SOURCES else 2]

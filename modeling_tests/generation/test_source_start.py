@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from testing_utils import small_config, small_model
 from transformers.generation import CompileConfig
 
-from yan_hf import YanForConditionalGeneration
+from yan_hf import YanForAutoEncoding, YanForConditionalGeneration
 from yan_hf.lengths import SourceInputs, likeliest_sums, match_masks, source_places, token_lengths_from
 
 
@@ -106,8 +106,36 @@ def test_limits_that_no_filling_can_meet_are_named():
     batch = padded([[7, MASK, 9, END]])
     source, is_mask = SourceInputs(*batch.values(), None), batch["input_ids"] == MASK
     limits = torch.tensor([9]), torch.tensor([12])
+    limits = torch.tensor([1]), torch.tensor([2])
     with pytest.raises(ValueError, match="3 known tokens and 1 others"):
         token_lengths_from(source, is_mask, torch.zeros(1, 4, 5), *limits, 1)
+
+
+def test_a_given_total_may_be_longer_than_the_head_s_longest_lengths():
+    """And the other rows of the batch get what they get alone."""
+    model = model_with(keep_known=True)
+    output = generate(model, padded(ROWS[1:]), target_lengths=[12, 16, 8])
+    assert output.lengths.tolist() == [12, 16, 8]
+    alone = generate(model, padded(ROWS[3:]), target_lengths=[8], seeds=[2])
+    assert torch.equal(output.sequences[2, :8], alone.sequences[0])
+
+
+def test_known_tokens_stand_for_themselves_alone():
+    lengths = torch.tensor([[2, 0, 0, 1]])
+    with pytest.raises(ValueError, match="every known token stands for itself"):
+        model_with()(**padded([ROWS[1]]), labels=torch.tensor([[7, 20, END]]), token_lengths=lengths)
+
+
+def test_an_untrained_length_head_asks_for_what_is_missing():
+    model = model_with()
+    model.config.length_head_trained = False
+    with torch.no_grad():
+        model.length_head.query.zero_()
+    assert generate(model, padded(ROWS[:1]), target_lengths=5).lengths <= 5  # has no mask
+    assert generate(model, padded(ROWS[1:2]), mask_lengths=[[2]], keep_known=True).lengths == 5
+    for options in ({}, {"target_lengths": 5}):
+        with pytest.raises(ValueError, match="Pass `mask_lengths`"):
+            generate(model, padded(ROWS[1:2]), **options)
 
 
 # Training
@@ -132,6 +160,16 @@ def test_the_loss_does_not_depend_on_padding(backbone, keep_known, scope):
         if keep_known:
             assert output.logits.shape == (5 + 2 + 2 + 2, 60)  # all of the row without masks, and the fillings
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["token", "block", "target"])
+def test_a_batch_of_empty_fillings_has_finite_gradients(scope):
+    model = model_with(keep_known=True, expert_scope=scope, routing_block_size=2).train()
+    model.config.loss_weights = dict.fromkeys(model.config.loss_weights, 1.0)
+    output = model(**padded(ROWS[1:2]), labels=torch.tensor([[7, 9, END]]))
+    output.loss.backward()
+    assert output.logits.shape == (0, 60) and output.loss.isfinite()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
 def test_targets_that_are_no_filled_source_are_refused():
@@ -168,6 +206,16 @@ def test_lengths_of_tokens_are_learnt():
         model(**batch, labels=labels, token_lengths=lengths).loss.backward()
         optimizer.step()
     assert generate(model.eval(), batch).lengths.tolist() == [3, 4]
+
+
+def test_a_generator_fixes_the_number_of_steps_too():
+    model, labels = model_with(solver_steps_range=(1, 4)).train(), torch.tensor([[7, 20, 21, 9, END]])
+    losses = []
+    for _ in range(6):
+        torch.randint(9, (1,))  # the global state moves on
+        loss = model(**padded(ROWS[1:2]), labels=labels, generator=torch.Generator().manual_seed(3)).loss
+        losses.append(float(loss.detach()))
+    assert len(set(losses)) == 1
 
 
 # Generation
@@ -237,9 +285,16 @@ def test_lengths_can_be_given_for_each_mask():
             assert token == MASK or part == [token]
     total = generate(model, padded(rows), target_lengths=[6, 8, 7], keep_known=True)
     assert total.lengths.tolist() == [6, 8, 7]
-    for wrong in ([[1, 2]] * 3, [[-1, 0, 0]] * 3, [[0.5, 0, 0]] * 3):
-        with pytest.raises(ValueError, match="target_lengths"):
+    ragged = generate(model, padded(rows), mask_lengths=[[2], [0, 3], [1, 2, 1]], keep_known=True)
+    assert torch.equal(ragged.sequences, output.sequences)
+    for wrong in ([[1, 2]] * 3, [[-1, 0, 0]] * 3, [[0.5, 0, 0]] * 3, [[2], [3], [1, 2, 1]], [[2, 5, 0]] * 3, [[1]]):
+        with pytest.raises(ValueError, match="(target|mask)_lengths"):
             generate(model, padded(rows), target_lengths=wrong)
+    for wrong, more in (([1, 2, 3], {}), ([[2], [0, 3], [1, 2, 1]], {"target_lengths": 9})):
+        with pytest.raises(ValueError, match="mask_lengths"):
+            generate(model, padded(rows), mask_lengths=wrong, **more)
+    with pytest.raises(ValueError, match="start_state='noise'"):
+        small_model().generate(torch.tensor([[7, MASK]]), mask_lengths=[[1]])
 
 
 def test_several_lengths_are_combinations_the_likeliest_first():
@@ -300,3 +355,5 @@ def test_offload_and_saving_change_nothing(start, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = YanForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(generate(loaded, padded(ROWS)).sequences, expected)
+    report = YanForAutoEncoding.from_pretrained(tmp_path, output_loading_info=True)[1]
+    assert not report["unexpected_keys"]

@@ -12,6 +12,7 @@ from research_reference import random_checkpoint
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from yan_hf import (
+    YanConfig,
     YanForAutoEncoding,
     YanForConditionalGeneration,
     YanGenerationConfig,
@@ -225,6 +226,10 @@ def test_what_the_research_layout_cannot_hold_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="hidden_act"):
         export_research_checkpoint(tmp_path / "other", tmp_path / "back.pt")
+    fields = {**model.config.to_dict(), "hidden_act": "gelu", "start_state": "aligned"}
+    YanForConditionalGeneration(YanConfig(**fields)).save_pretrained(tmp_path / "aligned")
+    with pytest.raises(ValueError, match="start_state"):
+        export_research_checkpoint(tmp_path / "aligned", tmp_path / "back.pt")
     assert not list(tmp_path.glob("back*"))
 
 

@@ -53,6 +53,14 @@ def test_sizes_are_split_into_tables_and_core():
     assert tied["embedding"] == tables - 60 * 32 and tied["core"] == counts["core"]
 
 
+def test_a_card_says_what_lengths_are_predicted_for():
+    for start, words in (("aligned", "for every mask"), ("fertility", "for every source token")):
+        model = small_model(start_state=start)
+        model.generation_config.length_slack = 2
+        text = create_model_card(model, DATA, **TEXTS).text
+        assert words in text and "2 positions of slack" in text
+
+
 def test_a_card_states_what_the_issue_of_a_model_is(tmp_path):
     model = small_model(num_experts=3, solver_steps=5)
     card = create_model_card(model, DATA, results(), "test", 3, "a processor", recipe="Ten steps.", **TEXTS)

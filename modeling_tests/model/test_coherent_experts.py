@@ -75,6 +75,17 @@ def test_the_density_of_a_block_is_a_mixture_of_products():
     torch.testing.assert_close(nll[0, :3], expected.expand(3))
 
 
+def test_tokens_that_do_not_count_shift_no_block():
+    fields, velocity = torch.randn(1, 5, 3, 6), torch.randn(1, 5, 6)
+    gate = torch.randn(1, 3, 3).log_softmax(-1).repeat_interleave(2, dim=1)[:, :5]
+    mask, canvas = torch.tensor([[0, 1, 1, 1, 0]]), torch.ones(1, 5, dtype=torch.bool)
+    nll = block_flow_matching_nll(fields, gate, velocity, 0.7, mask, 2, canvas)
+    densities = Normal(fields[0], 0.7).log_prob(velocity[0, :, None]).sum(-1)  # (5, K)
+    first = -torch.logsumexp(gate[0, 0] + densities[1], -1)
+    second = -torch.logsumexp(gate[0, 2] + densities[2:4].sum(0), -1) / 2
+    torch.testing.assert_close(nll[0, 1:4], torch.stack([first, second, second]))
+
+
 def test_token_log_probs_in_chunks_are_those_at_once(monkeypatch):
     head, latents, labels = torch.nn.Linear(8, 50), torch.randn(23, 8), torch.randint(50, (23,))
     monkeypatch.setattr("yan_hf.losses._CHUNK_ELEMENTS", 50 * 4)

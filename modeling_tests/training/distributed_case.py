@@ -63,6 +63,14 @@ def joined_batch(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def filled_batch() -> dict[str, torch.Tensor]:
+    """Sources with masks; in the second process's rows every filling is empty."""
+    sources = torch.tensor([[7, 4, 9, 2], [8, 4, 4, 2], [6, 4, 11, 2]]).repeat(2, 1)
+    labels = [[7, 20, 21, 9, 2], [8, 22, 23, 24, 2], [6, 30, 11, 2], [7, 9, 2], [8, 2], [6, 11, 2]]
+    rows = [torch.tensor(row) for row in labels]
+    return {"input_ids": sources, "labels": torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=-100)}
+
+
 @contextmanager
 def draws_by_row(rank: int, size: int):
     """Replaces `torch.rand` and `torch.randn` by draws that depend on the row in the joined batch."""
@@ -94,7 +102,7 @@ def loss_and_gradients(
 ) -> dict:
     model = make_model(auto_encoding, backbone, **fields)
     wrapped = DistributedDataParallel(model) if size == 2 else model
-    batch = rows_of(joined_batch(), rank, size)
+    batch = rows_of(filled_batch() if model.config.keep_known else joined_batch(), rank, size)
     with draws_by_row(rank, size), patch("yan_hf.losses.mmd_loss.__defaults__", _defaults(max_points)):
         output = wrapped(**batch)
     output.loss.backward()
@@ -164,6 +172,8 @@ CASES = {
     "mamba": (False, "mamba", 2_000, {}),
     "auto-encoder": (True, "transformer", 2_000, {}),
     "winners of blocks": (False, "transformer", 2_000, BLOCK),
+    "fillings alone": (False, "transformer", 2_000, {"start_state": "aligned", "keep_known": True}),
+    "fillings alone, winners": (False, "transformer", 2_000, {"start_state": "aligned", "keep_known": True, **BLOCK}),
     "winners of targets, anew": (False, "mamba", 2_000, ANEW),
 }
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -22,7 +21,7 @@ from transformers.utils import logging
 from .experts import RoutingOptions, experts_of_blocks
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors, plain_value
 from .layers import KERNELS
-from .lengths import SourceInputs, choose_lengths, predicted_tokens
+from .lengths import SourceInputs, are_by_token, choose_lengths, predicted_tokens
 from .sampling import (
     CandidateLayout,
     DecodedTokens,
@@ -206,6 +205,7 @@ class YanGenerationMixin:
         stopping_criteria: StoppingCriteriaList | list[StoppingCriteria] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         inputs: torch.LongTensor | None = None,
+        mask_lengths: list[list[int]] | torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> torch.LongTensor | YanGenerateOutput:
         """
@@ -232,8 +232,7 @@ class YanGenerationMixin:
                 those of the configuration. There is no prefix, so the ids they get are the source's.
             generator: Source of the randomness; the global one by default.
             target_lengths: The targets' true lengths, end token included: an int, or `(B,)`. Otherwise the length head
-                predicts them. With a `config.start_state` that gives masks or source tokens lengths of their own, also
-                one for each of these, `(B, M)`, in their order, 0 behind a row's last.
+                predicts them. In two dimensions they are `mask_lengths`.
             seeds: One integer for each returned sequence instead of `generator`: a row's result then does not depend
                 on the other rows, on padding or on the batch size. The first candidate is the one without candidates.
             initial_latents: The initial state `z0`, `(B, Ly, d)` for `B` returned sequences, which no noise scale
@@ -245,6 +244,9 @@ class YanGenerationMixin:
                 cut where one says so.
             tokenizer: Needed for `stop_strings`.
             inputs: Another name of `input_ids`, Transformers'.
+            mask_lengths: With a `config.start_state` that gives masks or source tokens lengths of their own, the true
+                ones, instead of `target_lengths`: a list for each row, or `(B, M)`, in their order, 0 behind a row's
+                last.
             kwargs: Fields of [`YanGenerationConfig`]. `labels` and what belongs to them are ignored.
 
         Returns:
@@ -276,6 +278,9 @@ class YanGenerationMixin:
             raise ValueError("Pass `generator` or `seeds`, not both: each alone fixes the randomness.")
         check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
         check_no_prefix_tuning(self)
+        if mask_lengths is not None:
+            self._check_mask_lengths(mask_lengths, target_lengths)
+            target_lengths = mask_lengths
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.stop_strings is not None:
             if tokenizer is None:
@@ -291,6 +296,17 @@ class YanGenerationMixin:
         with self._fast_kernels(config):
             output = self._generate_with(model, source, call)
         return output if config.return_dict_in_generate else output.sequences
+
+    def _check_mask_lengths(self, mask_lengths: Any, target_lengths: Any):
+        if target_lengths is not None:
+            raise ValueError("Pass `mask_lengths` or `target_lengths`: the first give the length of the target too.")
+        if self.config.start_state not in ("aligned", "fertility"):
+            raise ValueError(
+                "`mask_lengths` need a model that gives masks or source tokens lengths of their own: this one has "
+                f"`start_state={self.config.start_state!r}`."
+            )
+        if not are_by_token(mask_lengths):
+            raise ValueError(f"`mask_lengths` must hold a list of lengths for each row, but are {mask_lengths!r}.")
 
     def _generate_with(
         self, model: "YanGenerationMixin", source: SourceInputs, call: GenerationInputs
@@ -335,13 +351,15 @@ class YanGenerationMixin:
         """The rows with their lengths, where these come from, and the source's latents if they were needed."""
         config, source, given = call.config, call.source, call.target_lengths
         encoded, num_sequences = None, config.num_return_sequences * config.num_candidates
-        is_by_token = self.config.start_state in ("aligned", "fertility")
-        if given is None or (is_by_token and np.ndim(given) < 2):
+        is_predicted = None if are_by_token(given) else predicted_tokens(self.config, source)
+        by_token = is_predicted is not None and bool(is_predicted.any())
+        if given is None or by_token:
             if not self.length_head.is_trained(self.config):
                 raise ValueError(
                     "The length head of this model has never been trained (`config.length_head_trained` is False; "
-                    "research checkpoints have none), so lengths cannot be predicted. Pass `target_lengths`, or "
-                    "fine-tune the model; where adapters alone were trained, set `config.length_head_trained` to True."
+                    "research checkpoints have none), so lengths cannot be predicted. Pass "
+                    f"`{'mask_lengths' if by_token else 'target_lengths'}`, or fine-tune the model; where adapters "
+                    "alone were trained, set `config.length_head_trained` to True."
                 )
             encoded = sampler.encode(source)
         lengths, log_probs, token_lengths = choose_lengths(

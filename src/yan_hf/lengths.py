@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
 from .validation import check_finite, check_mask, check_token_lengths
@@ -89,28 +90,41 @@ def given_lengths(
     return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
 
 
+def are_by_token(target_lengths: Any) -> bool:
+    """Whether lengths are given for masks or source tokens, in two dimensions."""
+    if isinstance(target_lengths, (list, tuple)):
+        return any(np.ndim(row) > 0 for row in target_lengths)
+    return np.ndim(target_lengths) > 1
+
+
 def given_token_lengths(
     target_lengths: list[list[int]] | torch.Tensor, config: PreTrainedConfig, is_predicted: torch.Tensor
 ) -> torch.Tensor | None:
     """
     The lengths that the caller knows for every token of which `is_predicted` `(B, Lx)`, `(B, M)`, in their order, 0
-    behind a row's last; `None` where they are not given so.
+    behind a row's last, which a list may leave out; `None` where they are not given so.
 
     Raises:
-        ValueError: for lengths that are no integers, negative, or of another shape.
+        ValueError: for lengths that are no integers, negative, or not as many as there are tokens.
     """
-    if target_lengths is None or np.ndim(target_lengths) < 2:
+    if not are_by_token(target_lengths):
         return None
-    lengths, numbers = _integers(target_lengths, config, is_predicted.device), is_predicted.sum(dim=-1)
-    shape = (len(is_predicted), int(numbers.max()))
-    if lengths.shape != shape:
+    rows = [_integers(row, config, is_predicted.device) for row in target_lengths]
+    numbers = is_predicted.sum(dim=-1).tolist()
+    width = max(numbers)
+    fit = [
+        row.dim() == 1 and len(row) in (number, width) and not bool(row[number:].any())
+        for row, number in zip(rows, numbers)
+    ]
+    if len(rows) != len(numbers) or not all(fit):
         raise ValueError(
-            f"`target_lengths` in two dimensions hold a length for every mask or source token: {shape} here, not "
-            f"{tuple(lengths.shape)}."
+            "`mask_lengths`, or `target_lengths` in two dimensions, hold a length for every mask or source token, of "
+            f"which the rows have {numbers}, but are {[row.tolist() for row in rows]}."
         )
+    lengths = torch.stack([nn.functional.pad(row, (0, width - len(row))) for row in rows])
     if bool((lengths < 0).any()):
-        raise ValueError(f"`target_lengths` must not be negative, but are {lengths.tolist()}.")
-    return lengths * (torch.arange(shape[1], device=lengths.device) < numbers[:, None])
+        raise ValueError(f"`mask_lengths` must not be negative, but are {lengths.tolist()}.")
+    return lengths
 
 
 def _integers(target_lengths: Any, config: PreTrainedConfig, device: torch.device) -> torch.Tensor:
@@ -121,7 +135,7 @@ def _integers(target_lengths: Any, config: PreTrainedConfig, device: torch.devic
         lengths = torch.as_tensor(target_lengths, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+    if lengths.numel() > 0 and (lengths.is_floating_point() or lengths.dtype == torch.bool):
         raise ValueError(f"`target_lengths` must be integers, but their dtype is {lengths.dtype}.")
     return lengths.long()
 
@@ -239,8 +253,14 @@ def token_lengths_from(
         log_probs = logits.float().log_softmax(dim=-1).gather(1, index)
         nothing = torch.full_like(log_probs[0, 0], -torch.inf)
         nothing[0] = 0.0
-        log_probs = torch.where(is_token[..., None], log_probs, nothing)
         num_known, is_free = known.sum(dim=-1), numbers == 0
+        # The longest length that the head knows stands for longer ones too: so many, where the limits ask for them.
+        missing = lowest - num_known - numbers * (log_probs.shape[-1] - 1)
+        if (extra := int(missing.masked_fill(is_free, 0).max())) > 0:
+            unlikely = -1e4 * torch.arange(1, extra + 1, device=log_probs.device)
+            log_probs = torch.cat([log_probs, log_probs[..., -1:] + unlikely], dim=-1)
+            nothing = nn.functional.pad(nothing, (0, extra), value=-torch.inf)
+        log_probs = torch.where(is_token[..., None], log_probs, nothing)
         lowest, highest = (limit - num_known for limit in (lowest, highest))
         lengths, scores = likeliest_sums(
             log_probs, lowest.masked_fill(is_free, 0), highest.masked_fill(is_free, 0), count
@@ -248,10 +268,9 @@ def token_lengths_from(
         if not bool((scores[:, 0] > -torch.inf).all()):
             row = int((scores[:, 0] == -torch.inf).nonzero()[0])
             raise ValueError(
-                f"Row {row} has {int(num_known[row])} known tokens and {int(numbers[row])} others of 0 to "
-                f"{log_probs.shape[-1] - 1} target tokens each, which cannot be between "
-                f"{int(lowest[row] + num_known[row])} and {int(highest[row] + num_known[row])} together: check "
-                "`target_lengths`, `min_new_tokens` and `max_new_tokens`."
+                f"Row {row} has {int(num_known[row])} known tokens and {int(numbers[row])} others, which cannot be "
+                f"between {int(lowest[row] + num_known[row])} and {int(highest[row] + num_known[row])} target tokens "
+                "together: check `target_lengths`, `min_new_tokens` and `max_new_tokens`."
             )
         # A row of few combinations repeats its best one.
         lengths = torch.where((scores > -torch.inf)[..., None], lengths, lengths[:, :1])
@@ -295,7 +314,7 @@ def choose_lengths(
         if by_token is not None:
             if not bool(is_aligned.all()):
                 row = int((~is_aligned[:, 0]).nonzero()[0])
-                raise ValueError(f"Row {row} has no mask, so that `target_lengths` of masks give it no length.")
+                raise ValueError(f"Row {row} has no mask, so that `mask_lengths` give it no length.")
             _check_given(sums[:, 0], table_size, given_width)
             lengths, log_probs = sums, scores
         elif not config.keep_known:  # else the text ends where its source does
@@ -381,7 +400,11 @@ def training_token_lengths(
         return token_lengths, is_predicted
     check_mask("token_lengths", token_lengths, source.given.shape[:2], "input_ids")
     token_lengths = token_lengths.long() * is_predicted.any(dim=-1, keepdim=True)
-    check_token_lengths(token_lengths, canvas)
+    is_known = None
+    if config.start_state == "aligned":
+        is_real = torch.ones_like(is_predicted) if source.attention_mask is None else source.attention_mask.bool()
+        is_known = is_real & ~is_predicted & is_predicted.any(dim=-1, keepdim=True)
+    check_token_lengths(token_lengths, canvas, is_known)
     return token_lengths, is_predicted
 
 

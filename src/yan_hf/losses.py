@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
-from .experts import RoutingOptions, sum_over_blocks, tokens_per_block
+from .experts import RoutingOptions, sum_over_blocks
 
 
 # Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
@@ -207,7 +207,7 @@ def load_balance_loss(
         # Not a mean over tokens: the gate's mean is taken over all processes first.
         total, count = group.sum(total), group.total(count)
     floor = torch.finfo(probs.dtype).tiny
-    mean_probs = total / count.clamp(min=floor)
+    mean_probs = total / count.clamp(min=1)
     # An expert's share may underflow to 0, where `p log p` is 0 but its derivative is not finite.
     return (mean_probs * (probs.shape[-1] * mean_probs).clamp(min=floor).log()).sum()
 
@@ -289,15 +289,19 @@ def block_flow_matching_nll(
     sigma: float,
     mask: torch.Tensor,
     block_size: int | None,
+    canvas: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     `-log Σ_k π_k Π_i N(u*_i; u_{k,i}, σ²I)` over the tokens `i` of a block, which share their expert, divided by their
-    number: arguments as of [`flow_matching_nll`], with the block's gate at each of its tokens. `(B, Ly)`.
+    number: arguments as of [`flow_matching_nll`], with the block's gate at each of its tokens. `(B, Ly)`. The blocks
+    are those of the `canvas` `(B, Ly)`, by default of the tokens of the `mask`, which alone count.
     """
+    canvas = mask if canvas is None else canvas
     with torch.autocast(expert_fields.device.type, enabled=False):
-        log_densities = expert_log_densities(expert_fields, velocity, sigma)
-        joint = upcast(gate_log_probs) + sum_over_blocks(log_densities, mask, block_size)
-        return -torch.logsumexp(joint, dim=-1) / tokens_per_block(mask, block_size, joint.dtype)[..., 0]
+        log_densities = expert_log_densities(expert_fields, velocity, sigma).masked_fill(mask[..., None] == 0, 0.0)
+        joint = upcast(gate_log_probs) + sum_over_blocks(log_densities, canvas, block_size)
+        counts = sum_over_blocks((mask > 0).to(joint.dtype)[..., None], canvas, block_size)[..., 0]
+        return -torch.logsumexp(joint, dim=-1) / counts.clamp(min=1)
 
 
 def gate_loss(
@@ -316,6 +320,7 @@ class LossInputs:
     generator: torch.Generator | None  # of the randomness of estimates
     times: torch.Tensor  # of the points on the linear path, (B,)
     labels: torch.Tensor  # target ids, (B, Ly), any token where none counts
+    canvas: torch.Tensor  # (B, Ly), bool, the target's positions
     mask: torch.Tensor  # (B, Ly), 1 on the tokens that count
     token_weights: torch.Tensor  # the same with the caller's weights
     target_latents: torch.Tensor  # `z1`, (B, Ly, d)
@@ -349,7 +354,7 @@ def _flow(inputs: LossInputs) -> torch.Tensor | None:
     if routing.scope == "token":
         nll = flow_matching_nll(*arguments)
     else:
-        nll = block_flow_matching_nll(*arguments, inputs.mask, routing.block_size)
+        nll = block_flow_matching_nll(*arguments, inputs.mask, routing.block_size, inputs.canvas)
     return token_mean(nll, inputs.token_weights, inputs.group)
 
 

@@ -988,6 +988,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             generator=generator,
             times=times,
             labels=target_ids,
+            canvas=canvas,
             mask=mask,
             token_weights=mask if token_weights is None else mask * token_weights,
             target_latents=target_latents,
@@ -1039,12 +1040,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         inputs.expert_fields, inputs.velocity = flow.expert_fields, inputs.target_latents - initial_state
         return flow, state + (1 - weight) * flow.velocity
 
-    def _num_steps(self, group: LossGroup | None) -> int:
+    def _num_steps(self, group: LossGroup | None, generator: torch.Generator | None) -> int:
         """Solver steps of a forward; in training drawn from `config.solver_steps_range`, by all processes alike."""
         if not self.training or self.config.solver_steps_range is None:
             return self.config.solver_steps
         lowest, highest = self.config.solver_steps_range
-        number = torch.randint(highest - lowest + 1, (), device=self.device if group is not None else "cpu")
+        device = generator.device if generator is not None else self.device if group is not None else "cpu"
+        number = torch.randint(highest - lowest + 1, (), generator=generator, device=device).to(self.device)
         # A sum of even draws is as even, and the same for all.
         number = number if group is None else group.total(number)
         return lowest + int(number) % (highest - lowest + 1)
@@ -1062,7 +1064,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 noise[step] = torch.rand(shape, generator=inputs.generator, device=canvas.device)
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
-        times, reselect = time_grid(self._num_steps(inputs.group)), self.config.reselect_experts
+        times, reselect = time_grid(self._num_steps(inputs.group, inputs.generator)), self.config.reselect_experts
         return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
 
     def _solve_by_winners(
@@ -1091,7 +1093,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             inputs.logits.append(self._decode_counted(state + (1 - time) * chosen, inputs))
             return chosen
 
-        state = integrate(velocity, state, time_grid(self._num_steps(inputs.group)))
+        state = integrate(velocity, state, time_grid(self._num_steps(inputs.group, inputs.generator)))
         if inputs.gate_log_probs is None:
             inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
         return state, first
@@ -1148,7 +1150,7 @@ class YanForAutoEncoding(YanPreTrainedModel):
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     decode = YanForConditionalGeneration.decode
     # A full model's checkpoint loads too; its flow is not wanted here.
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)length_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)(token_)?length_head\.", r"(^|\.)start_proj\."]
 
     def __init__(self, config: YanConfig):
         super().__init__(config)

@@ -140,8 +140,11 @@ def check_labels(
         check_length(config, "labels", int(canvas.bool().sum(dim=-1).max()))
 
 
-def check_token_lengths(token_lengths: Tensor, canvas: Tensor) -> None:
-    """Raises `ValueError` for negative lengths of source tokens, and for more than the target's canvas holds."""
+def check_token_lengths(token_lengths: Tensor, canvas: Tensor, is_known: Tensor | None = None) -> None:
+    """
+    Raises `ValueError` for negative lengths of source tokens, for more than the target's canvas holds, and for known
+    tokens that stand for another number than one.
+    """
     if not _values_can_be_read(token_lengths):
         return
     sums, sizes = token_lengths.sum(dim=-1), canvas.sum(dim=-1)
@@ -150,6 +153,13 @@ def check_token_lengths(token_lengths: Tensor, canvas: Tensor) -> None:
         raise ValueError(
             f"Row {row} of `token_lengths` must not be negative, nor sum to more than the {int(sizes[row])} target "
             f"tokens, but is {token_lengths[row].tolist()}."
+        )
+    if is_known is not None and bool((is_known & (token_lengths != 1)).any()):
+        row = int((is_known & (token_lengths != 1)).any(dim=-1).nonzero()[0])
+        raise ValueError(
+            f'Row {row} of `token_lengths` is {token_lengths[row].tolist()}, but with `start_state="aligned"` every '
+            "known token stands for itself alone. For targets that are no source with its masks filled take "
+            '`start_state="fertility"`.'
         )
 
 

@@ -218,9 +218,9 @@ class YanDataCollator:
         kept = [{name: feature[name] for name in feature if name != "attention_mask"} for feature in features]
         encoded = encode_text(self.tokenizer, sources, max_length=self.max_length)
         made = [{**feature, "input_ids": ids} for feature, ids in zip(kept, encoded)]
-        for feature in made:
+        for feature, labels in zip(made, targets):
             if "token_lengths" in feature:
-                feature["token_lengths"] = align_tokens(self.tokenizer, feature["input_ids"], feature["labels"])
+                feature["token_lengths"] = align_tokens(self.tokenizer, feature["input_ids"], labels.tolist())
         return made
 
     def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

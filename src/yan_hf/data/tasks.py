@@ -226,7 +226,8 @@ class TaskEncoder:
         tokenizer: A tokenizer with the special tokens YAN needs.
         columns: Names of the task's columns in the data, where they differ.
         label_names: Names of the classes, in the order of their numbers.
-        max_source_length: Longer sources are cut, never in the question; a row whose mask is cut off is a bad one.
+        max_source_length: Longer sources are cut, never in the question; a row whose mask is cut off is a bad one,
+            with `align` one of its masks.
         max_target_length: Longest target, the end token included.
         skip_bad_rows: Whether unusable rows are left out, and counted in `skipped` (worker processes log their
             counts), instead of raising.
@@ -381,9 +382,10 @@ class TaskEncoder:
                 raise ValueError(f"the question alone has {tail} tokens, `max_source_length` is {limit}")
             kept = ids[: limit - tail] + ids[-tail:]
         mask = self.tokenizer.mask_token_id
-        if mask in ids and mask not in kept:
+        # Aligned targets have a filling for every mask.
+        if mask in ids and (mask not in kept or (self.align and ids.count(mask) != kept.count(mask))):
             found = f"the source has {len(ids)} tokens, `max_source_length` is {limit}"
-            raise ValueError(f"{found}, and its mask lies where it is cut")
+            raise ValueError(f"{found}, and a mask lies where it is cut")
         return kept
 
     def __call__(self, batch: dict[str, list[Any]], indices: Sequence[int] | None = None) -> dict[str, list]:

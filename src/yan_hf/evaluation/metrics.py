@@ -188,12 +188,14 @@ def sentence_accuracy(predictions: Sequence[str], references: Sequence[str]) -> 
     right = total = 0
     for text, ours, theirs, aligned in zip(references, *words, _align(*words)):
         sizes = [len(sentence.split()) for sentence in whole_sentences(text)]
+        if not sizes:
+            continue  # what is written for no sentence is wrong in none
         sentence_of = np.repeat(np.arange(len(sizes)), sizes)
         wrong, last = set(), 0
         for a, b in aligned:
             last = last if b is None else b
             if a is None or b is None or ours[a] != theirs[b]:
-                wrong.add(sentence_of[last] if len(sizes) else 0)
+                wrong.add(sentence_of[last])
         total += len(sizes)
         right += len(sizes) - len(wrong)
     return right / total if total else 1.0
@@ -287,9 +289,11 @@ def compute_metrics(
     def compute(prediction: Any) -> dict[str, float]:
         ids = prediction.predictions
         ids = np.asarray(ids[0] if isinstance(ids, tuple) else ids)
-        if ids.ndim != 2:
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
             remedy = "Set `predict_with_generate=True` and use `Seq2SeqTrainer` or `YanTrainer`."
-            raise ValueError(f"`compute_metrics` needs generated token ids, (N, L), not shape {ids.shape}. {remedy}")
+            raise ValueError(
+                f"`compute_metrics` needs generated token ids, (N, L), not {ids.dtype} of shape {ids.shape}. {remedy}"
+            )
         sources = None if prediction.inputs is None else decode(np.asarray(prediction.inputs))
         return score_texts(decode(ids), decode(np.asarray(prediction.label_ids)), metrics, sources)
 

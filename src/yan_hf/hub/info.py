@@ -16,6 +16,17 @@ from ..generation_config_yan import YanGenerationConfig
 _TABLES = ("embed_tokens", "embed_positions", "lm_head")
 
 
+def length_mode(config: YanConfig) -> str:
+    """Where the lengths of texts come from, in words."""
+    if not config.length_head_trained:
+        return "the user must give it: the length head is not trained"
+    by_token = {
+        "aligned": "predicted for every mask, and for the whole of a text without masks",
+        "fertility": "predicted for every source token",
+    }
+    return by_token.get(config.start_state, "predicted by the length head")
+
+
 def is_table(name: str) -> bool:
     """Whether a parameter belongs to the token or position table or the vocabulary head, by its name."""
     return any(part in _TABLES for part in name.split("."))
@@ -70,10 +81,10 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         "flow": f"{config.flow_backbone}, {config.flow_layers} blocks, cross-attention in "
         f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
         "decoder": f"{config.decoder_layers} blocks",
-        **settings("num_experts", "expert_scope", "reselect_experts", "start_state", "routing"),
+        **settings("num_experts", "expert_scope", "reselect_experts", "start_state", "keep_known", "routing"),
         "solver": generation.solver or "euler",
         "num_inference_steps": generation.num_inference_steps or config.solver_steps,
-        "length_mode": "predicted" if config.length_head_trained else "given by target_lengths",
+        "length_mode": length_mode(config),
         "max_new_tokens": generation.max_new_tokens,
         "frozen_parts": ", ".join(config.frozen_parts) or None,
         "tokenizer": (folder / "tokenizer_config.json").is_file(),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..data.files import whole_file
 from ..serving.pipeline import TASK
-from .info import is_table
+from .info import is_table, length_mode
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -129,11 +129,9 @@ def create_model_card(
         for row in results
         if "tokens_per_second" in row
     )
-    slack = getattr(generation, "length_slack", 0)
-    length_mode = f"predicted, with {slack} positions of slack" if slack else "predicted by the length head"
+    slack = getattr(generation, "length_slack", 0) if config.length_head_trained else 0
     limits = list(texts["limits"])
     if not config.length_head_trained:
-        length_mode = "the user must give it: the length head is not trained"
         limits.append("It does not predict lengths.")
     made = {
         "title": name,
@@ -145,7 +143,7 @@ def create_model_card(
         "parameters": parameter_counts(model),
         "solver": getattr(generation, "solver", None) or "euler",
         "steps": getattr(generation, "num_inference_steps", None) or config.solver_steps,
-        "length_mode": length_mode,
+        "length_mode": length_mode(config) + (f", with {slack} positions of slack" if slack else ""),
         "dtype": str(model.dtype).removeprefix("torch."),
         "metrics": metrics,
         "speed": f"{rates} new tokens per second, on {hardware}." if rates and hardware else "not measured.",

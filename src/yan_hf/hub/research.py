@@ -122,7 +122,8 @@ def export_research_checkpoint(model_dir: str | Path, path: str | Path, overwrit
 
     Raises:
         FileExistsError: for a `path` that is there, but for a research checkpoint with `overwrite`.
-        ValueError: for a model that the research layout cannot hold, such as one with tied tables.
+        ValueError: for a model that the research layout cannot hold, such as one with tied tables or with a flow that
+            starts at the source's tokens.
     """
     path = Path(path)
     _check_output_file(path, overwrite)
@@ -217,7 +218,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: YanConfig):
 
 def _check_exportable(config: YanConfig):
     needed = {"tie_word_embeddings": False, "num_extra_positions": 1, "feed_forward_multiplier": 4}
-    for name, value in {**needed, "hidden_act": "gelu"}.items():
+    for name, value in {**needed, "hidden_act": "gelu", "start_state": "noise"}.items():
         if (found := getattr(config, name)) != value:
             raise ValueError(f"The research layout has `{name}={value}`, this checkpoint {found!r}: no export.")
 
