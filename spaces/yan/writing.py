@@ -145,7 +145,8 @@ class Writer:
     def _pieces(self, rows: torch.Tensor, experts: torch.Tensor | None = None) -> list[Pieces]:
         """Each row's pieces of text and their experts; the bytes of one character are one piece."""
         found: list[Pieces] = []
-        for row, chosen in zip(rows.tolist(), rows * 0 if experts is None else experts.tolist()):
+        known = [[None] * rows.shape[1]] * len(rows) if experts is None else experts.tolist()
+        for row, chosen in zip(rows.tolist(), known):
             pieces, held = [], []
             for token, expert in zip(row, chosen):
                 held.append(token)
@@ -154,7 +155,7 @@ class Writer:
                     continue  # a character of UTF-8 has up to four bytes
                 held = []
                 if piece:
-                    pieces.append((piece, None if experts is None else expert))
+                    pieces.append((piece, expert))
             found.append(pieces)
         return found
 
