@@ -42,7 +42,7 @@ EXAMPLES = {
 }
 CSS = """
 .draft {min-height: 4.5em}
-.draft .textspan {margin: 0 1px 0 0; padding: 1px 2px; white-space: pre-wrap}
+.draft .token.token {margin: 0 1px 0 0; padding: 1px 0}
 #message textarea {color: var(--error-text-color); font-weight: 600}
 .clock p {font-size: 1.6em; font-variant-numeric: tabular-nums}
 """
@@ -155,6 +155,7 @@ def build_page(writers: dict[str, Writer]) -> gr.Blocks:
 
         choices, outputs = [text, steps, copies, seed], [*cells, figures, message]
         shown = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "models"}
+        gr.on([write.click, text.submit, steps.change, copies.change], lambda: [""] * 4, None, lanes, queue=False)
         gr.on([write.click, text.submit], on_write, choices, outputs, **shown)
         gr.on([steps.change, copies.change], on_change, choices, outputs, trigger_mode="always_last", **shown)
         race.click(on_race, [text, steps, seed], [*lanes, message], **shown)
