@@ -37,6 +37,7 @@ def checkpoints(tmp_path_factory):
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
     )  # fmt: skip
     models = {"rival": BartForConditionalGeneration(config)}
+    models["rival"].generation_config.eos_token_id = None  # so that its text has the longest length
     for task, start_state in (("restoration", "fertility"), ("infilling", "aligned")):
         models[task] = small_model(vocab_size=len(tokenizer), start_state=start_state, max_position_embeddings=48)
         models[task].generation_config.suppress_tokens = list(range(261))  # words only
@@ -55,7 +56,7 @@ def writers(checkpoints):
 def test_drafts_come_after_every_step_and_end_as_the_text_of_generate(writers, task, text):
     writer = choose_writer(writers, text)
     assert writer is writers[task]
-    *drafts, last = [event for event in writer.write(text, 3, 2, 5)]
+    *drafts, last = list(writer.write(text, 3, 2, 5))
     assert [len(event.steps) for event in drafts] == [1, 2, 3] and [event.passes for event in drafts] == [None] * 3
 
     def texts(step):
@@ -78,8 +79,11 @@ def test_bytes_of_one_character_are_one_piece(writers):
     (pieces,) = writer._pieces(torch.tensor([ids]), torch.zeros(1, len(ids), dtype=torch.long))
     assert [piece for piece, _ in pieces if piece in "é€🙂"] == list("é€🙂")
     assert "".join(piece for piece, _ in pieces) == text
-    (broken,) = writer._pieces(torch.tensor([[i for i in ids if i != ids[4]]]))
-    assert broken[-1][0].endswith("two")
+    start, bad = ids.index(writer.tokenizer.convert_tokens_to_ids("<0xF0>")), "\ufffd"
+    for cut in (ids[:start] + ids[start + 1 : -1], ids[: start + 2]):  # without its first byte, and its last ones
+        (broken,) = writer._pieces(torch.tensor([cut]))
+        found = "".join(piece for piece, _ in broken)
+        assert bad in found and found.replace(bad, "") == writer.tokenizer.decode(cut).replace(bad, "")
 
 
 def test_what_a_job_puts_comes_before_its_end_and_its_error_after():
@@ -104,7 +108,7 @@ def test_a_race_ends_with_both_texts(writers):
     assert ours.text == "".join(piece for piece, _ in [*writer.write(TEXT, 2, 1, 7)][-1].steps[-1][0])
     ids = rival.model.generate(**rival.encode(TEXT), max_new_tokens=47, do_sample=False)[0]
     assert theirs.text == rival.tokenizer.decode(ids, skip_special_tokens=True)
-    assert theirs.passes == len(ids) - 1 and 0 < min(ours.seconds, theirs.seconds)
+    assert theirs.passes == len(ids) - 1 and min(ours.seconds, theirs.seconds) > 0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def address(checkpoints):
 def test_in_a_browser(address):
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()

@@ -156,6 +156,8 @@ class Writer:
                 held = []
                 if piece:
                     pieces.append((piece, expert))
+            if held:
+                pieces.append((piece, expert))
             found.append(pieces)
         return found
 
