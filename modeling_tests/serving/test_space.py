@@ -195,7 +195,7 @@ def test_in_a_browser(address):
         expect(page.locator("#figures")).to_contain_text("2 steps, 2 passes")
 
         page.locator("#race").click()
-        clocks, lanes = page.locator(".clock"), page.locator(".lane textarea")
+        clocks, lanes = page.locator(".prose.clock"), page.locator(".lane textarea")
         expect(clocks.nth(0)).to_contain_text("ms · 2 passes")
         expect(clocks.nth(1)).to_contain_text("ms · 47 passes")
         expect(lanes.nth(0)).not_to_have_value("")

@@ -105,7 +105,9 @@ def build_page(writers: dict[str, Writer]) -> gr.Blocks:
             write = gr.Button("Write", variant="primary", elem_id="write")
             race = gr.Button("Race", elem_id="race", visible=rival is not None)
         gr.Examples([[row] for task in writers if task in EXAMPLES for row in EXAMPLES[task]], text, label="Examples")
-        message = gr.Textbox(show_label=False, visible=False, interactive=False, elem_id="message", container=False)
+        message = gr.Textbox(
+            show_label=False, visible=False, interactive=False, elem_id="message", container=False, lines=2
+        )
         gr.HighlightedText(  # the legend
             [(name, name) for name in colours], color_map=colours, show_inline_category=False, container=False
         )
@@ -114,7 +116,7 @@ def build_page(writers: dict[str, Writer]) -> gr.Blocks:
             with gr.Row():
                 for copy in range(1, MAX_COPIES + 1):
                     label = f"Step {step}" if copy == 1 else f"Step {step}, alternative {copy}"
-                    look = {"color_map": colours, "show_inline_category": False, "visible": False}
+                    look = {"color_map": colours, "show_inline_category": False, "visible": False, "min_width": 220}
                     cells.append(gr.HighlightedText(label=label, elem_classes="draft", **look))
         figures = gr.Markdown(elem_id="figures")
         lanes = []
