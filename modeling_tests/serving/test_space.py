@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -203,7 +204,7 @@ def test_in_a_browser(address):
 
         for wrong, sentence in (
             ("one <mask> three", "There is no model here that fills holes: leave out <mask>."),
-            ("one " * 60, "The text has 61 tokens, but the model takes 48 at most: shorten it."),
+            ("one " * 60, re.compile(r"The text has \d+ tokens, but the model takes 48 at most: shorten it\.")),
             ("", "There is no text: write one first."),
         ):
             text.fill(wrong)
