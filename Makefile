@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-fast fuzz lint format docs bench conformance mutations clean
+.PHONY: help setup demo test test-fast fuzz lint format docs bench conformance mutations space space-folder clean
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and evaluates it (about 4 minutes)"
@@ -23,6 +23,8 @@ help:
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
 	@echo "make mutations    seeds bugs and shows which of our tests catch them (about ten minutes)"
 	@echo "make bench        measures speed"
+	@echo "make space        opens the web page on the models in checkpoints/"
+	@echo "make space-folder gathers the page, the package and the models in build/space, ready to push as a Space"
 
 setup: $(VENV)/.ready
 
@@ -75,6 +77,17 @@ docs: setup
 bench: setup
 	@echo "Compares the latency of YAN and other decoders at the demo's size: about ten minutes on two cores."
 	$(RUN) benchmarks/speed.py --size tiny --lengths 16 64 256 --output runs/speed.json
+
+space: setup
+	$(RUN) -m pip install --quiet -e ".[space]"
+	$(RUN) spaces/yan/app.py
+
+space-folder:
+	rm -rf build/space
+	mkdir -p build/space
+	cp -R spaces/yan/. src/yan_hf build/space/
+	if [ -d checkpoints ]; then cp -R checkpoints build/space/; fi
+	find build/space -name __pycache__ -prune -exec rm -r {} +
 
 clean:
 	rm -rf $(VENV) build dist site runs outputs src/*.egg-info

@@ -47,7 +47,7 @@ def padded_tokens(rows: Sequence[Row]) -> int:
     return candidates * max(len(row.input_ids) for row in rows)
 
 
-class _Drafts(BaseStreamer):
+class DraftStreamer(BaseStreamer):
     """Hands on every step's draft, `(B, L)`."""
 
     def __init__(self, put_draft: Callable[[torch.Tensor], None]):
@@ -100,7 +100,7 @@ def generate_rows(
         batch = tokenizer.pad({"input_ids": [list(rows[index].input_ids) for index in group]}, return_tensors="pt")
         batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
         seeds = [rows[index].seed for index in group]
-        streamer = _Drafts(show) if with_drafts and put_draft is not None else None
+        streamer = DraftStreamer(show) if with_drafts and put_draft is not None else None
         try:
             found = model.generate(
                 **batch, seeds=seeds, streamer=streamer, return_dict_in_generate=True, **dict(options)
