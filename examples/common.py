@@ -82,6 +82,9 @@ class ModelArguments:
     tokenizer: str | None = field(default=None, metadata={"help": "tokenizer, by default the model's or a new one"})
     vocab_size: int = field(default=4000, metadata={"help": "of a new tokenizer"})
     tokenizer_rows: int | None = field(default=None, metadata={"help": "train it on the first rows only"})
+    factor_case: bool = field(
+        default=False, metadata={"help": "a capital letter is a mark and the small letter in a new tokenizer"}
+    )
     config: str | None = field(default=None, metadata={"help": "fields of a new model's YanConfig, as JSON"})
     freeze: list[str] | None = field(
         default=None,
@@ -190,7 +193,7 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
             yield from (f"{pair.source.replace(MASK_MARKER, '')} {pair.target.strip()}" for pair in pairs)
 
     encoder.check_columns(list(next(iter(splits["train"]))), "The training data")
-    tokenizer = train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe")
+    tokenizer = train_tokenizer(texts(), vocab_size=model.vocab_size, model_type="bpe", factor_case=model.factor_case)
     if data.align and encoder.objective == "span_infilling":
         # "a <mask> cat" means the same as "a<mask> cat": the space is part of what the mask stands for.
         tokenizer.add_special_tokens({"mask_token": AddedToken(tokenizer.mask_token, lstrip=True, special=True)})

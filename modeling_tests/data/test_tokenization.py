@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from yan_hf import encode_text, prepare_tokenizer, train_tokenizer
+from yan_hf.data.tokenization import CASE_MARK
 
 
 CORPUS = [" ".join(example.context) + " Ünïcode naïve café 123." for example in simulate_many(200, 4, seed=0)]
@@ -227,3 +228,17 @@ def test_a_larger_table_is_left_alone():
     tokenizer, model = gpt2_style(), small_model(vocab_size=1000)
     prepare_tokenizer(tokenizer, model)
     assert model.config.vocab_size == 1000
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_with_marked_capitals_a_word_is_the_same_tokens_in_either_case(model_type, tmp_path):
+    texts = ["Mary went to London.", "mary saw London and New York; NASA did not.", 'She said: "It is É."']
+    tokenizer = train_tokenizer([*texts, *map(str.lower, texts)] * 5, 360, model_type, factor_case=True)
+    tokenizer.save_pretrained(tmp_path)
+    for made in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        mark = made.convert_tokens_to_ids(CASE_MARK)
+        for text in [*texts, "A b C", "<mask> Ab"]:
+            (ids,) = encode_text(made, [text])
+            assert made.decode(ids, skip_special_tokens=True) == text
+        capital, small = (encode_text(made, [f"to {word} now"])[0] for word in ("London", "london"))
+        assert [token for token in capital if token != mark] == small and capital.count(mark) == 1

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from transformers import PreTrainedTokenizerBase
 
 from ..lengths import match_masks
-from .tokenization import MASK_MARKER, encode_text
+from .tokenization import CASE_MARK, MASK_MARKER, encode_text
 
 
 _WORD = re.compile(r"\S+")
@@ -84,9 +84,12 @@ def _words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple
     """The words of a text, without case and marks, and the places of each one's tokens; special tokens are words."""
     special = set(tokenizer.all_special_ids)
     words: list[tuple[str, list[int]]] = []
+    before = ""
     for place, (token, piece) in enumerate(zip(ids, _pieces(tokenizer, ids))):
-        if token in special or not words or piece[:1].isspace() or words[-1][0] in special:
+        is_new = piece == CASE_MARK or (piece[:1].isspace() and before != CASE_MARK)
+        if token in special or not words or is_new or words[-1][0] in special:
             words.append((token if token in special else "", []))
+        before = piece
         key, places = words[-1]
         words[-1] = (key if token in special else key + piece, [*places, place])
     return [(key if isinstance(key, int) else _MARKS.sub("", key).casefold(), places) for key, places in words]

@@ -2,11 +2,12 @@
 """Tokenizers: sentencepiece training, and what YAN needs of an existing tokenizer."""
 
 import io
+import string
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -21,6 +22,11 @@ SPECIAL_TOKENS = {f"{name}_token": piece for name, piece in _PIECES.items()}
 # internal use, so that a text which spells out a mask token has none.
 MASK_MARKER = "\ufdd0"
 
+# With `factor_case`, what stands before a small letter that is a capital one in the text, and before its space.
+CASE_MARK = "\ufdd1"
+_CAPITALS = string.ascii_uppercase
+_CASES = {f" {letter}": f"{CASE_MARK} {letter.lower()}" for letter in _CAPITALS}
+_CASES |= {letter: f"{CASE_MARK}{letter.lower()}" for letter in _CAPITALS}
 # sentencepiece writes a space as this; here the space is left as it is, so that the character stays free for text.
 _SPIECE_SPACE = "▁"
 
@@ -30,6 +36,7 @@ def train_tokenizer(
     vocab_size: int = 8_000,
     model_type: str = "unigram",
     model_max_length: int | None = None,
+    factor_case: bool = False,
     **trainer_options: Any,
 ) -> PreTrainedTokenizerFast:
     """
@@ -43,6 +50,8 @@ def train_tokenizer(
         vocab_size: Tokens in all, special tokens and 256 bytes too; fewer come out of a text with too few pieces.
         model_type: `"unigram"` or `"bpe"`.
         model_max_length: Longest sequence that the tokenizer does not warn about.
+        factor_case: Whether a capital letter of A to Z is a mark and the small letter, so that a word is the same
+            tokens in either case, behind a mark or not.
         trainer_options: More options of `sentencepiece.SentencePieceTrainer.train`.
 
     Returns:
@@ -63,14 +72,23 @@ def train_tokenizer(
     options |= {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
     for index, name in enumerate(("pad", "bos", "eos", "unk")):
         options |= {f"{name}_id": index, f"{name}_piece": _PIECES[name]}
-    options |= {"user_defined_symbols": [_PIECES["mask"]], "vocab_size": vocab_size, "model_type": model_type}
+    symbols = [_PIECES["mask"], *([CASE_MARK] if factor_case else [])]
+    options |= {"user_defined_symbols": symbols, "vocab_size": vocab_size, "model_type": model_type}
     options |= trainer_options
+    lines = _nonempty(texts)
+    if factor_case:
+        normalizer = _case_normalizer()
+        lines = (normalizer.normalize_str(line) for line in lines)
     try:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=_nonempty(texts), model_writer=buffer, **options)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=buffer, **options)
     except RuntimeError as error:
         raise ValueError(f"sentencepiece could not train a vocabulary of {vocab_size}: {error}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
-    return _to_fast_tokenizer(processor, model_type, model_max_length)
+    return _to_fast_tokenizer(processor, model_type, model_max_length, factor_case)
+
+
+def _case_normalizer() -> normalizers.Normalizer:
+    return normalizers.Sequence([normalizers.Replace(capital, marked) for capital, marked in _CASES.items()])
 
 
 def _nonempty(texts: Iterable[str]) -> Iterator[str]:
@@ -81,7 +99,9 @@ def _nonempty(texts: Iterable[str]) -> Iterator[str]:
     yield from chain([first], lines)
 
 
-def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | None) -> PreTrainedTokenizerFast:
+def _to_fast_tokenizer(
+    processor: Any, model_type: str, model_max_length: int | None, factor_case: bool
+) -> PreTrainedTokenizerFast:
     """The same vocabulary in the `tokenizers` library, with real spaces in the pieces."""
     ids = range(processor.get_piece_size())
     pieces = [processor.id_to_piece(index).replace(_SPIECE_SPACE, " ") for index in ids]
@@ -97,7 +117,13 @@ def _to_fast_tokenizer(processor: Any, model_type: str, model_max_length: int | 
         merges = _merges({piece: index for index, piece in enumerate(pieces) if not whole[index]}, scores)
         vocab = {piece: index for index, piece in enumerate(pieces)}
         tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=_PIECES["unk"], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    capitals = [decoders.Replace(marked, capital) for capital, marked in _CASES.items()] if factor_case else []
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *capitals])
+    if factor_case:
+        tokenizer.normalizer = _case_normalizer()
+        alone = pre_tokenizers.Split(CASE_MARK, behavior="isolated")
+        before = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, alone])
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in _PIECES.values()])
     eos = _PIECES["eos"]
     tokenizer.post_processor = processors.TemplateProcessing(
