@@ -22,6 +22,7 @@ import coherence  # noqa: E402
 import multimodal  # noqa: E402
 import quality_report  # noqa: E402
 import reliability  # noqa: E402
+import rewriting_report  # noqa: E402
 from report import write_between_markers  # noqa: E402
 from table import summary_table  # noqa: E402
 
@@ -286,6 +287,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "offload": offload,
     },
     "docs/mamba.md": {"mamba": mamba},
+    "docs/rewriting.md": {"rewriting": lambda: rewriting_report.table(result("rewriting/restoration"))},
     "docs/reliability.md": {"reliability": lambda: reliability.table(result("reliability"))},
     "docs/compatibility.md": {"conformance": conformance},
 }
