@@ -16,7 +16,7 @@ from yan_hf.lengths import SourceInputs, likeliest_sums, match_masks, source_pla
 
 
 MASK, END, PAD = 4, 2, 0
-BACKBONES = ["transformer", "mamba"]
+BACKBONES = ["transformer", pytest.param("mamba", marks=pytest.mark.slow)]
 # Rows with no mask, one, two next to each other, and three of which one is at either end.
 ROWS = [[7, 8, 9, 10, END], [7, MASK, 9, END], [7, 8, MASK, MASK, 30, END], [MASK, 11, 12, MASK, 13, MASK]]
 
