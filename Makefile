@@ -23,7 +23,7 @@ help:
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
 	@echo "make mutations    seeds bugs and shows which of our tests catch them (about ten minutes)"
 	@echo "make bench        measures speed"
-	@echo "make space        opens the web page on the models in checkpoints/"
+	@echo "make space        opens the web page, on YAN_RESTORATION=FOLDER or the models in checkpoints/"
 	@echo "make space-folder gathers the page, the package and the models in build/space, ready to push as a Space"
 
 setup: $(VENV)/.ready
