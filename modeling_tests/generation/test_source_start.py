@@ -188,6 +188,8 @@ def test_targets_that_are_no_filled_source_are_refused():
 def test_the_configuration_names_what_contradicts():
     with pytest.raises(ValueError, match="keep_known"):
         small_config(keep_known=True)
+    with pytest.raises(ValueError, match="solver_steps_range"):
+        small_config(solver_steps_range=[1, 3], loss_reduction="local")
     with pytest.raises(ValueError, match="mask_token_id"):
         small_config(start_state="aligned", mask_token_id=None)
     with pytest.raises(ValueError, match="keep_known"):

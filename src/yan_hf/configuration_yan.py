@@ -327,6 +327,11 @@ class YanConfig(PreTrainedConfig):
         steps = self.solver_steps_range
         if steps is not None and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
             raise ValueError(f"`solver_steps_range` must be `(lowest, highest)`, at least 1, but is {steps}.")
+        if steps is not None and self.loss_reduction == "local":
+            raise ValueError(
+                '`solver_steps_range` needs `loss_reduction="global"`: processes that share weights must take as many '
+                "steps as one another, and draw their number together."
+            )
         for name, weight in self.loss_weights.items():
             if name not in DEFAULT_LOSS_WEIGHTS:
                 terms = ", ".join(DEFAULT_LOSS_WEIGHTS)
