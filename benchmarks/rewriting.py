@@ -56,7 +56,6 @@ from rewriting_systems import (
     Rows,
     TimeBudget,
     architecture,
-    fillings_of,
     load_model,
     load_tokenizer,
     num_positions,
@@ -65,6 +64,7 @@ from rewriting_systems import (
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase, Seq2SeqTrainingArguments, set_seed
 
 from yan_hf import YanDataCollator, encode_text
+from yan_hf.data.alignment import fillings_of
 from yan_hf.data.corruption import WORD
 from yan_hf.data.tasks import TaskEncoder, load_splits, pack_sentences, whole_sentences
 from yan_hf.evaluation.metrics import score_texts

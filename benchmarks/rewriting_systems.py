@@ -27,7 +27,7 @@ from transformers import (
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from yan_hf import YanDataCollator
-from yan_hf.lengths import match_masks
+from yan_hf.data.alignment import fillings_of
 
 
 Rows = list[list[int]]
@@ -84,19 +84,6 @@ def num_positions(system: str, max_source_length: int, max_target_length: int, u
 
 
 # Fillings
-
-
-def fillings_of(source: list[int], target: list[int], mask_token_id: int, eos_token_id: int) -> Rows | None:
-    """The tokens of each mask's filling; `None` where the target is not the source with its masks filled."""
-    lengths = match_masks(source, target, mask_token_id, eos_token_id)
-    if lengths is None:
-        return None
-    fillings, start = [], 0
-    for token, length in zip(source, lengths):
-        if token == mask_token_id:
-            fillings.append(target[start : start + length])
-        start += length
-    return fillings
 
 
 def fill(source: list[int], fillings: Rows, mask_token_id: int) -> list[int]:

@@ -16,12 +16,12 @@ from rewriting_systems import (
     TimeBudget,
     architecture,
     fill,
-    fillings_of,
     rewriters,
 )
 from transformers import TrainerControl, TrainerState
 
 from yan_hf import YanConfig, YanDataCollator, YanForConditionalGeneration, train_tokenizer
+from yan_hf.data.alignment import fillings_of
 
 
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day, he saw 2 red balls! "

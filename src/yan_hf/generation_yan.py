@@ -407,13 +407,14 @@ class YanGenerationMixin:
     def _decoding_options(self, call: GenerationInputs, layout: CandidateLayout) -> dict[str, Any]:
         """What [`decode_tokens`] is told for drafts and texts alike."""
         config, ids, device = call.config, call.source.input_ids, layout.lengths.device
-        known_ids = None
+        known_ids = forbidden = None
         if config.keep_known and layout.token_lengths is not None:
             known_ids = layout.known_ids(call.source, predicted_tokens(self.config, call.source))
-        control = (config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id, *config.end_token_ids())
+            control = {config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id}
+            forbidden = torch.tensor(sorted({*control, *config.end_token_ids()} - {None}), device=device)
         return {
             "known_ids": known_ids,
-            "forbidden": torch.tensor(sorted({*control} - {None}), dtype=torch.long, device=device),
+            "forbidden": forbidden,
             "processors": LogitsProcessorList([*(call.logits_processor or ()), *make_processors(config, device)]),
             "context_ids": None if ids is None else ids.repeat_interleave(layout.rows_per_source, dim=0),
             "end_token_ids": config.end_token_ids(),

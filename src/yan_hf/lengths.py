@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """How long a target is, as a whole or token by token of its source, and how the source is laid on its canvas."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,13 @@ class SourceInputs(NamedTuple):
     def given(self) -> torch.Tensor:
         """The ids, or the embeddings in their place."""
         return self.inputs_embeds if self.input_ids is None else self.input_ids
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Which tokens are real, `(B, Lx)`, int64, also where no `attention_mask` was given."""
+        if self.attention_mask is None:
+            return torch.ones(self.given.shape[:2], dtype=torch.long, device=self.given.device)
+        return self.attention_mask.long()
 
 
 class EncodedSource(NamedTuple):
@@ -163,9 +171,7 @@ def predicted_tokens(config: PreTrainedConfig, source: SourceInputs) -> torch.Te
         return None
     if config.start_state == "aligned" and source.input_ids is None:
         raise ValueError('`start_state="aligned"` looks for mask tokens: pass `input_ids`, not embeddings.')
-    shape, device = source.given.shape[:2], source.given.device
-    is_real = torch.ones(shape, dtype=torch.bool, device=device)
-    is_real = is_real if source.attention_mask is None else source.attention_mask.bool()
+    is_real = source.mask.bool()
     return is_real if config.start_state == "fertility" else is_real & (source.input_ids == config.mask_token_id)
 
 
@@ -243,7 +249,7 @@ def token_lengths_from(
     numbers = is_predicted.sum(dim=-1)
     order = is_predicted.long().argsort(dim=-1, descending=True, stable=True)[:, : int(numbers.max())]
     is_token = torch.arange(order.shape[1], device=order.device) < numbers[:, None]
-    is_real = torch.ones_like(is_predicted) if source.attention_mask is None else source.attention_mask.bool()
+    is_real = source.mask.bool()
     known = (is_real & ~is_predicted).long() * is_predicted.any(dim=-1, keepdim=True)
     if given is not None:
         lengths, scores = given[:, None], torch.zeros(len(given), 1, device=given.device)
@@ -326,7 +332,7 @@ def choose_lengths(
 
 
 def match_masks(
-    source_ids: list[int], target_ids: list[int], mask_token_id: int, eos_token_id: int | None = None
+    source_ids: Sequence[Any], target_ids: Sequence[Any], mask_token_id: Any, eos_token_id: int | None = None
 ) -> list[int] | None:
     """
     How many target tokens every source token stands for, where the target is the source with each mask filled: 1 for a
@@ -334,10 +340,10 @@ def match_masks(
     short; end tokens beyond the source's are a longer canvas. An ignored label, -100, matches any token.
     """
 
-    def trailing_ends(ids: list[int]) -> int:
+    def trailing_ends(ids: Sequence[Any]) -> int:
         return next((count for count, token in enumerate(reversed(ids)) if token != eos_token_id), len(ids))
 
-    def stands_at(start: int, part: list[int]) -> bool:
+    def stands_at(start: int, part: Sequence[Any]) -> bool:
         window = target_ids[start : start + len(part)]
         return start >= 0 and len(window) == len(part) and all(a in (b, -100) for a, b in zip(window, part))
 
@@ -387,7 +393,7 @@ def training_token_lengths(
                 "each source token stands for: `TaskEncoder(align=True)` adds them to the examples."
             )
         token_lengths = torch.zeros_like(source.input_ids)
-        is_real = torch.ones_like(is_predicted) if source.attention_mask is None else source.attention_mask.bool()
+        is_real = source.mask.bool()
         for row in is_predicted.any(dim=-1).nonzero()[:, 0].tolist():
             ids, target = source.input_ids[row, is_real[row]].tolist(), labels[row, canvas[row]].tolist()
             if (lengths := match_masks(ids, target, config.mask_token_id, config.eos_token_id)) is None:
@@ -402,7 +408,7 @@ def training_token_lengths(
     token_lengths = token_lengths.long() * is_predicted.any(dim=-1, keepdim=True)
     is_known = None
     if config.start_state == "aligned":
-        is_real = torch.ones_like(is_predicted) if source.attention_mask is None else source.attention_mask.bool()
+        is_real = source.mask.bool()
         is_known = is_real & ~is_predicted & is_predicted.any(dim=-1, keepdim=True)
     check_token_lengths(token_lengths, canvas, is_known)
     return token_lengths, is_predicted

@@ -1010,10 +1010,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         if self.config.start_state == "noise":
             return None, None
         by_token = training_token_lengths(self.config, source, labels, canvas, token_lengths)
-        mask = source.attention_mask
-        if mask is None:
-            mask = torch.ones(source.given.shape[:2], dtype=torch.long, device=canvas.device)
-        return source_places(mask, canvas.long(), None if by_token is None else by_token[0]), by_token
+        return source_places(source.mask, canvas.long(), None if by_token is None else by_token[0]), by_token
 
     def _decode_counted(self, latents: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
         """Logits, of the tokens that count alone with `config.keep_known`."""

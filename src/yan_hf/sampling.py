@@ -60,10 +60,7 @@ class CandidateLayout:
 
     def places(self, source: SourceInputs) -> torch.Tensor:
         """Where in the source each position starts from, `(R, L)`; see [`source_places`]."""
-        mask = source.attention_mask
-        if mask is None:
-            mask = torch.ones(source.given.shape[:2], dtype=torch.long, device=self.lengths.device)
-        mask = mask.repeat_interleave(self.rows_per_source, dim=0)
+        mask = source.mask.repeat_interleave(self.rows_per_source, dim=0)
         return source_places(mask, self.canvas.long(), self.token_lengths)
 
     def known_ids(self, source: SourceInputs, is_mask: torch.Tensor) -> torch.Tensor:

@@ -4,15 +4,33 @@
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..lengths import match_masks
-from .tokenization import CASE_MARK, MASK_MARKER, encode_text
+from .tokenization import CASE_MARK, MASK_MARKER, encode_text, token_texts
 
 
-_WORD = re.compile(r"\S+")
 _MARKS = re.compile(r"\W+")
+
+
+def fillings_of(
+    source: Sequence[Any], target: Sequence[Any], mask: Any, eos_token_id: int | None = None
+) -> list[Any] | None:
+    """
+    What of the target, tokens or a text, stands for each mask of the source; `None` where the target is not the source
+    with its masks filled, as [`match_masks`] finds.
+    """
+    lengths = match_masks(source, target, mask, eos_token_id)
+    if lengths is None:
+        return None
+    fillings, start = [], 0
+    for token, length in zip(source, lengths):
+        if token == mask:
+            fillings.append(target[start : start + length])
+        start += length
+    return fillings
 
 
 def fill_masks(
@@ -28,17 +46,9 @@ def fill_masks(
         source_ids: Tokens of the source; where it was cut, its end or beginning is left out of the labels too.
         source, target: The texts.
     """
-    lengths = match_masks(list(source), list(target), MASK_MARKER)
-    if lengths is None:
-        return None
-    fillings, start = [], 0
-    for character, length in zip(source, lengths):
-        if character == MASK_MARKER:
-            fillings.append(target[start : start + length])
-        start += length
-    masks = [place for place, token in enumerate(source_ids) if token == tokenizer.mask_token_id]
-    if len(masks) != len(fillings):
-        return None  # one was cut away
+    fillings = fillings_of(source, target, MASK_MARKER)
+    if fillings is None or len(fillings) != list(source_ids).count(tokenizer.mask_token_id):
+        return None  # it is no filled source, or a mask was cut away
     labels, lengths, filled = [], [], iter(encode_text(tokenizer, fillings, add_special_tokens=False))
     for token in source_ids:
         tokens = next(filled) if token == tokenizer.mask_token_id else [token]
@@ -85,7 +95,7 @@ def _words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple
     special = set(tokenizer.all_special_ids)
     words: list[tuple[str, list[int]]] = []
     before = ""
-    for place, (token, piece) in enumerate(zip(ids, _pieces(tokenizer, ids))):
+    for place, (token, piece) in enumerate(zip(ids, token_texts(tokenizer, ids))):
         is_new = piece == CASE_MARK or (piece[:1].isspace() and before != CASE_MARK)
         if token in special or not words or is_new or words[-1][0] in special:
             words.append((token if token in special else "", []))
@@ -93,8 +103,3 @@ def _words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple
         key, places = words[-1]
         words[-1] = (key if token in special else key + piece, [*places, place])
     return [(key if isinstance(key, int) else _MARKS.sub("", key).casefold(), places) for key, places in words]
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of every token, with the space before it."""
-    return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.convert_ids_to_tokens(list(ids))]

@@ -191,6 +191,11 @@ def encode_text(
     return [[*before, *row, *after] for row in rows]
 
 
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of every token by itself, with the space before it."""
+    return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.convert_ids_to_tokens(list(ids))]
+
+
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Special tokens that no text may turn into; an unknown word's token is a text's own."""
     ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
