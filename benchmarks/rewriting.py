@@ -15,6 +15,7 @@ the training scripts (`examples/common.py`, Transformers' training arguments) re
 the learning rate falls to zero as they pass, and preparing the rows does not count. A call that was interrupted goes
 on where it stopped.
 
+- `yan`: as `examples/finetune.py` trains it, with the checkpoint's tokenizer and configuration;
 - `ar-bart`: source → target; greedy, and with prompt lookup (`-lookup`) that looks in the source too, which
   Transformers' own does not in models with an encoder;
 - `ar-gpt2`: source and target in one sequence, greedy and with prompt lookup; `ar-gpt2-fillings`, for infilling,
@@ -44,7 +45,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from datasets import load_from_disk
 from decoders import matching_model
 from report import save
 from rewriting_report import NO_SYSTEM, plot, table
@@ -55,6 +55,7 @@ from rewriting_systems import (
     Rewriter,
     Rows,
     TimeBudget,
+    TimedYanTrainer,
     architecture,
     load_model,
     load_tokenizer,
@@ -89,7 +90,9 @@ RESTORATION_METRICS = (
 # Training
 
 
-def make_collator(data: DataArguments, encoder: TaskEncoder, tokenizer: PreTrainedTokenizerBase) -> YanDataCollator:
+def make_collator(
+    data: DataArguments, encoder: TaskEncoder, tokenizer: PreTrainedTokenizerBase, align: bool = False
+) -> YanDataCollator:
     """The batches that YAN is trained on, but for the slack of its canvases, which no other system has."""
     is_span = encoder.objective == "span_infilling"
     return YanDataCollator(
@@ -98,12 +101,15 @@ def make_collator(data: DataArguments, encoder: TaskEncoder, tokenizer: PreTrain
         mask_rate=data.mask_rate,
         max_length=data.max_target_length if is_span else data.max_source_length,
         corruption=encoder.corruption,
+        align=align and encoder.corruption is not None,
     )
 
 
 def make_model(options: argparse.Namespace, data: DataArguments) -> torch.nn.Module:
     """A new model of the checkpoint's size."""
     config = AutoConfig.from_pretrained(options.checkpoint)
+    if options.system == "yan":
+        return AutoModelForSeq2SeqLM.from_config(config)
     with torch.device("meta"):
         parameters = AutoModelForSeq2SeqLM.from_config(config).num_parameters()
     positions = num_positions(options.system, data.max_source_length, data.max_target_length, options.upsample)
@@ -113,7 +119,7 @@ def make_model(options: argparse.Namespace, data: DataArguments) -> torch.nn.Mod
 
 
 def train(options: argparse.Namespace, arguments: list[str]):
-    """Trains a baseline; its folder then holds the model, the tokenizer and `training.json`."""
+    """Trains a system; its folder then holds the model, the tokenizer and `training.json`."""
     if options.system == "ar-gpt2-fillings" and options.task != "infilling":
         raise SystemExit("rewriting.py: ar-gpt2-fillings fills masks: it needs --task infilling.")
     report = options.output / "training.json"
@@ -123,28 +129,22 @@ def train(options: argparse.Namespace, arguments: list[str]):
     config = str(ROOT / "examples" / "configs" / f"{options.task}.yaml")
     kinds = (DataArguments, Seq2SeqTrainingArguments)
     data, training = parse(*kinds, arguments=[config, *given], ignored=(ModelArguments,))
-    data.align, training.remove_unused_columns = False, False
+    data.align &= options.system == "yan"
+    training.remove_unused_columns = False
     if options.minutes:
         training.max_steps = 10**6
     set_seed(training.seed)
     tokenizer, model = load_tokenizer(options.checkpoint), make_model(options, data)
-    examples = load_from_disk(options.examples) if options.examples and options.examples.is_dir() else None
-    if examples is None:
-        examples = encode_splits({"train": read_splits(data)["train"]}, tokenizer, data)["train"]
-        if options.examples:
-            examples.save_to_disk(options.examples)
-    collator = make_collator(data, task_encoder(data, tokenizer), tokenizer)
+    examples = encode_splits({"train": read_splits(data)["train"]}, tokenizer, data)["train"]
+    collator = make_collator(data, task_encoder(data, tokenizer), tokenizer, data.align)
     budget = TimeBudget(options.minutes)
-    trainer = BaselineTrainer(
-        model=model,
-        args=training,
-        train_dataset=examples,
-        data_collator=BaselineCollator(collator, options.system),
-        processing_class=tokenizer,
-        system=options.system,
-        budget=budget,
-    )
-    trainer.add_callback(EpochCallback(collator))
+    common = {"model": model, "args": training, "train_dataset": examples, "processing_class": tokenizer}
+    if options.system == "yan":
+        trainer = TimedYanTrainer(**common, data_collator=collator, budget=budget)
+    else:
+        batches = BaselineCollator(collator, options.system)
+        trainer = BaselineTrainer(**common, data_collator=batches, system=options.system, budget=budget)
+        trainer.add_callback(EpochCallback(collator))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.output, ["trainer_state.json"]))
     minutes = budget.elapsed()
     trainer.save_model()
@@ -395,12 +395,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("train", help="train a system to compare YAN with", allow_abbrev=False)
+    command = commands.add_parser("train", help="train a system", allow_abbrev=False)
     command.add_argument("--task", choices=TASKS, required=True)
-    command.add_argument("--system", choices=SYSTEMS, required=True)
-    command.add_argument("--checkpoint", type=Path, required=True, help="YAN's, for the tokenizer and the size")
+    command.add_argument("--system", choices=("yan", *SYSTEMS), required=True)
+    command.add_argument("--checkpoint", type=Path, required=True, help="YAN's: tokenizer and configuration")
     command.add_argument("--output", type=Path, required=True, help="a call with the same one goes on")
-    command.add_argument("--examples", type=Path, help="folder of tokenized rows, written once for all systems")
     command.add_argument("--minutes", type=float, help="of training, instead of --max-steps")
     command.add_argument("--learning-rate", type=float, default=1e-3)
     command.add_argument("--upsample", type=int, choices=(2, 3), default=2, help="positions for a source token in CTC")

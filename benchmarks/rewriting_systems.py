@@ -28,6 +28,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from yan_hf import YanDataCollator
 from yan_hf.data.alignment import fillings_of
+from yan_hf.training.trainer import YanTrainer
 
 
 Rows = list[list[int]]
@@ -242,16 +243,12 @@ class TimeBudget(TrainerCallback):
         state.log_history[-1]["minutes"] = logs["minutes"] = round(self.elapsed(), 3)
 
 
-class BaselineTrainer(Trainer):
-    """A trainer of one of the systems, whose learning rate falls with the time that is left, where that is limited."""
+class TimedSchedule:
+    """Of a trainer: the learning rate falls with the time that is left, where that is limited."""
 
-    def __init__(self, *arguments: Any, system: str, budget: TimeBudget, **keywords: Any):
+    def __init__(self, *arguments: Any, budget: TimeBudget, **keywords: Any):
         super().__init__(*arguments, callbacks=[budget], **keywords)
-        self.loss, self.budget = LOSSES[architecture(system)], budget
-
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        loss = self.loss(model, inputs)
-        return (loss, None) if return_outputs else loss
+        self.budget = budget
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """Half a cosine over the minutes, after the usual warm-up."""
@@ -264,6 +261,22 @@ class BaselineTrainer(Trainer):
 
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
+
+
+class TimedYanTrainer(TimedSchedule, YanTrainer):
+    """YAN's."""
+
+
+class BaselineTrainer(TimedSchedule, Trainer):
+    """That of one of the other systems, with its own loss."""
+
+    def __init__(self, *arguments: Any, system: str, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.loss = LOSSES[architecture(system)]
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss = self.loss(model, inputs)
+        return (loss, None) if return_outputs else loss
 
 
 # Rewriting

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_from_disk
 from tokenizers import AddedToken
 from transformers import (
     AutoTokenizer,
@@ -69,6 +69,9 @@ class DataArguments:
         metadata={
             "help": "cut texts into paragraphs of whole sentences of at most so many tokens; of several in turn"
         },
+    )
+    encoded: str | None = field(
+        default=None, metadata={"help": "folder for the tokenized rows: kept there, and read where it is"}
     )
     canvas_slack: float = field(default=0.0, metadata={"help": "share of the canvases longer than their target"})
     mask_rate: float = field(default=0.08, metadata={"help": "share of the tokens masked in span infilling"})
@@ -241,7 +244,12 @@ def _packed(
 def encode_splits(
     splits: dict[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataArguments
 ) -> dict[str, Dataset]:
-    """Tokenized splits, of paragraphs where texts are packed; says how many rows were left out."""
+    """
+    Tokenized splits, of paragraphs where texts are packed, kept in the folder `data.encoded`; says how many rows were
+    left out. Training rows that are spoilt anew every epoch have no `token_lengths`: the collator finds them.
+    """
+    if data.encoded and Path(data.encoded).is_dir():
+        return dict(load_from_disk(data.encoded))
     encoded = {}
     for name, rows in splits.items():
         if data.pack_tokens:
@@ -251,9 +259,14 @@ def encode_splits(
             packed = partial(_packed, tokenizer=tokenizer, column=column, sizes=data.pack_tokens)
             rows = rows.map(packed, batched=True, with_indices=True, remove_columns=rows.column_names)
         encoder = task_encoder(data, tokenizer)
+        encoder.align &= name != "train" or encoder.corruption is None
         encoded[name], skipped = encode_split(rows, encoder, f"the {name} split")
         if skipped:
             print(f"Left out {skipped} rows of the {name} split: {encoder.skipped}", flush=True)
+    if data.encoded:
+        if data.streaming:
+            raise ValueError("`encoded` keeps the rows of a run; streamed ones are not kept: leave one of them out.")
+        DatasetDict(encoded).save_to_disk(data.encoded)
     return encoded
 
 

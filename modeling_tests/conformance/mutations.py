@@ -236,7 +236,7 @@ MUTATIONS = [
     Mutation(
         "lengths of tokens of another corruption",
         "data/collator.py",
-        'if "token_lengths" in feature:',
+        'if self.align or "token_lengths" in feature:',
         "if False:",
         ("data/test_alignment.py::test_fresh_errors_get_fresh_lengths",),
     ),

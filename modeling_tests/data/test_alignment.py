@@ -126,7 +126,10 @@ def test_fresh_errors_get_fresh_lengths(tokenizer):
     encoder = TaskEncoder("restoration", tokenizer, align=True)
     examples = encoder({"text": TEXTS})
     features = [dict(zip(examples, row)) for row in zip(*examples.values())]
-    collator = YanDataCollator(tokenizer, corruption=RestorationCorruption(error_rate=0.5), seed=3)
+    corruption = {"corruption": RestorationCorruption(error_rate=0.5), "seed": 3}
+    collator = YanDataCollator(tokenizer, **corruption)
+    found = YanDataCollator(tokenizer, align=True, **corruption)
+    unaligned = [{name: row[name] for name in ("input_ids", "labels")} for row in features]
     for epoch in range(3):
         collator.set_epoch(epoch)
         batch = collator(features)
@@ -135,6 +138,10 @@ def test_fresh_errors_get_fresh_lengths(tokenizer):
         ):
             expected = align_tokens(tokenizer, ids[mask == 1].tolist(), labels[labels != -100].tolist())
             assert lengths[mask == 1].tolist() == expected
+        found.set_epoch(epoch)
+        assert torch.equal(found(unaligned)["token_lengths"], batch["token_lengths"])
+    with pytest.raises(ValueError, match="`align`"):
+        YanDataCollator(tokenizer, align=True)
     for kind in (np.array, torch.tensor):  # formats of a data set
         made = collator([{name: kind(values) for name, values in row.items()} for row in features])
         assert torch.equal(made["token_lengths"], batch["token_lengths"])

@@ -144,7 +144,7 @@ def test_from_documents_to_the_table(task, config, tokenizer, tmp_path, monkeypa
     common = ["--task", task, "--pack-tokens", 40, "--max-source-length", 120, "--max-target-length", 60]
     for system in systems:
         options = [*common, "--system", system, "--checkpoint", tmp_path / "yan", "--train-file", documents]
-        options += ["--examples", tmp_path / "rows"]
+        options += ["--encoded", tmp_path / "rows"]
         options += ["--output", tmp_path / system, "--per-device-train-batch-size", 4, "--save-steps", 2]
         call("train", *options, "--max-steps", 2)
         (tmp_path / system / "training.json").unlink()

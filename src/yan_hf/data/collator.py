@@ -123,6 +123,7 @@ class YanDataCollator:
         seed: Seed of the corruption and the slack.
         corruption: Makes the sources of pairs anew, of the target's text, the seed and the epoch, such as a
             [`RestorationCorruption`]. Those that get longer than `max_length` are cut. By default sources stay.
+        align: Whether these sources get `token_lengths`, see [`TaskEncoder`]; they do too where examples have some.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -136,6 +137,7 @@ class YanDataCollator:
     pad_to_multiple_of: int | None = None
     seed: int = 0
     corruption: Callable[[str, int, int], str] | None = None
+    align: bool = False
     # In shared memory, so that loader workers that run already see `set_epoch`.
     _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long).share_memory_(), repr=False)
 
@@ -145,6 +147,8 @@ class YanDataCollator:
             raise ValueError(f"`objective` must be one of {', '.join(objectives)}, but is {self.objective!r}.")
         if self.corruption is not None and self.objective != "pairs":
             raise ValueError(f'`corruption` needs `objective="pairs"`, but that is {self.objective!r}.')
+        if self.align and self.corruption is None:
+            raise ValueError("`align` is for the sources that a `corruption` makes, but there is none.")
         for name, value in (("mask_rate", self.mask_rate), ("canvas_slack", self.canvas_slack)):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], but is {value}.")
@@ -219,7 +223,7 @@ class YanDataCollator:
         encoded = encode_text(self.tokenizer, sources, max_length=self.max_length)
         made = [{**feature, "input_ids": ids} for feature, ids in zip(kept, encoded)]
         for feature, labels in zip(made, targets):
-            if "token_lengths" in feature:
+            if self.align or "token_lengths" in feature:
                 feature["token_lengths"] = align_tokens(self.tokenizer, feature["input_ids"], labels.tolist())
         return made
 

@@ -169,6 +169,8 @@ def encode_text(
     Raises:
         ValueError: for a mask marker and a tokenizer without a mask token.
     """
+    if not texts:
+        return []  # which tokenizers do not take
     pieces = [text.split(mask_marker) if mask_marker else [text] for text in texts]
     mask = tokenizer.mask_token
     if mask is None and any(len(row) > 1 for row in pieces):
