@@ -68,7 +68,8 @@ class NoHost(TorchFunctionMode):
         copies: Names of functions that may copy values from the host. Other copies raise `AssertionError`.
     """
 
-    READS = {"item", "tolist", "cpu", "nonzero", "unique", "__bool__", "__int__", "__float__", "__index__", "__getitem__"}
+    READS = {"item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"}
+    READS |= {"nonzero", "unique", "bincount", "__getitem__"}  # whose result has a shape that is read
 
     def __init__(self, reads: dict[str, Callable] | None = None, copies: tuple[str, ...] = ()):
         super().__init__()

@@ -289,6 +289,7 @@ def choose_lengths(
     model_config: PreTrainedConfig,
     config: PreTrainedConfig,
     source: SourceInputs,
+    is_predicted: torch.Tensor | None,
     encoded: EncodedSource | None,
     target_lengths: int | list | torch.Tensor | None,
     num_sequences: int,
@@ -300,8 +301,7 @@ def choose_lengths(
     that counts. Arguments and errors as of [`predicted_lengths`], [`given_lengths`] and [`token_lengths_from`].
     """
     batch_size, device, table_size = len(source.given), source.given.device, model_config.max_position_embeddings
-    is_predicted = predicted_tokens(model_config, source)
-    has_tokens = is_predicted is not None and bool(is_predicted.any())
+    has_tokens = is_predicted is not None  # in some row
     by_token = given_token_lengths(target_lengths, config, is_predicted) if has_tokens else None
     count, lowest, highest = 1, config.min_new_tokens, config.max_new_tokens
     if target_lengths is None:
@@ -313,7 +313,10 @@ def choose_lengths(
         log_probs, lowest, highest = torch.zeros(lengths.shape, device=device), lengths[:, 0], lengths[:, 0]
     token_lengths = None
     if has_tokens:
-        lowest, highest = (torch.as_tensor(limit, device=device).expand(batch_size) for limit in (lowest, highest))
+        lowest, highest = (
+            limit if isinstance(limit, torch.Tensor) else torch.full((batch_size,), limit, device=device)
+            for limit in (lowest, highest)
+        )
         logits = None if encoded is None else encoded.token_length_logits
         token_lengths, scores = token_lengths_from(source, is_predicted, logits, lowest, highest, count, by_token)
         sums, is_aligned = token_lengths.sum(dim=-1), is_predicted.any(dim=-1, keepdim=True)
