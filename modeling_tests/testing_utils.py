@@ -59,8 +59,8 @@ def batch_of_rows(lengths: list[int], side: str = "right", extra: int = 0, seed:
 
 class NoHost(TorchFunctionMode):
     """
-    Makes the meta device stand for an accelerator, whose host waits wherever a value is read, or is copied from its own
-    memory. PyTorch itself refuses reads on that device, and tensors of another beside its own.
+    Makes the meta device stand for an accelerator, whose host waits wherever a value is read, or is copied from the
+    host's memory. PyTorch itself refuses reads on that device, and tensors of another beside its own.
 
     Args:
         reads: By the name of the function that reads, what it gets in the place of the value: a function of the read's

@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-`generate` on the meta device, where a value read back to the host and a tensor made elsewhere are errors. What is read or
-copied by design is named here, and in the documentation.
+`generate` on the meta device, where a value read back to the host and a tensor made elsewhere are errors. What is read
+or copied by design is named here, and in the documentation.
 """
 
 import sys
@@ -30,12 +30,8 @@ BY_TOKEN = {
     "likeliest_sums": lambda value: True if value.dtype == torch.bool else WIDTH,
 }
 UNLIKELY = {**BY_TOKEN, "likeliest_sums": lambda value: False if value.dtype == torch.bool else WIDTH}
-# How many tokens are fillings: two, and none is in a row without masks.
-FILLINGS = {
-    "decode_fillings": lambda mask, **_: (
-        (torch.zeros(mask.dim() * 2 - 2, dtype=torch.long, device="meta"),) * mask.dim()
-    )
-}
+# Which rows have no known tokens, and which tokens are fillings.
+FILLINGS = {"decode_fillings": lambda mask, **_: torch.zeros(2, mask.dim(), dtype=torch.long, device="meta").unbind(1)}
 CONSENSUS = {"_select_candidates": lambda tokens: torch.zeros(tokens.shape, dtype=torch.long).tolist()}
 PAPER, TARGET = {}, {"expert_scope": "target", "reselect_experts": True}
 ALIGNED = {"start_state": "aligned", "mask_token_id": 4}
@@ -178,7 +174,7 @@ class Readers(TorchFunctionMode):
 
 
 def test_every_stop_of_a_call(monkeypatch):
-    """With the checks of values, which the meta device does not have: of the inputs, of the lengths, and at the end."""
+    """With the checks of values, which the meta device does not have: of the inputs, the lengths, and at the end."""
     monkeypatch.setattr(YanExperts, "implementation", lambda self, states: "blocks")  # as off the CPU
     model, (_, ids, mask) = small_model(), batch_of_rows([4, 7])
     with Readers() as mode:

@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Forward and training on the meta device, where a value read back to the host and a tensor made elsewhere are errors: what
-runs there issues its work on a CUDA device without a stop.
+Forward and training on the meta device, where a value read back to the host and a tensor made elsewhere are errors:
+what runs there issues its work on a CUDA device without a stop.
 """
 
 import pytest

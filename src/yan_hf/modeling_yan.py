@@ -474,7 +474,7 @@ def _attention_mask(
     A padding mask `(B, L)` as the attention implementation takes it, of `states` `(B, L, d)` over themselves or over
     `source_latents`.
     """
-    # Transformers leaves out a mask of ones, but off the CPU the host would wait for the device to know that it is one.
+    # Transformers leaves out a mask of ones; off the CPU, the host would wait for the device to know that it is one.
     skip = mask is None or states.device.type == "cpu"
     options = {"encoder_hidden_states": source_latents, "allow_is_bidirectional_skip": skip}
     return create_bidirectional_mask(config, states, mask, **options)

@@ -54,7 +54,7 @@ class CandidateLayout:
         """The lengths, read once from the device: the host has to know the shapes of what comes after."""
         return self.lengths.tolist()
 
-    @property
+    @cached_property
     def width(self) -> int:
         return max(self.host_lengths)
 
