@@ -4,6 +4,9 @@ Forward and training on the meta device, where a value read back to the host and
 what runs there issues its work on a CUDA device without a stop.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from testing_utils import NoHost, small_config
@@ -94,3 +97,9 @@ def test_auto_encoding(sparse_prediction):
     with NoHost(reads) as mode:
         model(**source, **target, sparse_prediction=sparse_prediction).loss.backward()
     assert mode.seen == set(reads)
+
+
+def test_every_gpu_test_names_its_twin():
+    for path in Path(__file__).parents[1].rglob("test_*.py"):
+        for before in re.findall(r"(.*)\n@pytest\.mark\.gpu\n", path.read_text()):
+            assert before.startswith("# On the meta device: "), path
