@@ -86,7 +86,8 @@ class NoHost(TorchFunctionMode):
             self.seen.add(caller)
             return self.reads[caller](*args)
         result = function(*args, **(kwargs or {}))
-        if self._is_copy(name, args, result):
+        # Older versions of Transformers copy a zero for the mask of eager attention.
+        if caller != "eager_mask" and self._is_copy(name, args, result):
             assert caller in self.copies, f"{caller}: {name} copies values from the host"
             self.seen.add(caller)
         return result
