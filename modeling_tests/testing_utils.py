@@ -1,7 +1,12 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Small models with weights large enough that a wrong path shows, and batches of rows."""
+"""Small models with weights large enough that a wrong path shows, batches of rows, and a device without values."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 
@@ -50,3 +55,52 @@ def batch_of_rows(lengths: list[int], side: str = "right", extra: int = 0, seed:
         input_ids[index, place] = row
         attention_mask[index, place] = 1
     return rows, input_ids, attention_mask
+
+
+class NoHost(TorchFunctionMode):
+    """
+    Makes the meta device stand for an accelerator, whose host waits wherever a value is read, or is copied from the
+    host's memory. PyTorch itself refuses reads on that device, and tensors of another beside its own.
+
+    Args:
+        reads: By the name of the function that reads, what it gets in the place of the value: a function of the read's
+            arguments. Other reads fail.
+        copies: Names of functions that may copy values from the host. Other copies raise `AssertionError`.
+    """
+
+    READS = {"item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"}
+    READS |= {"nonzero", "unique", "bincount", "__getitem__"}  # whose result has a shape that is read
+
+    def __init__(self, reads: dict[str, Callable] | None = None, copies: tuple[str, ...] = ()):
+        super().__init__()
+        self.reads, self.copies, self.seen = reads or {}, copies, set()
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        frame, name = sys._getframe(1), getattr(function, "__name__", "")
+        while frame.f_globals["__name__"].split(".")[0] == "torch":
+            frame = frame.f_back
+        caller = frame.f_code.co_name
+        if name == "_sample_dirichlet":
+            return torch.empty_like(args[0])  # PyTorch has no such kernel for the meta device
+        if self._is_read(name, args) and caller in self.reads:
+            self.seen.add(caller)
+            return self.reads[caller](*args)
+        result = function(*args, **(kwargs or {}))
+        # Older versions of Transformers copy a zero for the mask of eager attention.
+        if caller != "eager_mask" and self._is_copy(name, args, result):
+            assert caller in self.copies, f"{caller}: {name} copies values from the host"
+            self.seen.add(caller)
+        return result
+
+    def _is_read(self, name: str, args: tuple) -> bool:
+        is_read = name in self.READS and args[0].is_meta
+        return is_read and (name != "__getitem__" or getattr(args[1], "dtype", None) == torch.bool)
+
+    def _is_copy(self, name: str, args: tuple, result: Any) -> bool:
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            return args[0].is_meta and any(isinstance(part, list) for part in index)
+        if not isinstance(result, torch.Tensor) or not result.is_meta:
+            return False
+        is_given = name in ("tensor", "as_tensor", "new_tensor") and not isinstance(args[0], torch.Tensor)
+        return is_given or any(isinstance(value, torch.Tensor) and not value.is_meta for value in args[:1])

@@ -41,19 +41,20 @@ class Mutation:
 
 
 E, M = "model/test_ecosystem.py::", "model/test_modeling.py::"
+D, G = "model/test_meta_device.py::", "generation/test_generate_on_meta.py::"
 MUTATIONS = [
     Mutation(
         "encoder padding mask ignored",
         "modeling_yan.py",
-        "mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)",
+        "mask = _attention_mask(self.config, inputs_embeds, attention_mask)",
         "mask = None",
         (f"{E}test_the_encoder_keeps_to_its_padding_mask", f"{M}test_padding_changes_no_real_position"),
     ),
     Mutation(
         "cross-attention padding mask ignored",
         "modeling_yan.py",
-        "self.config, positions, source_mask, encoder_hidden_states=source_latents",
-        "self.config, positions, None, encoder_hidden_states=source_latents",
+        "_attention_mask(self.config, positions, source_mask, source_latents)",
+        "_attention_mask(self.config, positions, None, source_latents)",
         (f"{E}test_cross_attention_keeps_to_the_source_s_padding_mask",),
     ),
     Mutation(
@@ -239,6 +240,62 @@ MUTATIONS = [
         'if self.align or "token_lengths" in feature:',
         "if False:",
         ("data/test_alignment.py::test_fresh_errors_get_fresh_lengths",),
+    ),
+    Mutation(
+        "the host looks whether a mask is all ones",
+        "modeling_yan.py",
+        'skip = mask is None or states.device.type == "cpu"',
+        "skip = True",
+        (f"{D}test_forward", f"{D}test_training_step", f"{G}test_only_lengths_are_read"),
+    ),
+    Mutation(
+        "times copied from the host's memory",
+        "modeling_yan.py",
+        "timesteps = torch.stack([torch.full((), time, **kind) for time in times])",
+        "timesteps = torch.tensor(times, **kind)",
+        (f"{G}test_only_lengths_are_read",),
+    ),
+    Mutation(
+        "frequencies of the time made on the CPU",
+        "layers.py",
+        "torch.arange(self.half_size, device=timesteps.device, dtype=angle_dtype)",
+        "torch.arange(self.half_size, dtype=angle_dtype)",
+        (f"{D}test_forward", f"{D}test_training_step", f"{G}test_only_lengths_are_read"),
+    ),
+    Mutation(
+        "a loss term read by the host",
+        "losses.py",
+        "return (values * mask).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)",
+        "return (values * mask).sum() / max(count.item(), 1)",
+        (f"{D}test_training_step", f"{D}test_auto_encoding"),
+    ),
+    Mutation(
+        "the gate checked at every solver step",
+        "sampling.py",
+        "is_finite = torch.isfinite(log_probs).all()",
+        "is_finite = torch.tensor(bool(torch.isfinite(log_probs).all()))",
+        (f"{G}test_only_lengths_are_read", f"{G}test_offloaded_experts_read_the_choice_of_experts_alone"),
+    ),
+    Mutation(
+        "lengths read twice",
+        "sampling.py",
+        "return max(self.host_lengths)",
+        "return int(self.lengths.max())",
+        (f"{G}test_only_lengths_are_read", f"{G}test_every_stop_of_a_call"),
+    ),
+    Mutation(
+        "a block's votes counted on the CPU",
+        "experts.py",
+        "starts = torch.arange(num_blocks, device=mask.device)",
+        "starts = torch.arange(num_blocks)",
+        (f"{D}test_forward", f"{G}test_only_lengths_are_read"),
+    ),
+    Mutation(
+        "slots of offloaded experts left on the CPU",
+        "inference/expert_cache.py",
+        "torch.tensor(slots, device=self.device)",
+        "torch.tensor(slots)",
+        (f"{G}test_offloaded_experts_read_the_choice_of_experts_alone",),
     ),
 ]
 

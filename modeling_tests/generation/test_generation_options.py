@@ -52,6 +52,7 @@ def test_bfloat16_is_float32_within_its_precision(options):
     assert float(difference) < 0.05
 
 
+# On the meta device: `test_generate_on_meta.py`, with seeds; values cannot be compared there.
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"num_length_candidates": 2}, *OPTIONS])
 def test_a_seed_means_the_same_on_another_device(options):

@@ -157,6 +157,7 @@ def test_inductor_gives_the_same_results():
     assert_same(generate(model, ids, mask, compile=True, **options), generate(model, ids, mask, **options))
 
 
+# On the meta device: `test_only_lengths_are_read` in `test_generate_on_meta.py`.
 @pytest.mark.gpu
 def test_the_loop_does_not_wait_for_the_device():
     model = small_model().cuda()
@@ -193,6 +194,7 @@ def test_embeddings_and_missing_masks_are_compiled_too(mask_given):
     assert torch.equal(model.generate(ids, mask, seeds=[0, 1]), expected)
 
 
+# On the meta device: `test_the_compiled_path_is_one_graph` in `test_generate_on_meta.py`; nothing is recorded there.
 @pytest.mark.gpu
 def test_cuda_graphs_give_the_same_results_without_waiting_in_the_loop():
     model = small_model().cuda()

@@ -561,6 +561,7 @@ def test_statistics_start_anew_and_are_copies():
     assert offload.stats.misses == 0
 
 
+# On the meta device: the offload test in `test_generate_on_meta.py`; memory is not pinned and no copy is late there.
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", EXACT)
@@ -592,6 +593,7 @@ def test_cuda_is_identical_and_keeps_the_weights_in_pinned_memory(bound, setting
     assert torch.equal(model.generate(ids.cuda(), **arguments, return_dict_in_generate=True).latents, expected.latents)
 
 
+# On the meta device: no twin, since nothing is allocated there.
 @pytest.mark.gpu
 def test_cuda_memory_holds_the_slots_only():
     torch.cuda.empty_cache()

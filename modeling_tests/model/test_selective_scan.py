@@ -106,6 +106,7 @@ def test_the_recurrence_of_other_devices(length, monkeypatch):
     assert_close(value_and_gradients(selective_scan, inputs, implementation="torch"), expected, 1e-5)
 
 
+# On the meta device: Mamba in `test_meta_device.py`, by the torch path; the kernels need a GPU.
 @pytest.mark.gpu
 @pytest.mark.parametrize("implementation", ["torch", "cuda"])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))

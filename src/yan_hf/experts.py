@@ -89,7 +89,7 @@ class YanExperts(YanRoutedExperts):
             return "eager"  # gradient checks run in it, and no grouped kernel does
         if chosen == "grouped_mm" and KERNELS.linear is not None:
             return "eager"  # the grouped product on the CPU is the same loop, over slower kernels
-        if chosen == "grouped_mm" and hidden_states.device.type == "cuda" and self.up_proj.dtype != torch.bfloat16:
+        if chosen == "grouped_mm" and hidden_states.device.type != "cpu" and self.up_proj.dtype != torch.bfloat16:
             return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host
         return chosen
 

@@ -351,8 +351,9 @@ class YanGenerationMixin:
         """The rows with their lengths, where these come from, and the source's latents if they were needed."""
         config, source, given = call.config, call.source, call.target_lengths
         encoded, num_sequences = None, config.num_return_sequences * config.num_candidates
-        is_predicted = None if are_by_token(given) else predicted_tokens(self.config, source)
-        by_token = is_predicted is not None and bool(is_predicted.any())
+        is_predicted = predicted_tokens(self.config, source)
+        is_predicted = is_predicted if is_predicted is not None and bool(is_predicted.any()) else None
+        by_token = is_predicted is not None and not are_by_token(given)
         if given is None or by_token:
             if not self.length_head.is_trained(self.config):
                 raise ValueError(
@@ -363,7 +364,7 @@ class YanGenerationMixin:
                 )
             encoded = sampler.encode(source)
         lengths, log_probs, token_lengths = choose_lengths(
-            self.config, config, source, encoded, given, num_sequences, call.width()
+            self.config, config, source, is_predicted, encoded, given, num_sequences, call.width()
         )
         length_mode = "given" if given is not None else "slack" if config.length_slack else "predicted"
         shape = (len(source.given), config.num_candidates, lengths.shape[1])

@@ -88,14 +88,14 @@ def given_lengths(
         ValueError: for lengths that are no integers, not one for each row, outside the position table or the fixed
             latents, or together with options that choose among predicted lengths.
     """
-    lengths = _integers(target_lengths, config, device)
+    lengths = _integers(target_lengths, config)
     if lengths.dim() > 1:
         raise ValueError("`target_lengths` must be an integer or a 1-D integer tensor, one length for each row.")
     if lengths.dim() == 1 and len(lengths) != batch_size:
         raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {batch_size} rows.")
     lengths = lengths.expand(batch_size)
     _check_given(lengths, table_size, given_width)
-    return lengths.repeat_interleave(num_sequences, dim=0)[:, None]
+    return lengths.to(device).repeat_interleave(num_sequences, dim=0)[:, None]
 
 
 def are_by_token(target_lengths: Any) -> bool:
@@ -117,7 +117,7 @@ def given_token_lengths(
     """
     if not are_by_token(target_lengths):
         return None
-    rows = [_integers(row, config, is_predicted.device) for row in target_lengths]
+    rows = [_integers(row, config) for row in target_lengths]
     numbers = is_predicted.sum(dim=-1).tolist()
     width = max(numbers)
     fit = [
@@ -132,15 +132,15 @@ def given_token_lengths(
     lengths = torch.stack([nn.functional.pad(row, (0, width - len(row))) for row in rows])
     if bool((lengths < 0).any()):
         raise ValueError(f"`mask_lengths` must not be negative, but are {lengths.tolist()}.")
-    return lengths
+    return lengths.to(is_predicted.device)
 
 
-def _integers(target_lengths: Any, config: PreTrainedConfig, device: torch.device) -> torch.Tensor:
+def _integers(target_lengths: Any, config: PreTrainedConfig) -> torch.Tensor:
     for name, neutral in (("num_length_candidates", 1), ("length_slack", 0)):
         if (value := getattr(config, name)) != neutral:
             raise ValueError(f"`{name}={value}` chooses among predicted lengths, but `target_lengths` gives them.")
     try:
-        lengths = torch.as_tensor(target_lengths, device=device)
+        lengths = torch.as_tensor(target_lengths)  # checked where they are
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`target_lengths` must be integers, but are {target_lengths!r}.") from error
     if lengths.numel() > 0 and (lengths.is_floating_point() or lengths.dtype == torch.bool):
@@ -289,6 +289,7 @@ def choose_lengths(
     model_config: PreTrainedConfig,
     config: PreTrainedConfig,
     source: SourceInputs,
+    is_predicted: torch.Tensor | None,
     encoded: EncodedSource | None,
     target_lengths: int | list | torch.Tensor | None,
     num_sequences: int,
@@ -300,8 +301,7 @@ def choose_lengths(
     that counts. Arguments and errors as of [`predicted_lengths`], [`given_lengths`] and [`token_lengths_from`].
     """
     batch_size, device, table_size = len(source.given), source.given.device, model_config.max_position_embeddings
-    is_predicted = predicted_tokens(model_config, source)
-    has_tokens = is_predicted is not None and bool(is_predicted.any())
+    has_tokens = is_predicted is not None  # in some row
     by_token = given_token_lengths(target_lengths, config, is_predicted) if has_tokens else None
     count, lowest, highest = 1, config.min_new_tokens, config.max_new_tokens
     if target_lengths is None:
@@ -313,7 +313,10 @@ def choose_lengths(
         log_probs, lowest, highest = torch.zeros(lengths.shape, device=device), lengths[:, 0], lengths[:, 0]
     token_lengths = None
     if has_tokens:
-        lowest, highest = (torch.as_tensor(limit, device=device).expand(batch_size) for limit in (lowest, highest))
+        lowest, highest = (
+            limit if isinstance(limit, torch.Tensor) else torch.full((batch_size,), limit, device=device)
+            for limit in (lowest, highest)
+        )
         logits = None if encoded is None else encoded.token_length_logits
         token_lengths, scores = token_lengths_from(source, is_predicted, logits, lowest, highest, count, by_token)
         sums, is_aligned = token_lengths.sum(dim=-1), is_predicted.any(dim=-1, keepdim=True)

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.generic import maybe_autocast
 
 from .experts import RoutingOptions, sum_over_blocks
 
@@ -108,8 +109,9 @@ def sample_times(
     if a == b == 1:
         return torch.rand(batch_size, generator=generator, device=device)
     if generator is None:
-        concentrations = torch.tensor([float(a), float(b)], device=device)
-        return torch.distributions.Beta(*concentrations).sample((batch_size,))
+        # Its check of the arguments would read them back from the device; the configuration has checked them.
+        concentrations = (torch.full((), float(value), device=device) for value in beta)
+        return torch.distributions.Beta(*concentrations, validate_args=False).sample((batch_size,))
     # torch's Beta takes no generator, and reseeding the global ones would disturb others: NumPy's, seeded from ours.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
     times = np.random.default_rng(seed).beta(a, b, size=batch_size)
@@ -133,7 +135,7 @@ def flow_matching_nll(
     Per-token `-log Σ_k π_k N(u*; u_k, σ²I)` (section 3), the summand of `L_flow`: `(...,)`, float32 at least.
     Arguments as of [`expert_log_densities`], and `log π_k(z_t, t)`, `(..., K)`.
     """
-    with torch.autocast(expert_fields.device.type, enabled=False):
+    with maybe_autocast(expert_fields.device.type, enabled=False):
         log_densities = expert_log_densities(expert_fields, velocity, sigma)
         return -torch.logsumexp(upcast(gate_log_probs) + log_densities, dim=-1)
 
@@ -247,7 +249,7 @@ def mmd_loss(
             points, weights, reference = points[chosen], weights[chosen], reference[chosen]
     count = weights.sum()
     pairs = (count * (count - 1)).clamp(min=1)
-    with torch.autocast(points.device.type, enabled=False):
+    with maybe_autocast(points.device.type, enabled=False):
         within = sum(_kernel_sum(x, x, weights, bandwidths) for x in (points, reference))
         across = _kernel_sum(points, reference, weights, bandwidths)
     # Each point's kernel with itself, 1 for each bandwidth, is left out of the unbiased estimate.
@@ -297,7 +299,7 @@ def block_flow_matching_nll(
     are those of the `canvas` `(B, Ly)`, by default of the tokens of the `mask`, which alone count.
     """
     canvas = mask if canvas is None else canvas
-    with torch.autocast(expert_fields.device.type, enabled=False):
+    with maybe_autocast(expert_fields.device.type, enabled=False):
         log_densities = expert_log_densities(expert_fields, velocity, sigma).masked_fill(mask[..., None] == 0, 0.0)
         joint = upcast(gate_log_probs) + sum_over_blocks(log_densities, canvas, block_size)
         counts = sum_over_blocks((mask > 0).to(joint.dtype)[..., None], canvas, block_size)[..., 0]

@@ -467,6 +467,19 @@ class YanPreTrainedModel(PreTrainedModel):
         return self  # it is there already; the experts stay in CPU memory
 
 
+def _attention_mask(
+    config: YanConfig, states: torch.Tensor, mask: torch.Tensor | None, source_latents: torch.Tensor | None = None
+) -> Any:
+    """
+    A padding mask `(B, L)` as the attention implementation takes it, of `states` `(B, L, d)` over themselves or over
+    `source_latents`.
+    """
+    # Transformers leaves out a mask of ones; off the CPU, the host would wait for the device to know that it is one.
+    skip = mask is None or states.device.type == "cpu"
+    options = {"encoder_hidden_states": source_latents, "allow_is_bidirectional_skip": skip}
+    return create_bidirectional_mask(config, states, mask, **options)
+
+
 class YanEncoder(YanPreTrainedModel):
     """Bidirectional network from embedded tokens to latents, for sources and targets alike."""
 
@@ -497,7 +510,7 @@ class YanEncoder(YanPreTrainedModel):
         """Token plus position embeddings `(B, L, d)` → latents `(B, L, d)`, with noise of `generator` in training."""
         mask = attention_mask
         if self.config.encoder_backbone not in MIXERS:
-            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+            mask = _attention_mask(self.config, inputs_embeds, attention_mask)
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
@@ -542,7 +555,9 @@ class YanFlow(YanPreTrainedModel):
     def embed_times(self, times: list[float], device: torch.device) -> dict[float, TimeModulation]:
         """Time embedding and modulation of every time, each matrix read once for all of them."""
         dtype = self.norm.weight.dtype
-        timesteps = torch.tensor(times, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        # Filled on the device: a list copied from the host's memory waits for all that the device has been given.
+        kind = {"device": device, "dtype": torch.promote_types(dtype, torch.float32)}
+        timesteps = torch.stack([torch.full((), time, **kind) for time in times])
         embedding = self.time_embedding(timesteps, dtype)  # (S, d)
         activated = nn.functional.gelu(embedding)
         layers = [layer.adaptive_norm(activated) for layer in self.layers]
@@ -736,12 +751,10 @@ class YanModel(YanPreTrainedModel):
         positions = self._positions(canvas_mask.shape, canvas_mask, source_latents.device)
         pooled_source = _repeat(self.pool(source_latents, source_mask), repeats)
         source_latents, source_mask = _repeat(source_latents, repeats), _repeat(source_mask, repeats)
-        source_mask = create_bidirectional_mask(
-            self.config, positions, source_mask, encoder_hidden_states=source_latents
-        )
+        source_mask = _attention_mask(self.config, positions, source_mask, source_latents)
         self_attention_mask = None
         if self.config.flow_backbone not in MIXERS:
-            self_attention_mask = create_bidirectional_mask(self.config, positions, canvas_mask)
+            self_attention_mask = _attention_mask(self.config, positions, canvas_mask)
         return YanFlowContext(source_latents, source_mask, self_attention_mask, pooled_source, canvas_mask, positions)
 
     @can_return_tuple
@@ -1043,9 +1056,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             return self.config.solver_steps
         lowest, highest = self.config.solver_steps_range
         device = generator.device if generator is not None else self.device if group is not None else "cpu"
-        number = torch.randint(highest - lowest + 1, (), generator=generator, device=device).to(self.device)
+        number = torch.randint(highest - lowest + 1, (), generator=generator, device=device)
         # A sum of even draws is as even, and the same for all.
-        number = number if group is None else group.total(number)
+        number = number if group is None else group.total(number.to(self.device))
         return lowest + int(number) % (highest - lowest + 1)
 
     def _solve_by_gate(

@@ -50,8 +50,13 @@ class CandidateLayout:
         return len(self.lengths) // self.rows_per_sequence
 
     @cached_property
+    def host_lengths(self) -> list[int]:
+        """The lengths, read once from the device: the host has to know the shapes of what comes after."""
+        return self.lengths.tolist()
+
+    @cached_property
     def width(self) -> int:
-        return int(self.lengths.max())
+        return max(self.host_lengths)
 
     @cached_property
     def canvas(self) -> torch.Tensor:
@@ -116,7 +121,7 @@ class NoiseSource:
             raise ValueError(f"`seeds` must be integers from 0 to 2**63 - 1, but are {seeds}.")
         if len(seeds) != layout.num_sequences:
             raise ValueError(f"`seeds` holds {len(seeds)} seeds for {layout.num_sequences} returned sequences.")
-        self.row_lengths = layout.lengths.tolist()
+        self.row_lengths = layout.host_lengths
         self.row_generators = [
             torch.Generator().manual_seed(self._candidate_seed(seed, candidate))
             for seed in seeds
@@ -238,7 +243,8 @@ def decode_tokens(
         if forbids_end:
             early = indices % length < min_length - 1
             scores = scores.clone()
-            scores[:, end_token_ids] = scores[:, end_token_ids].masked_fill(early[:, None], -torch.inf)
+            for token in end_token_ids:  # a list as an index would be copied to the device
+                scores[:, token].masked_fill_(early, -torch.inf)
         if processors is not None:
             prefix = indices.new_empty(len(indices), 0) if context_ids is None else context_ids[indices // length]
             scores = processors(prefix, scores.float().clone())

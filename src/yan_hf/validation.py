@@ -200,7 +200,7 @@ def fitting_values(
     if list(values.shape) != others or values.shape[position_dim] < shape[position_dim]:
         raise ValueError(f"`{name}` must have shape {shape}, or more positions, but have {tuple(values.shape)}.")
     values = values.narrow(position_dim, 0, shape[position_dim]).to(device)
-    if not torch.isfinite(values).all():
+    if _values_can_be_read(values) and not torch.isfinite(values).all():
         raise ValueError(f"`{name}` holds values that are not finite.")
     return values
 
@@ -209,6 +209,8 @@ def check_expert_indices(experts: Tensor, num_experts: int) -> Tensor:
     """The indices as int64; raises `ValueError` unless they are integers in 0 to `num_experts - 1`."""
     if experts.is_floating_point() or experts.dtype == torch.bool:
         raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
+    if not _values_can_be_read(experts):
+        return experts.long()
     lowest, highest = torch.stack([experts.min(), experts.max()]).tolist()
     if lowest < 0 or highest >= num_experts:
         raise ValueError(
@@ -223,7 +225,7 @@ def check_choice(config: PreTrainedConfig, has_choice: Tensor | None, has_proces
     Raises `ValueError` where options of a resolved `config`, or the caller's processors, left some position without a
     token to choose; `has_choice` is `None` where no option was in the way.
     """
-    if has_choice is None or bool(has_choice):
+    if has_choice is None or not _values_can_be_read(has_choice) or bool(has_choice):
         return
     names = ["suppress_tokens", "min_new_tokens"]
     names += ["temperature", "top_k", "top_p", "min_p", "typical_p"] if config.do_sample else []
