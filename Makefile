@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-fast fuzz lint format docs bench conformance mutations space space-folder clean
+.PHONY: help setup demo test test-fast gpu fuzz lint format docs bench conformance mutations space space-folder clean
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and evaluates it (about 4 minutes)"
@@ -23,6 +23,7 @@ help:
 	@echo "make conformance  runs Transformers' and PEFT's own tests against YAN (TRANSFORMERS=5.17.0: in .venv-5.17.0)"
 	@echo "make mutations    seeds bugs and shows which of our tests catch them (about ten minutes)"
 	@echo "make bench        measures speed"
+	@echo "make gpu          everything that needs a GPU: tests, speed, profile, training (about 25 minutes, resumable)"
 	@echo "make space        opens the web page, on YAN_RESTORATION=FOLDER or the models in checkpoints/"
 	@echo "make space-folder gathers the page, the package and the models in build/space, ready to push as a Space"
 
@@ -77,6 +78,10 @@ docs: setup
 bench: setup
 	@echo "Compares the latency of YAN and other decoders at the demo's size: about ten minutes on two cores."
 	$(RUN) benchmarks/speed.py --size tiny --lengths 16 64 256 --output runs/speed.json
+
+gpu: setup
+	@echo "Tests and measures everything that needs a GPU: at most 25 minutes; a call that was cut short goes on."
+	$(RUN) benchmarks/gpu.py
 
 space: setup
 	$(RUN) -m pip install --quiet -e ".[space]"

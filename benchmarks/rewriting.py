@@ -101,15 +101,19 @@ def make_collator(
         mask_rate=data.mask_rate,
         max_length=data.max_target_length if is_span else data.max_source_length,
         corruption=encoder.corruption,
-        align=align and encoder.corruption is not None,
+        align=align and (encoder.corruption is not None or is_span),
     )
 
 
 def make_model(options: argparse.Namespace, data: DataArguments) -> torch.nn.Module:
-    """A new model of the checkpoint's size."""
+    """A new model of the checkpoint's size, or one to start from."""
     config = AutoConfig.from_pretrained(options.checkpoint)
+    if options.system == "yan" and options.start:
+        return AutoModelForSeq2SeqLM.from_pretrained(options.start, config=config)
     if options.system == "yan":
         return AutoModelForSeq2SeqLM.from_config(config)
+    if options.start:
+        return load_model(options.system, options.start).train()
     with torch.device("meta"):
         parameters = AutoModelForSeq2SeqLM.from_config(config).num_parameters()
     positions = num_positions(options.system, data.max_source_length, data.max_target_length, options.upsample)
@@ -400,6 +404,7 @@ def main():
     command.add_argument("--system", choices=("yan", *SYSTEMS), required=True)
     command.add_argument("--checkpoint", type=Path, required=True, help="YAN's: tokenizer and configuration")
     command.add_argument("--output", type=Path, required=True, help="a call with the same one goes on")
+    command.add_argument("--start", type=Path, help="a trained one to go on from")
     command.add_argument("--minutes", type=float, help="of training, instead of --max-steps")
     command.add_argument("--learning-rate", type=float, default=1e-3)
     command.add_argument("--upsample", type=int, choices=(2, 3), default=2, help="positions for a source token in CTC")

@@ -72,7 +72,7 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
         mask_rate=data.mask_rate,
         max_length=data.max_target_length if encoder.objective == "span_infilling" else data.max_source_length,
         corruption=encoder.corruption,
-        align=data.align and encoder.corruption is not None,
+        align=data.align and (encoder.corruption is not None or encoder.objective == "span_infilling"),
         canvas_slack=data.canvas_slack,
         max_target_length=data.max_target_length,
     )

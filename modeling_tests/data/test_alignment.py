@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from testing_utils import small_model
 
 from yan_hf import RestorationCorruption, YanDataCollator, train_tokenizer
-from yan_hf.data.alignment import align_tokens, fill_masks
+from yan_hf.data.alignment import align_tokens, fill_masks, match_tokens
 from yan_hf.data.tasks import TaskEncoder
 from yan_hf.data.tokenization import MASK_MARKER, encode_text
 
@@ -62,6 +62,21 @@ def test_words_stand_for_the_words_that_they_become(tokenizer):
     found = {word.strip(): text.strip() for word, text in words}
     assert found["day"] == "day," and found["bgi"] == "big" and found["said"] == "said:"
     assert found["i"] == found["want"] == "" and found["play"] == "play!"
+
+
+def test_tokens_that_stay_stand_for_themselves():
+    found = {
+        # New ones in front, behind and between; another one; more and fewer of them; one that goes.
+        ((1, 2, 3), (9, 1, 2, 3)): [2, 1, 1],
+        ((1, 2, 3), (1, 2, 3, 9)): [1, 1, 2],
+        ((1, 2, 3), (9, 1, 2, 3, 8)): [2, 1, 2],
+        ((1, 2, 3), (1, 9, 2, 3)): [2, 1, 1],
+        ((1, 2, 3), (9, 1, 7, 3, 8)): [2, 1, 2],
+        ((1, 2, 3), (1, 7, 8, 3)): [1, 2, 1],
+        ((1, 2, 3), (1, 3)): [1, 0, 1],
+        ((1, 2, 3), (7, 8, 9, 6)): [2, 1, 1],
+    }
+    assert {pair: match_tokens(*pair) for pair in found} == found
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,6 +12,7 @@ from testing_utils import small_config, small_model
 from transformers.generation import CompileConfig
 
 from yan_hf import YanForAutoEncoding, YanForConditionalGeneration
+from yan_hf.layers import YanStartOffsets
 from yan_hf.lengths import SourceInputs, likeliest_sums, match_masks, source_places, token_lengths_from
 
 
@@ -33,7 +34,10 @@ def padded(rows, side="right", extra=0):
 
 def model_with(start="aligned", backbone="transformer", **changes):
     backbones = {"encoder_backbone": backbone, "flow_backbone": backbone}
-    return small_model(start_state=start, max_token_length=4, max_position_embeddings=40, **backbones, **changes)
+    model = small_model(start_state=start, max_token_length=4, max_position_embeddings=40, **backbones, **changes)
+    # Zeros in a new model, which would hide what depends on it.
+    torch.nn.init.normal_(model.model.start_offsets.weight, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 def generate(model, batch, **options):
@@ -100,6 +104,40 @@ def test_every_position_starts_from_the_token_that_stands_there(side):
     places = source_places(mask, canvas, lengths) - mask.argmax(-1, keepdim=True)
     assert places[0, :5].tolist() == [0, 1, 1, 2, 2]  # stretched
     assert places[1, :7].tolist() == [0, 1, 1, 1, 2, 2, 2]  # what is behind the text from its last token
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 3), st.sampled_from(["left", "right"]))
+def test_positions_know_how_many_neighbours_share_their_token(places, extra, side):
+    offsets = YanStartOffsets(8, 2)
+    torch.nn.init.normal_(offsets.weight)
+    canvas = torch.ones(1, len(places), dtype=torch.long)
+    ids = torch.tensor([places])
+    runs = [len(list(run)) for _, run in itertools.groupby(places)]
+    before = [index for size in runs for index in range(size)]
+    behind = [size - 1 - index for size in runs for index in range(size)]
+    rows = offsets.weight
+    expected = torch.stack([rows[min(b, 3)] + rows[4 + min(a, 3)] for b, a in zip(before, behind)])[None]
+    assert torch.equal(offsets(ids, canvas), expected)
+    pad = (extra, 0) if side == "left" else (0, extra)
+    # Padding takes the places of its neighbours.
+    wider = torch.nn.functional.pad(ids[None].float(), pad, mode="replicate")[0].long()
+    found = offsets(wider, torch.nn.functional.pad(canvas, pad))
+    assert torch.equal(found[:, pad[0] : pad[0] + len(places)], expected)
+
+
+def test_a_new_model_can_copy_its_source():
+    kind = {"embedding_scale": 0.2, "tie_word_embeddings": True, "solver_steps": 3}
+    ids = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    size = {"vocab_size": 60, "hidden_size": 64, "start_state": "fertility", "max_position_embeddings": 40, **kind}
+    copied = []
+    for scale in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = YanForConditionalGeneration(small_config(residual_init_scale=scale, **size)).eval()
+        written = generate(model, batch, target_lengths=torch.ones_like(ids), eos_token_id=[]).sequences
+        copied.append((written == ids).float().mean().item())
+    assert copied[0] == 1.0 and copied[1] < 0.9
 
 
 def test_limits_that_no_filling_can_meet_are_named():

@@ -179,6 +179,9 @@ class YanConfig(PreTrainedConfig):
         embedding_dropout: Dropout on the source's embeddings, tokens and positions together.
         layer_norm_eps: Epsilon of every layer normalisation.
         initializer_range: Standard deviation of the initial weights.
+        residual_init_scale: Factor on it for the matrices that end a residual branch or an expert. With 0 every layer
+            starts as the identity: a new model whose flow starts at the source's tokens copies them before it has
+            learned anything.
         embedding_scale: Amplitude of the sinusoids that the position table starts with; the token table starts with
             normal numbers of the same root mean square.
         pad_token_id, bos_token_id, eos_token_id, mask_token_id: Special tokens, by default those of
@@ -262,6 +265,7 @@ class YanConfig(PreTrainedConfig):
     embedding_dropout: int | float = _dropout(default=0.0)
     layer_norm_eps: float = _positive(default=1e-5)
     initializer_range: float = _not_negative(default=0.02)
+    residual_init_scale: int | float = _not_negative(default=1.0)
     embedding_scale: int | float = _not_negative(default=1.0)
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

@@ -484,6 +484,8 @@ class YanGenerationMixin:
             uniform = noise.draw(torch.rand, dtype=torch.float64) if config.do_sample else None
             asked = {"uniform": uniform, "with_logits": bool(config.output_scores)}
             decoded = self._read_tokens(sampled.decoded, decoding, **asked)
+        # Where a device map puts the head on another device than the encoder.
+        decoded = decoded.to(layout.lengths.device)
         check_finite("logits", decoded.is_finite)
         check_choice(config, decoded.has_choice, bool(call.logits_processor))
         pad_token_id = config.pad_token_id or 0

@@ -103,6 +103,7 @@ class YanAttention(nn.Module):
         self.k_proj = nn.Linear(size, size, bias=bias)
         self.v_proj = nn.Linear(size, size, bias=bias)
         self.o_proj = nn.Linear(size, size)
+        self.o_proj.ends_residual = True  # for its initialisation, as below
 
     def _split_heads(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
@@ -147,6 +148,7 @@ class YanFeedForward(nn.Module):
         inner_size = (multiplier or config.feed_forward_multiplier) * config.hidden_size
         self.up_proj = nn.Linear(config.hidden_size, inner_size)
         self.down_proj = nn.Linear(inner_size, config.hidden_size)
+        self.down_proj.ends_residual = True
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -315,6 +317,33 @@ class YanPositionEmbedding(nn.Embedding):
 
 class YanStartProjection(nn.Linear):
     """From the source's latents to the flow's start. A class of its own, so that it starts as the identity."""
+
+
+def offsets_in_runs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """How many positions before each of a row's values `(B, L)`, and behind it, belong to the same run of equals."""
+
+    def before(values: Tensor) -> Tensor:
+        positions = torch.arange(values.shape[1], device=values.device)
+        is_first = torch.ones_like(values, dtype=torch.bool)
+        is_first[:, 1:] = values[:, 1:] != values[:, :-1]
+        return positions - torch.where(is_first, positions, 0).cummax(dim=-1).values
+
+    return before(values), before(values.flip(-1)).flip(-1)
+
+
+class YanStartOffsets(nn.Embedding):
+    """
+    Tells the target positions that start from one source token apart, which nothing else does at the start: the sum of
+    a row for the number of these before a position, and one for that behind it. A class of its own, so that it starts
+    as zeros.
+    """
+
+    def forward(self, places: Tensor, canvas: Tensor) -> Tensor:
+        """The [`~lengths.source_places`] of the positions of a canvas, `(B, L)` each → `(B, L, d)`."""
+        places = torch.where(canvas > 0, places, -1)
+        half = self.num_embeddings // 2
+        before, behind = (offset.clamp(max=half - 1) for offset in offsets_in_runs(places))
+        return super().forward(before) + super().forward(half + behind)
 
 
 class YanDecoderLayer(GradientCheckpointingLayer):

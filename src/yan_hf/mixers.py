@@ -69,6 +69,7 @@ class YanMambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(inner_size, self.state_size, dtype=torch.float32))
         self.D = nn.Parameter(torch.empty(inner_size, dtype=torch.float32))
         self.out_proj = nn.Linear(inner_size, size, bias=False)
+        self.out_proj.ends_residual = True
         self.mark_undecayed()
 
     def mark_undecayed(self):

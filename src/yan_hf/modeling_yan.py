@@ -50,6 +50,7 @@ from .layers import (
     YanFlowLayer,
     YanLengthHead,
     YanPositionEmbedding,
+    YanStartOffsets,
     YanStartProjection,
     YanTimeEmbedding,
     YanTokenLengthHead,
@@ -366,9 +367,14 @@ class YanPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, YanRoutedExperts):
-            for weight, bias in ((module.up_proj, module.up_proj_bias), (module.down_proj, module.down_proj_bias)):
-                init.normal_(weight, mean=0.0, std=std)
-                init.zeros_(bias)
+            init.normal_(module.up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std * self.config.residual_init_scale)
+            init.zeros_(module.up_proj_bias)
+            init.zeros_(module.down_proj_bias)
+        elif getattr(module, "ends_residual", False) and self.config.residual_init_scale != 1:
+            init.normal_(module.weight, mean=0.0, std=std * self.config.residual_init_scale)
+        elif isinstance(module, YanStartOffsets):
+            init.zeros_(module.weight)
         elif isinstance(module, YanStartProjection):
             init.copy_(module.weight, torch.eye(module.out_features, dtype=module.weight.dtype))
         elif isinstance(module, AdaLNModulation):
@@ -691,9 +697,10 @@ class YanModel(YanPreTrainedModel):
         self.encoder = YanEncoder(config)
         self.flow = YanFlow(config) if add_flow else None
         # From the source's latents to the flow's start.
-        self.start_proj = None
+        self.start_proj = self.start_offsets = None
         if add_flow and config.start_state != "noise":
             self.start_proj = YanStartProjection(config.hidden_size, config.hidden_size, bias=False)
+            self.start_offsets = YanStartOffsets(2 * config.max_token_length, config.hidden_size)
         self.decoder = YanDecoder(config)
         self.post_init()
 
@@ -731,11 +738,12 @@ class YanModel(YanPreTrainedModel):
         self, source_latents: torch.Tensor, places: torch.Tensor, canvas: torch.Tensor, repeats: int = 1
     ) -> torch.Tensor:
         """
-        What the flow's start takes from the source, to which noise is added: `W · A(h)`, `(B · repeats, Ly, d)`, where
-        `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`, at the `places` `(B · repeats, Ly)` in the
-        source that [`~lengths.source_places`] gives.
+        What the flow's start takes from the source, to which noise is added: `W · A(h) + r`, `(B · repeats, Ly, d)`,
+        where `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`, at the `places` `(B · repeats, Ly)`
+        in the source that [`~lengths.source_places`] gives, and `r` are [`YanStartOffsets`].
         """
-        return lay_out(_repeat(self.start_proj(source_latents), repeats), places, canvas)
+        start = lay_out(_repeat(self.start_proj(source_latents), repeats), places, canvas)
+        return start + self.start_offsets(places, canvas) * canvas.to(start.dtype)[..., None]
 
     def prepare_context(
         self,
@@ -1160,7 +1168,11 @@ class YanForAutoEncoding(YanPreTrainedModel):
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     decode = YanForConditionalGeneration.decode
     # A full model's checkpoint loads too; its flow is not wanted here.
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)flow\.", r"(^|\.)(token_)?length_head\.", r"(^|\.)start_proj\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"(^|\.)flow\.",
+        r"(^|\.)(token_)?length_head\.",
+        r"(^|\.)start_(proj|offsets)\.",
+    ]
 
     def __init__(self, config: YanConfig):
         super().__init__(config)

@@ -165,6 +165,10 @@ class DecodedTokens:
     is_finite: torch.Tensor  # whether the logits are finite numbers, where a token was chosen by them, ()
     has_choice: torch.Tensor | None = None  # whether each position had a token left, (); `None` for a plain argmax
 
+    def to(self, device: torch.device) -> "DecodedTokens":
+        """The same on a device."""
+        return DecodedTokens(*(values if values is None else values.to(device) for values in vars(self).values()))
+
 
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
     # A compiler would unroll the loop.

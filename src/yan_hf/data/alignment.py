@@ -64,7 +64,8 @@ def align_tokens(tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int], 
     How many target tokens each source token stands for, whatever the two texts are: their sum is the number of labels.
 
     Words that are alike but for case and punctuation are matched; what is between them belongs together, and what has
-    no counterpart to the word before it. The tokens of a match are shared out evenly, in order.
+    no counterpart to the word before it. Within a match tokens that are the same stand for each other, what is new
+    belongs to the one before it (at the start to the first), and others are shared out evenly, in order.
     """
     source_words, target_words = _words(tokenizer, source_ids), _words(tokenizer, labels)
     keys = [[key for key, _ in words] for words in (source_words, target_words)]
@@ -77,16 +78,28 @@ def align_tokens(tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int], 
     lengths, before, waiting = [0] * len(source_ids), None, 0
     for start, end, first, last in matches:
         places = [place for _, places in source_words[start:end] for place in places]
-        count = sum(len(places) for _, places in target_words[first:last])
+        targets = [labels[place] for _, places in target_words[first:last] for place in places]
         if places:
-            count, waiting, before = count + waiting, 0, places[-1]
-            for index, place in enumerate(places):
-                # Rounded up, so that the first tokens of a word stand for more.
-                lengths[place] = -(-count * (index + 1) // len(places)) - -(-count * index // len(places))
+            for place, count in zip(places, match_tokens([source_ids[place] for place in places], targets)):
+                lengths[place] = count
+            lengths[places[0]], waiting, before = lengths[places[0]] + waiting, 0, places[-1]
         elif before is None:
-            waiting += count  # for the first source token
+            waiting += len(targets)  # for the first source token
         else:
-            lengths[before] += count
+            lengths[before] += len(targets)
+    return lengths
+
+
+def match_tokens(source: Sequence[int], target: Sequence[int]) -> list[int]:
+    """How many of the target's tokens each of the source's, at least one, stands for."""
+    lengths = [0] * len(source)
+    for _, start, end, first, last in SequenceMatcher(None, source, target, autojunk=False).get_opcodes():
+        count, size = last - first, end - start
+        if not size:
+            lengths[max(0, start - 1)] += count
+        for index in range(size):
+            # Rounded up, so that the first ones stand for more.
+            lengths[start + index] += -(-count * (index + 1) // size) - -(-count * index // size)
     return lengths
 
 

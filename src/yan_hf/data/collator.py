@@ -76,9 +76,14 @@ def corrupt_spans(
     Returns:
         The shorter text, where every mask token stands for one span.
     """
-    length = len(ids)
+    starts, ends = _draw_spans(len(ids), rng, rate, max_span)
+    return _collapse(ids, starts, ends, mask_token_id)[0]
+
+
+def _draw_spans(length: int, rng: np.random.Generator, rate: float, max_span: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the spans of [`corrupt_spans`] start and end."""
     if length == 0:
-        return ids.copy()
+        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
     num_masked = min(max(1, round(rate * length)), max(1, length - 1))
     # Spans of at most `max_span` need kept tokens between them.
     while -(-num_masked // max_span) > length - num_masked + 1:
@@ -95,10 +100,17 @@ def corrupt_spans(
         rng.shuffle(spans)
     gaps = np.sort(rng.choice(num_gaps, size=len(spans), replace=False))
     ends = gaps + np.cumsum(spans)
-    kept, corrupted = np.ones(length, dtype=bool), ids.copy()
-    for start, end in zip(ends - spans, ends):
+    return ends - spans, ends
+
+
+def _collapse(
+    ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, mask_token_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens with a mask for each span, and how many tokens each one of them stands for."""
+    kept, corrupted = np.ones(len(ids), dtype=bool), ids.copy()
+    for start, end in zip(starts, ends):
         corrupted[start], kept[start + 1 : end] = mask_token_id, False
-    return corrupted[kept]
+    return corrupted[kept], np.diff(np.flatnonzero(np.append(kept, True)))
 
 
 @dataclass
@@ -123,7 +135,8 @@ class YanDataCollator:
         seed: Seed of the corruption and the slack.
         corruption: Makes the sources of pairs anew, of the target's text, the seed and the epoch, such as a
             [`RestorationCorruption`]. Those that get longer than `max_length` are cut. By default sources stay.
-        align: Whether these sources get `token_lengths`, see [`TaskEncoder`]; they do too where examples have some.
+        align: Whether sources that are made here, of pairs or for span infilling, get `token_lengths`, see
+            [`TaskEncoder`]; those of pairs do too where examples have some.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -147,8 +160,8 @@ class YanDataCollator:
             raise ValueError(f"`objective` must be one of {', '.join(objectives)}, but is {self.objective!r}.")
         if self.corruption is not None and self.objective != "pairs":
             raise ValueError(f'`corruption` needs `objective="pairs"`, but that is {self.objective!r}.')
-        if self.align and self.corruption is None:
-            raise ValueError("`align` is for the sources that a `corruption` makes, but there is none.")
+        if self.align and self.corruption is None and self.objective != "span_infilling":
+            raise ValueError("`align` is for sources that are made here, by a `corruption` or for span infilling.")
         for name, value in (("mask_rate", self.mask_rate), ("canvas_slack", self.canvas_slack)):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], but is {value}.")
@@ -183,7 +196,8 @@ class YanDataCollator:
             self._check(row, feature)
         if self.corruption is not None:
             features = self._corrupted(features)
-        sources, masks, labels = zip(*(self._build(row, feature) for row, feature in enumerate(features)))
+        built = (self._build(row, feature) for row, feature in enumerate(features))
+        sources, masks, labels, token_lengths = zip(*built)
         side = self.tokenizer.padding_side
         batch = {
             "input_ids": self._pad(sources, self.tokenizer.pad_token_id, side),
@@ -199,11 +213,8 @@ class YanDataCollator:
                 for feature, target in zip(features, labels)
             ]
             batch["token_weights"] = self._pad(weights, 0, "right")
-        if self.objective == "pairs" and all("token_lengths" in feature for feature in features):
-            lengths = [_token_ids(feature, "token_lengths", row) for row, feature in enumerate(features)]
-            if any(len(values) != len(source) for values, source in zip(lengths, sources)):
-                raise ValueError("`token_lengths` must have one length for each of an example's `input_ids`.")
-            batch["token_lengths"] = self._pad(lengths, 0, side)
+        if all(lengths is not None for lengths in token_lengths):
+            batch["token_lengths"] = self._pad(token_lengths, 0, side)
         return batch
 
     def _check(self, row: int, feature: dict[str, Any]):
@@ -227,7 +238,11 @@ class YanDataCollator:
                 feature["token_lengths"] = align_tokens(self.tokenizer, feature["input_ids"], labels.tolist())
         return made
 
-    def _build(self, row: int, feature: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _build(
+        self, row: int, feature: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Source, mask, target, and the token lengths, if there are some."""
+        token_lengths = None
         ids = _token_ids(feature, "input_ids", row)
         eos = self.tokenizer.eos_token_id
         rng = np.random.default_rng([self.seed, int(self._epoch), zlib.crc32(ids.tobytes())])
@@ -236,12 +251,19 @@ class YanDataCollator:
             mask = np.asarray(feature.get("attention_mask", np.ones_like(ids)), dtype=np.int64)
             if mask.shape != ids.shape:
                 raise ValueError(f"Example {row}: `attention_mask` is {mask.shape}, but `input_ids` {ids.shape}.")
+            if "token_lengths" in feature:
+                token_lengths = _token_ids(feature, "token_lengths", row)
+                if token_lengths.shape != ids.shape:
+                    raise ValueError("`token_lengths` must have one length for each of an example's `input_ids`.")
         else:
             text = ids[:-1] if ids[-1] == eos else ids
             if self.max_length is not None:
                 text = text[: self.max_length - 1]
-            source = corrupt_spans(text, self.tokenizer.mask_token_id, rng, self.mask_rate, self.max_span)
+            starts, ends = _draw_spans(len(text), rng, self.mask_rate, self.max_span)
+            source, lengths = _collapse(text, starts, ends, self.tokenizer.mask_token_id)
             source, target = np.append(source, eos), np.append(text, eos)
+            if self.align:
+                token_lengths = np.append(lengths, 1)
             if self.objective == "auto_encoding":
                 source = np.pad(source, (0, len(target) - len(source)), constant_values=self.tokenizer.pad_token_id)
             mask = np.ones_like(source)
@@ -250,7 +272,7 @@ class YanDataCollator:
             if self.max_target_length is not None:
                 slack = max(0, min(slack, self.max_target_length - len(target)))
             target = np.pad(target, (0, slack), constant_values=eos)
-        return source, mask, target
+        return source, mask, target, token_lengths
 
     def _pad(self, rows: Sequence[np.ndarray], value: int, side: str) -> torch.Tensor:
         width = max(len(row) for row in rows)
