@@ -267,6 +267,27 @@ def generation_options() -> str:
     return "\n".join(lines)
 
 
+def gpu_profile() -> str:
+    rows = [
+        [
+            f"{row['path']}, batch {row['batch_size']}",
+            *(f"{1000 * row[name]:.1f} ms" for name in ("latency_seconds", "busy_seconds")),
+            str(row["kernels"]),
+            max(row["longest"], key=row["longest"].get).split("<")[0].split("(")[0].removeprefix("void "),
+        ]
+        for row in result("gpu/profile")["rows"]
+    ]
+    return grid(["path", "latency", "of it the device is busy", "kernels", "the longest, of all calls of it"], rows)
+
+
+def gpu_tests() -> str:
+    found = result("gpu/tests")
+    passed = found["tests"] - found["failures"] - found["errors"] - found["skipped"]
+    failed = f"{found['failures'] + found['errors']} failed"
+    names = "".join(f" `{name.rpartition('::')[2]}`" for name in found["failed"])
+    return f"Of the tests marked `gpu` {passed} passed, {found['skipped']} were skipped and {failed}:{names}."
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results},
     "examples/README.md": {"examples": examples},
@@ -286,6 +307,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "routing": routing,
         "offload": offload,
     },
+    "docs/gpu.md": {"gpu-profile": gpu_profile, "gpu-tests": gpu_tests},
     "docs/mamba.md": {"mamba": mamba},
     "docs/rewriting.md": {"rewriting": lambda: rewriting_report.table(result("rewriting/restoration"))},
     "docs/reliability.md": {"reliability": lambda: reliability.table(result("reliability"))},
