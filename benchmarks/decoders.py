@@ -17,6 +17,7 @@ from transformers import (
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.experts import choose_experts, gate_log_probs
+from yan_hf.layers import YanPositionEmbedding
 
 
 SIZES = {
@@ -162,6 +163,11 @@ def _bart(
             **_vocabulary(config),
         )
     )
+    # Positions start as YAN's do: from random tables a small BART learns to copy a long source only after much longer.
+    for stack in (model.model.encoder, model.model.decoder):
+        table = stack.embed_positions.weight
+        sinusoids = YanPositionEmbedding(*table.shape).initial_weight(2**0.5 * config.initializer_range)
+        table.data.copy_(sinusoids)
     # The stacks' own dropout is that of their embeddings; `BartConfig` has one value for everything.
     model.model.encoder.dropout = model.model.decoder.dropout = config.embedding_dropout
     return model

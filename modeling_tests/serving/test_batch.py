@@ -1,7 +1,10 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Batches on Ray Data: every row once, with the texts of `yan-hf generate`, also where workers die or jobs stop."""
+"""Batches by several workers: each row once, with the texts of `yan-hf generate`, also where they die or jobs stop."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,8 +14,6 @@ from testing_utils import small_model
 from yan_hf import train_tokenizer
 from yan_hf.cli.main import main
 
-
-pytest.importorskip("ray.data", reason="needs Ray: pip install -e .[serve]")
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -36,22 +37,50 @@ def assert_same(found: str, expected: str):
     assert found == expected
 
 
-@pytest.mark.slow
-def test_a_job_with_a_killed_worker_and_one_that_was_interrupted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "40")  # a busy machine starts Ray slowly
-    import ray
-
-    from yan_hf.serving.cluster import start_ray
-
+@pytest.fixture
+def job(tmp_path):
+    """The start of a command line for 300 sources, and what it writes without several workers."""
     tokenizer = train_tokenizer([" ".join(WORDS)] * 20, vocab_size=300)
     small_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     sources = tmp_path / "sources.txt"
     sources.write_text("".join(" ".join(WORDS[: 1 + index % 4]) + "\n" for index in range(300)))
-    common = ["generate", str(tmp_path / "model"), "--input", str(sources), "--num-return-sequences", "2", "--json"]
-    assert main([*common, "--output", str(tmp_path / "local.jsonl")]) == 0
-    expected = (tmp_path / "local.jsonl").read_text()
+    command = ["generate", str(tmp_path / "model"), "--input", str(sources), "--num-return-sequences", "2", "--json"]
+    assert main([*command, "--output", str(tmp_path / "local.jsonl")]) == 0
+    return command, (tmp_path / "local.jsonl").read_text()
 
+
+@pytest.mark.slow
+def test_the_processes_of_accelerate_share_the_sources(job, tmp_path):
+    command, expected = job
+    output, parts = tmp_path / "shared.jsonl", tmp_path / "shared.jsonl.parts"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    command = [*launch, "yan_hf.cli.main", *command, "--output", str(output), "--engine", "accelerate"]
+    command += ["--part-size", "10", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*more):
+        return subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=300)
+
+    # A run that was interrupted, of which the second process had made nothing.
+    parts.mkdir()
+    first = run()
+    assert first.returncode != 0 and "go on with --resume" in first.stderr
+    done = run("--resume", "--batch-size", "7")
+    assert done.returncode == 0, done.stderr
+    assert_same(output.read_text(), expected)
+    assert not parts.exists()
+
+
+@pytest.mark.slow
+def test_a_job_with_a_killed_worker_and_one_that_was_interrupted(job, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ray.data", reason="needs Ray: pip install -e .[serve]")
+    import ray
+
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "40")  # a busy machine starts Ray slowly
+    from yan_hf.serving.cluster import start_ray
+
+    common, expected = job
     output, killed = tmp_path / "ray.jsonl", []
     parts = tmp_path / "ray.jsonl.parts"
     common += ["--output", str(output), "--engine", "ray", "--part-size", "10"]

@@ -8,8 +8,9 @@ replaces FILE when all are written; until then FILE is untouched. If something f
 whole row of FILE.partial, or of FILE where there is none.
 
 With --engine ray, workers share the sources, on the cluster that RAY_ADDRESS names or on this machine, and write the
-same texts. Finished parts are kept in FILE.parts until all are there, which --resume goes on with; a FILE that ends in
-.parquet is written as such.
+same texts; with --engine accelerate these are the processes of `accelerate launch -m yan_hf.cli.main generate ...`.
+Finished parts are kept in FILE.parts until all are there, which --resume goes on with; a FILE that ends in .parquet is
+written as such.
 """
 
 import argparse
@@ -44,16 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="print every solver step's draft with a colour for each expert instead of JSON; with --output, rows hold "
         "them as `steps`: for each step, tokens and their experts",
     )
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="default: %(default)s")
+    parser.add_argument(
+        "--engine", choices=["local", "ray", "accelerate"], default="local", help="default: %(default)s"
+    )
     parser.add_argument("--workers", type=positive, default=1, help="of ray, models (default: %(default)s)")
-    parser.add_argument("--part-size", type=positive, default=256, help="of ray, sources (default: %(default)s)")
+    parser.add_argument(
+        "--part-size", type=positive, default=256, help="of ray and accelerate, sources (default: %(default)s)"
+    )
     add_generation_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another one draws other texts (default: %(default)s)")
 
 
 def run(options: argparse.Namespace):
-    if options.engine == "ray":
-        return _run_on_ray(options)
+    if options.engine != "local":
+        return _run_by_parts(options)
     partial, sources = _check_output(options), _sources(options)
     model, tokenizer = load_with_tokenizer(options)
     copies = options.num_return_sequences or model.generation_config.num_return_sequences or 1
@@ -73,16 +78,18 @@ def run(options: argparse.Namespace):
             raise ValueError(f"{name} holds no sources.")  # as of a command that failed before a pipe
 
 
-def _run_on_ray(options: argparse.Namespace):
+def _run_by_parts(options: argparse.Namespace):
     if options.output == "-" or options.show_experts:
-        options.error("--engine ray needs --output with a file, and has no --show-experts")
-    from ..serving.batch import generate_file  # needs Ray
+        options.error(f"--engine {options.engine} needs --output with a file, and has no --show-experts")
+    if options.engine == "accelerate" and options.input == "-":
+        options.error("--engine accelerate needs --input with a file, which every process reads")
+    from ..serving.batch import generate_file
 
     check_not_input(Path(options.output), options.input)
     model, _ = load_with_tokenizer(options)  # so that what is wrong with a checkpoint is said here
     device = model.device.type
     del model
-    places = {name: getattr(options, name) for name in ("workers", "dtype", "part_size", "resume")}
+    places = {name: getattr(options, name) for name in ("engine", "workers", "dtype", "part_size", "resume")}
     places |= {"device": device, "progress": not options.json}
     generate_file(options.checkpoint, list(_sources(options)), options.output, **places, **_choices(options))
 
