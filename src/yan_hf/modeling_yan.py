@@ -1112,7 +1112,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             if encoder_states is None and target_states is None:
                 encoder_outputs = self.model.encode(*source, generator=generator, **kwargs)
             else:
-                check_encoder_states(self, source, labels, encoder_states, target_states)
+                check_encoder_states(self, source, labels, encoder_states, target_states, decoder_attention_mask)
                 encoder_outputs = BaseModelOutput(self.model.encoder.to_latents(encoder_states, generator))
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)

@@ -77,10 +77,11 @@ def check_encoder_states(
     labels: Tensor | None,
     encoder_states: Tensor | None,
     target_states: Tensor | None,
+    canvas: Tensor | None,
 ) -> None:
     """
     Raises `ValueError` for cached states of another shape than the source's ids or embeddings and the labels, of one
-    side alone, without a pretrained encoder, and while that trains, an adapter on it too.
+    side alone or of a `canvas` of its own, without a pretrained encoder, and while that trains, an adapter on it too.
     """
     if model.config.encoder_config is None:
         raise ValueError("`encoder_states` and `target_states` are a pretrained encoder's: this model has its own.")
@@ -92,6 +93,10 @@ def check_encoder_states(
         raise ValueError(
             "`encoder_states` were cached, but the encoder trains, so that they are out of date after the first step. "
             "Call `model.freeze('encoder')`, or leave the cached states out."
+        )
+    if canvas is not None:
+        raise ValueError(
+            "`target_states` were encoded on the canvas of the labels: leave `decoder_attention_mask` out."
         )
     width = model.config.encoder_config.hidden_size
     tokens = source[0] if source[0] is not None else source[2][..., 0]
