@@ -3,7 +3,8 @@
 `yan-hf encode-dataset`: run a frozen pretrained encoder over a task's rows, once.
 
 Writes the tokenized rows with the encoder's states to a folder that `datasets.load_from_disk` reads. Training on them
-does not run the encoder. Only for checkpoints made by `from_encoder_pretrained`.
+does not run the encoder. Only for checkpoints made by `from_encoder_pretrained`. The folder must be new or empty:
+nothing is replaced.
 """
 
 import argparse

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 def encode_dataset(model: PreTrainedModel, examples: Dataset, batch_size: int = 64, dtype: str = "float32") -> Dataset:
     """
     Tokenized examples with a frozen encoder's states of their sources and targets, `encoder_states` `(Lx, D)` and
-    `target_states` `(Ly, D)`: batches of them train without running the encoder again. The result stands in the cache
-    of `datasets`, where it is found again for the same examples and weights; a token takes `D` numbers.
+    `target_states` `(Ly, D)`: batches of them train without running the encoder again. A token takes `D` numbers. Of
+    examples that are themselves on disk, the result stands in the cache of `datasets` beside them, and is found again
+    for the same weights.
 
     Args:
         model: A model with an `encoder_config`, on the device to encode on.
@@ -64,7 +65,7 @@ def encode_dataset(model: PreTrainedModel, examples: Dataset, batch_size: int = 
 
 
 def _pad(rows: list, value: int) -> torch.Tensor:
-    rows = [torch.from_numpy(np.asarray(row, dtype=np.int64)) for row in rows]
+    rows = [torch.from_numpy(np.array(row, dtype=np.int64)) for row in rows]
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
