@@ -41,7 +41,12 @@ FAMILIES = {
         **SIZES, pad_token_id=0, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2, local_attention=8
     ),
     "deberta": DebertaV2Config(
-        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, position_buckets=8
+        **SIZES,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        position_buckets=8,
+        conv_kernel_size=3,  # as of the larger ones
     ),
     "electra": ElectraConfig(**SIZES, embedding_size=16),
     "t5": T5Config(**T5),

@@ -6,6 +6,7 @@ Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabu
 """
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -569,7 +570,7 @@ class YanPretrainedEncoder(nn.Module):
             # In the dtype that the rest is made in, whatever the encoder's checkpoint had.
             model = AutoModel.from_config(config.encoder_config, dtype=torch.get_default_dtype())
         self.model = model.get_encoder() if config.encoder_config.is_encoder_decoder else model
-        if getattr(self.model, "pooler", None) is not None:
+        if "add_pooling_layer" in inspect.signature(type(self.model).__init__).parameters:
             self.model.pooler = None  # of one vector for a text: its weights would never be used
         longest = longest_sequence(self.model)
         if longest is not None and config.max_position_embeddings > longest:
@@ -629,7 +630,7 @@ class YanPretrainedEncoder(nn.Module):
             input_ids = input_ids.masked_fill(~is_real, pad_token_id).gather(1, order)
         else:
             inputs_embeds = inputs_embeds.take_along_dim(order[..., None], dim=1)
-        packed_mask = is_real.gather(1, order).to(attention_mask.dtype)
+        packed_mask = is_real.gather(1, order).long()
         encoded = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=packed_mask, **options)
         hidden_states, attentions = encoded.get("hidden_states"), encoded.get("attentions")
         if hidden_states is not None:
