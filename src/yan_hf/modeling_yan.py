@@ -11,9 +11,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 from transformers import initialization as init
@@ -27,7 +29,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_yan import DEFAULT_LOSS_WEIGHTS, YanConfig
+from .configuration_yan import AUTO_MAP, DEFAULT_LOSS_WEIGHTS, YanConfig
 from .experts import (
     RoutingOptions,
     YanExpertRoutes,
@@ -76,6 +78,7 @@ from .losses import (
 )
 from .mixers import MIXERS, YanMambaMixer
 from .sampling import solve_flow
+from .saving import staged_save, unreadable_weights, write_code
 from .solver import integrate, time_grid
 from .validation import (
     check_encoder_states,
@@ -288,6 +291,61 @@ class YanPreTrainedModel(PreTrainedModel):
         """The name of the token table's module."""
         table = self.get_input_embeddings()
         return next(name for name, module in self.named_modules() if module is table)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ):
+        """
+        Saves as in the base class, but files appear in `save_directory` when all are complete, and others stay. Where
+        the configuration has an `auto_map`, the code is saved too. Raises `OSError` where nothing can be written;
+        what was there before is untouched.
+        """
+        if self._auto_class is not None:
+            # The base class names the saved class alone; its code brings the others along.
+            self.config.auto_map = {**AUTO_MAP, **(getattr(self.config, "auto_map", None) or {})}
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict}
+        is_joint = kwargs.get("distributed_checkpoint")  # written by all processes together
+        if is_joint or not is_main_process:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        else:
+            hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+            with staged_save(save_directory) as folder:
+                if auto_map := getattr(self.config, "auto_map", None):
+                    write_code(auto_map, Path(__file__).parent, folder)
+                super().save_pretrained(folder, **kwargs)
+        if not is_joint:
+            # Only now are the files in their places for the other processes of a sharded model.
+            self.barrier_after_gathered_checkpoint_save(getattr(self.config, "distributed_config", None))
+            if push_to_hub and is_main_process:
+                repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
+                self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
+        """
+        As in the base class; parts that the configuration freezes are frozen. Raises `OSError` for weights that are
+        damaged or cut short, with the files of a local folder.
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            # The library's message names no file.
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            files = ", ".join(map(str, unreadable_weights(folder))) or f"A file of weights of {folder}"
+            message = f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
+            raise OSError(message) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loading makes new parameters.
+        model._apply_frozen()
+        for module in model.modules():
+            if isinstance(module, YanMambaMixer):
+                module.mark_undecayed()
+        return loaded
 
     @classmethod
     def from_encoder_pretrained(
