@@ -20,6 +20,7 @@ from yan_hf import (
     prepare_tokenizer,
 )
 from yan_hf.cli.main import main
+from yan_hf.data.checks import check_vocabulary
 
 
 SOURCES = ["one two three", "two", "three one one two", "two two", "one three"]
@@ -41,12 +42,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def checkpoint(tmp_path_factory):
     """A model around a pretrained encoder, with its tokenizer."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"vocab_size": 9, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     encoder, folder = tmp_path_factory.mktemp("encoder"), tmp_path_factory.mktemp("checkpoint")
     AutoModel.from_config(BertConfig(**sizes, max_position_embeddings=24)).save_pretrained(encoder)
     tokenizer = make_tokenizer()
     fields = {"flow_layers": 1, "decoder_layers": 1, "frozen_parts": ["encoder"], "latent_noise": 0.1}
     model = YanForConditionalGeneration.from_encoder_pretrained(encoder, tokenizer, **fields)
+    check_vocabulary(tokenizer, model)  # though the encoder's table is larger
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
         assert getattr(model.config, name) == getattr(tokenizer, name)
     model.save_pretrained(folder)

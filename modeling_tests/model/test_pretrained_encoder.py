@@ -297,6 +297,8 @@ def test_cached_states_that_would_be_wrong_are_refused(folders):
         model(**batch, **{**states, "target_states": states["target_states"][:, 1:]})
     with pytest.raises(ValueError, match="decoder_attention_mask"):
         model(**batch, **states, decoder_attention_mask=batch["labels"] != -100)
+    with pytest.raises(ValueError, match="`encoder_outputs`"):
+        model(**batch, **states, encoder_outputs=(states["encoder_states"],))
     with pytest.raises(ValueError, match="has its own"):
         YanForConditionalGeneration(YanConfig(vocab_size=60, hidden_size=32, num_attention_heads=4))(**batch, **states)
 

@@ -388,7 +388,9 @@ class YanPreTrainedModel(PreTrainedModel):
         config = cls.config_class(encoder_config=config, **{**defaults, **fields})
         config.encoder_config = encoder.config  # not a copy: the layers have this one
         with encoder.device:
-            return cls._from_config(config, encoder=encoder, dtype=encoder.dtype)
+            model = cls._from_config(config, encoder=encoder, dtype=encoder.dtype)
+        model._tokenizer_prepared = tokenizer is not None
+        return model
 
     @torch.no_grad()
     def fit_latent_statistics(self, batches: Iterable[dict[str, torch.Tensor]]):
@@ -1124,6 +1126,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             else:
                 check_encoder_states(self, source, labels, encoder_states, target_states, decoder_attention_mask)
                 encoder_outputs = BaseModelOutput(self.model.encoder.to_latents(encoder_states, generator))
+        elif encoder_states is not None or target_states is not None:
+            raise ValueError("Pass cached states or `encoder_outputs`: both are the encoder's result.")
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
