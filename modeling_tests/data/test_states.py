@@ -164,3 +164,16 @@ def test_rows_of_a_task_are_encoded_too(model, tmp_path):
         TaskEncoder("pairs", make_tokenizer()), batched=True, with_indices=True, remove_columns=rows.column_names
     )
     assert encode_dataset(model, examples)[1]["encoder_states"].shape == (3, 32)
+
+
+def test_other_commands_know_a_pretrained_encoder(checkpoint, tmp_path, capsys):
+    assert main(["info", str(checkpoint), "--json"]) == 0
+    report, model = json.loads(capsys.readouterr().out), YanForConditionalGeneration.from_pretrained(checkpoint)
+    embeddings = model.model.encoder.model.embeddings
+    tables = [model.lm_head, model.model.embed_positions, embeddings.word_embeddings, embeddings.position_embeddings]
+    assert report["encoder"] == "pretrained bert, 2 blocks"
+    assert report["embedding_parameters"] == sum(weight.numel() for table in tables for weight in table.parameters())
+    assert main(["export", str(checkpoint), "--to-research", "--output", str(tmp_path / "research.pt")]) == 1
+    assert "`encoder_config=None`, this checkpoint 'bert'" in capsys.readouterr().err
+    assert main(["export", str(checkpoint), "--with-code", "--output", str(tmp_path / "code")]) == 0
+    assert (tmp_path / "code" / "modeling_yan.py").is_file()
