@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from datasets import Dataset, DatasetDict, load_from_disk
 from tokenizers import AddedToken
+from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     HfArgumentParser,
@@ -21,7 +22,14 @@ from transformers import (
     set_seed,
 )
 
-from yan_hf import YanConfig, train_tokenizer
+from yan_hf import (
+    YanConfig,
+    YanDataCollator,
+    YanForConditionalGeneration,
+    encode_dataset,
+    prepare_tokenizer,
+    train_tokenizer,
+)
 from yan_hf.data.files import check_not_input
 from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits, pack_sentences
 from yan_hf.data.tokenization import MASK_MARKER
@@ -82,6 +90,10 @@ class ModelArguments:
     """What to train."""
 
     model: str | None = field(default=None, metadata={"help": "checkpoint to start from; by default a new model"})
+    encoder: str | None = field(
+        default=None,
+        metadata={"help": "pretrained encoder of a new model: a folder, or a name on the Hub"},
+    )
     tokenizer: str | None = field(default=None, metadata={"help": "tokenizer, by default the model's or a new one"})
     vocab_size: int = field(default=4000, metadata={"help": "of a new tokenizer"})
     tokenizer_rows: int | None = field(default=None, metadata={"help": "train it on the first rows only"})
@@ -182,9 +194,11 @@ def task_encoder(data: DataArguments, tokenizer: PreTrainedTokenizerBase | None,
 
 
 def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArguments) -> PreTrainedTokenizerBase:
-    """The named tokenizer, the model's, or a new one trained on the training rows."""
+    """The named tokenizer, the model's, the encoder's, or a new one trained on the training rows."""
     if model.tokenizer or model.model:
         return AutoTokenizer.from_pretrained(model.tokenizer or model.model)
+    if model.encoder:
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(model.encoder))
     encoder = task_encoder(data, None, skip_bad_rows=True, add_mask=False, mask_first=False)
 
     def texts():
@@ -203,11 +217,18 @@ def make_tokenizer(splits: dict[str, Any], data: DataArguments, model: ModelArgu
     return tokenizer
 
 
-def new_config(
-    tokenizer: PreTrainedTokenizerBase, data: DataArguments, model: ModelArguments, joined: bool = False
-) -> YanConfig:
-    """The configuration of a new model, for sources and targets of the longest length, or for both in one sequence."""
+def new_model(
+    cls: type[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataArguments,
+    model: ModelArguments,
+    joined: bool = False,
+) -> PreTrainedModel:
+    """A new model, for sources and targets of the longest length, or for both in one sequence."""
     longest = (sum if joined else max)((data.max_source_length, data.max_target_length))
+    if model.encoder:
+        fields = {"max_position_embeddings": longest, **mapping(model.config)}
+        return cls.from_encoder_pretrained(model.encoder, tokenizer, **fields)
     fields = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": longest,
@@ -217,7 +238,7 @@ def new_config(
         },
         **mapping(model.config),
     }
-    return YanConfig(**fields)
+    return cls(YanConfig(**fields))
 
 
 def freeze_parts(model: PreTrainedModel, arguments: ModelArguments):
@@ -268,6 +289,26 @@ def encode_splits(
             raise ValueError("`encoded` keeps the rows of a run; streamed ones are not kept: leave one of them out.")
         DatasetDict(encoded).save_to_disk(data.encoded)
     return encoded
+
+
+def prepare_encoder(
+    model: PreTrainedModel,
+    examples: dict[str, Dataset],
+    collator: YanDataCollator,
+    training: Seq2SeqTrainingArguments,
+):
+    """
+    Fits the statistics of a new model's pretrained encoder on the first 500 batches. Where it is frozen, the training
+    rows of a [`YanForConditionalGeneration`] get its states, so that it never runs again, unless the collator changes
+    them.
+    """
+    model.to(training.device)
+    loader = DataLoader(examples["train"], training.per_device_train_batch_size, collate_fn=collator)
+    model.fit_latent_statistics(islice(loader, 500))
+    stays = collator.objective == "pairs" and collator.corruption is None and collator.canvas_slack == 0
+    is_frozen = isinstance(model, YanForConditionalGeneration) and "encoder" in model.config.frozen_parts
+    if is_frozen and stays and isinstance(examples["train"], Dataset):
+        examples["train"] = encode_dataset(model, examples["train"], dtype="float16")
 
 
 def prepare(training: Seq2SeqTrainingArguments, arguments: ModelArguments | None = None):

@@ -7,7 +7,7 @@ Fine-tunes YAN on a task, keeps the checkpoint with the best generated metric, a
     torchrun --nproc-per-node 2 examples/finetune.py examples/configs/sst2.yaml ...
 
 `--model` is a YAN checkpoint, or one of `pretrain_autoencoder.py`, whose flow then starts anew; without it a new model
-is trained from scratch.
+is trained from scratch, or around the pretrained `--encoder`.
 """
 
 from pathlib import Path
@@ -19,9 +19,10 @@ from common import (
     freeze_parts,
     make_tokenizer,
     mapping,
-    new_config,
+    new_model,
     parse,
     prepare,
+    prepare_encoder,
     read_splits,
     task_encoder,
 )
@@ -39,7 +40,7 @@ def make_model(tokenizer, data: DataArguments, arguments: ModelArguments) -> Pre
     if arguments.model:
         model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model)
     else:
-        model = YanForConditionalGeneration(new_config(tokenizer, data, arguments))
+        model = new_model(YanForConditionalGeneration, tokenizer, data, arguments)
     check_vocabulary(tokenizer, model)
     freeze_parts(model, arguments)
     return model
@@ -76,6 +77,8 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
         canvas_slack=data.canvas_slack,
         max_target_length=data.max_target_length,
     )
+    if arguments.encoder and not arguments.model:
+        prepare_encoder(model, examples, collator, training)
     training.predict_with_generate = True
     if training.generation_max_length is None:
         training.generation_max_length = data.max_target_length

@@ -17,9 +17,10 @@ from common import (
     encode_splits,
     freeze_parts,
     make_tokenizer,
-    new_config,
+    new_model,
     parse,
     prepare,
+    prepare_encoder,
     read_splits,
 )
 from curriculum import as_masked_answer
@@ -56,7 +57,7 @@ def main():
     if model_arguments.model:
         model = YanForAutoEncoding.from_pretrained(model_arguments.model)
     else:
-        model = YanForAutoEncoding(new_config(tokenizer, data, model_arguments, joined=stage.masked_answers))
+        model = new_model(YanForAutoEncoding, tokenizer, data, model_arguments, joined=stage.masked_answers)
     check_vocabulary(tokenizer, model)
     freeze_parts(model, model_arguments)
     examples = encode_splits(splits, tokenizer, data)
@@ -70,6 +71,8 @@ def main():
         collator = YanDataCollator(
             tokenizer, "auto_encoding", mask_rate=data.mask_rate, max_length=data.max_target_length
         )
+    if model_arguments.encoder and not model_arguments.model:
+        prepare_encoder(model, examples, collator, training)
     trainer = YanTrainer(
         model=model,
         args=training,

@@ -348,6 +348,6 @@ def test_help_says_what_becomes_of_what_is_there(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["--help"])
     writing = {name for name, parser in added.items() if "--output" in parser._option_string_actions}
-    assert writing == {"convert", "export", "generate", "train-tokenizer"}
+    assert writing == {"convert", "encode-dataset", "export", "generate", "train-tokenizer"}
     for name in writing:
         assert re.search("replace", added[name].description), name

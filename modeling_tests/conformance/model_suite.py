@@ -7,6 +7,7 @@ import torch
 from tests import test_modeling_common
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
+from transformers import BertConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.testing_utils import torch_device
 
@@ -103,6 +104,21 @@ class YanMambaModelTest(YanModelTest):
     def setUp(self):
         super().setUp()
         self.model_tester = YanMambaModelTester(self)
+
+
+class YanPretrainedEncoderTester(YanModelTester):
+    """A pretrained encoder of Transformers."""
+
+    def get_config(self) -> YanConfig:
+        sizes = {name: getattr(self, name) for name in ("vocab_size", "num_hidden_layers", "num_attention_heads")}
+        encoder = BertConfig(**sizes, hidden_size=32, intermediate_size=32, max_position_embeddings=64)
+        return YanConfig(**{**super().get_config().to_dict(), "encoder_config": encoder})
+
+
+class YanPretrainedEncoderTest(YanModelTest):
+    def setUp(self):
+        super().setUp()
+        self.model_tester = YanPretrainedEncoderTester(self)
 
 
 class YanAutoEncodingTester(YanModelTester):

@@ -139,7 +139,8 @@ def summary_table(results: dict) -> str:
     totals: dict[tuple[str, str], Counter] = {}
     for version, result in results.items():
         for owner, count in result["counts"].items():
-            name = "Mamba" if "Mamba" in owner else "auto-encoder" if "AutoEncoding" in owner else ""
+            names = {"Mamba": "Mamba", "AutoEncoding": "auto-encoder", "PretrainedEncoder": "pretrained encoder"}
+            name = next((name for part, name in names.items() if part in owner), "")
             suite = owner.split("_suite")[0]
             key = f"{suite}, {name}" if name else suite
             totals.setdefault((key, version), Counter()).update(count)
@@ -150,7 +151,9 @@ def summary_table(results: dict) -> str:
     for suite in dict.fromkeys(suite for suite, _ in totals):
         cells = []
         for version in versions:
-            count = totals.get((suite, version), Counter())
+            if (count := totals.get((suite, version))) is None:
+                cells.append("not run")
+                continue
             passed = count["passed"] + count["empty"]
             cells.append(f"{passed} / {count['empty']} / {count['skipped']} / {count['failed']}")
         lines.append(f"| {suite} | " + " | ".join(cells) + " |")

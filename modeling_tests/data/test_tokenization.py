@@ -142,18 +142,28 @@ def llama_style():
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=special[0], eos_token=special[1])
 
 
+def bert_style():
+    """Word pieces with the special tokens of masked language models, of which none is called begin or end."""
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.decoder = decoders.WordPiece()
+    names = {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    core.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=[*names.values()]))
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{f"{name}_token": text for name, text in names.items()})
+
+
 def padded_with_end():
     tokenizer = gpt2_style()
     tokenizer.pad_token = tokenizer.eos_token  # a common habit, which would hide the end from the loss
     return tokenizer
 
 
-@pytest.mark.parametrize("make", [gpt2_style, t5_style, llama_style, padded_with_end])
+@pytest.mark.parametrize("make", [gpt2_style, t5_style, llama_style, bert_style, padded_with_end])
 def test_existing_tokenizers_get_what_is_missing(make, tmp_path):
     tokenizer, model = make(), small_model()
     kept = (tokenizer.eos_token, tokenizer.bos_token)
     assert prepare_tokenizer(tokenizer, model) is tokenizer
-    assert tokenizer.eos_token == kept[0] and kept[1] in (None, tokenizer.bos_token)
+    assert kept[0] in (None, tokenizer.eos_token) and kept[1] in (None, tokenizer.bos_token)
     ids = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id]
     assert None not in ids and len(set(ids)) == 3 and tokenizer.bos_token_id is not None
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == max(60, len(tokenizer))
@@ -170,6 +180,18 @@ def test_existing_tokenizers_get_what_is_missing(make, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.mask_token_id == tokenizer.mask_token_id and len(loaded) == size
+
+
+def test_special_tokens_of_pretrained_encoders_are_kept():
+    tokenizer = bert_style()
+    size = len(tokenizer)
+    prepare_tokenizer(tokenizer)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.mask_token) == ("[CLS]", "[SEP]", "[MASK]")
+    assert tokenizer.pad_token == "[PAD]" and len(tokenizer) == size
+    tokenizer = t5_style()
+    tokenizer.add_tokens(["<extra_id_0>", "<extra_id_1>"], special_tokens=True)
+    size = len(tokenizer)
+    assert prepare_tokenizer(tokenizer).mask_token == "<extra_id_0>" and len(tokenizer) == size
 
 
 # User text

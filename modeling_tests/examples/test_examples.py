@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from babi import simulate_many
 from demo import evaluate
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -278,3 +279,38 @@ def test_unknown_option_in_a_configuration_is_refused(tmp_path):
     (tmp_path / "bad.yaml").write_text("task: pairs\nlerning_rate: 1\n")
     finished = run("finetune.py", tmp_path / "bad.yaml", "--output_dir", tmp_path)
     assert finished.returncode == 2 and "lerning_rate" in finished.stderr
+
+
+def test_an_encoder_is_pretrained_and_a_task_learned_around_it(data, tmp_path):
+    """Frozen, with the training rows encoded once; and trained, as an auto-encoder whose checkpoint goes on."""
+    sizes = ("--hidden_size", 32, "--num_hidden_layers", 2, "--vocab_size", 350, "--block_size", 32)
+    steps = ("--max_steps", 2, "--use_cpu", "true", "--report_to", "none")
+    encoder = tmp_path / "encoder"
+    texts = ("--train_files", data / "train.jsonl", "--column", "question", "--output_dir", encoder)
+    finished = run("pretrain_encoder.py", *texts, *sizes, *steps)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert not AutoModel.from_pretrained(encoder, output_loading_info=True)[1]["missing_keys"]
+    task = ("--task", "question_answering", "--train_file", data / "train.jsonl", "--max_source_length", 64, *steps)
+    task += ("--test_file", data / "test.jsonl", "--config", "{flow_layers: 1, decoder_layers: 1}")
+    frozen = ("--freeze", "encoder", "--encoder", encoder, "--max_target_length", 16, "--output_dir", tmp_path / "a")
+    finished = run("finetune.py", *task, *frozen)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "encoding" in finished.stderr
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a")
+    kept, before = model.model.encoder.model.state_dict(), AutoModel.from_pretrained(encoder).state_dict()
+    assert all(torch.equal(kept[name], before[name]) for name in before) and model.model.encoder.latent_mean.any()
+    stage = (
+        "--encoder",
+        encoder,
+        "--max_target_length",
+        64,
+        "--masked_answers",
+        "true",
+        "--output_dir",
+        tmp_path / "b",
+    )
+    finished = run("pretrain_autoencoder.py", *task, *stage, "--output_dir", tmp_path / "b")
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    goes_on = ("--model", tmp_path / "b", "--max_target_length", 16, "--output_dir", tmp_path / "c")
+    finished = run("finetune.py", *task, *goes_on)
+    assert finished.returncode == 0, finished.stderr[-2000:]

@@ -127,8 +127,9 @@ def train_sharded(
     """Three steps of AdamW, sharded by FSDP2 on two processes, and what is written around them; saves the model."""
     model = make_model(**fields)
     if size == 2:
-        for layer in [*model.model.encoder.layers, *model.model.flow.layers]:
-            fully_shard(layer)
+        for module in [*model.modules()]:
+            if type(module).__name__ in ("YanEncoderLayer", "YanFlowLayer", "BertLayer"):
+                fully_shard(module)
         fully_shard(model)
     before = written(model, rank, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
@@ -166,7 +167,13 @@ def written(model, rank: int, size: int) -> torch.Tensor:
 
 BLOCK = {"expert_scope": "block", "routing_block_size": 3}
 ANEW = {"expert_scope": "target", "reselect_experts": True, "start_state": "stretched"}
+ENCODER = {"model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+ENCODER |= {"num_attention_heads": 2, "max_position_embeddings": 16, "initializer_range": 0.2}
+ENCODER |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+PRETRAINED = {"encoder_config": ENCODER}
 CASES = {
+    "pretrained encoder": (False, "transformer", 2_000, PRETRAINED),
+    "frozen pretrained encoder": (False, "transformer", 2_000, {**PRETRAINED, "frozen_parts": ["encoder"]}),
     "full": (False, "transformer", 2_000, {}),
     "full, few points": (False, "transformer", 20, {}),
     "mamba": (False, "mamba", 2_000, {}),
@@ -183,6 +190,7 @@ def main(folder: Path):
     rank, size = dist.get_rank(), dist.get_world_size()
     results = {name: loss_and_gradients(*case, rank, size) for name, case in CASES.items()}
     results["sharded"] = train_sharded(folder / "drawn", rank, size)
+    results["sharded, pretrained"] = train_sharded(folder / "pretrained", rank, size, **PRETRAINED)
     results["sharded, winners"] = train_sharded(folder / "winners", rank, size, **ANEW)
     if rank == 0:
         torch.save(results, folder / "results.pt")

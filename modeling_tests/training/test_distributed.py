@@ -11,6 +11,7 @@ import torch
 from distributed_case import (
     ANEW,
     CASES,
+    PRETRAINED,
     draws_by_row,
     joined_batch,
     loss_and_gradients,
@@ -57,7 +58,12 @@ def test_two_processes_equal_one_on_the_joined_batch(results, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "folder_name", "fields"), [("sharded", "drawn", {}), ("sharded, winners", "winners", ANEW)]
+    ("name", "folder_name", "fields"),
+    [
+        ("sharded", "drawn", {}),
+        ("sharded, winners", "winners", ANEW),
+        ("sharded, pretrained", "pretrained", PRETRAINED),
+    ],
 )
 def test_fsdp_trains_and_saves_what_one_process_does(results, name, folder_name, fields):
     """Three steps sharded by FSDP2 and saved load on one process, with the weights of three steps on one process.

@@ -17,6 +17,7 @@ _IMPORT_STRUCTURE = {
     "configuration_yan": ["YanConfig"],
     "data.collator": ["YanDataCollator", "corrupt_spans", "encode_pairs"],
     "data.corruption": ["RestorationCorruption"],
+    "data.states": ["encode_dataset"],
     "data.tasks": ["TaskEncoder", "pack_sentences"],
     "data.tokenization": ["encode_text", "prepare_tokenizer", "train_tokenizer"],
     "evaluation.evaluate": ["evaluate_model", "generate_texts"],

@@ -1,13 +1,15 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Configuration of YAN, a non-autoregressive language model trained with mixture-of-experts flow matching."""
 
+import copy
 import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import StrictDataclassFieldValidationError, strict
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 from transformers.utils.type_validators import activation_fn_key, interval, probability
@@ -115,6 +117,10 @@ class YanConfig(PreTrainedConfig):
         decoder_layers: Residual blocks of the position-wise decoder; may be 0.
         cross_attention_layers: Indices of the flow blocks with cross-attention to the source; `None`: all of them.
         encoder_backbone, flow_backbone: `"transformer"` or `"mamba"`.
+        encoder_config: Configuration of an encoder of Transformers, or its fields with a `model_type`, in the place of
+            the model's own encoder and token table; of an encoder-decoder model, the encoder.
+            [`~YanPreTrainedModel.from_encoder_pretrained`] takes the weights too. `vocab_size` and `encoder_layers`
+            are then the encoder's, and `max_position_embeddings` is at most what its position table holds.
         mamba_state_size, mamba_conv_kernel, mamba_expand: Of the Mamba mixer: state size, width of the causal
             convolution, and expansion factor.
         mamba_ff_multiplier: Feed-forward width multiplier of Mamba blocks.
@@ -176,7 +182,8 @@ class YanConfig(PreTrainedConfig):
         hidden_act: Activation of feed-forward networks, experts and gate; the paper's is the exact GELU.
         hidden_dropout: Dropout after the attention and feed-forward sub-layers.
         attention_dropout: Dropout on the attention weights.
-        embedding_dropout: Dropout on the source's embeddings, tokens and positions together.
+        embedding_dropout: Dropout on the source's embeddings, tokens and positions together, of the model's own
+            encoder.
         layer_norm_eps: Epsilon of every layer normalisation.
         initializer_range: Standard deviation of the initial weights.
         residual_init_scale: Factor on it for the matrices that end a residual branch or an expert. With 0 every layer
@@ -211,6 +218,7 @@ class YanConfig(PreTrainedConfig):
         "dropout": "hidden_dropout",
         "num_local_experts": "num_experts",
     }
+    sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
     # A plan here would be merged into every stack that shares this flat configuration, under doubled prefixes.
     base_model_tp_plan, base_model_ep_plan, base_model_pp_plan, base_model_fsdp_plan = {}, {}, {}, {}
 
@@ -227,6 +235,7 @@ class YanConfig(PreTrainedConfig):
     cross_attention_layers: list[int] | None = None
     encoder_backbone: str = "transformer"
     flow_backbone: str = "transformer"
+    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     mamba_state_size: int = _count(default=16)
     mamba_conv_kernel: int = _count(default=4)
     mamba_expand: int = _count(default=2)
@@ -283,6 +292,8 @@ class YanConfig(PreTrainedConfig):
                 "with yan_hf 0.1, or drop the field to follow one expert."
             )
         kwargs.pop("detach_target_latents", None)
+        if self.encoder_config is not None:
+            self._follow_encoder()
         if self.cross_attention_layers is None:
             self.cross_attention_layers = list(range(self.flow_layers))
         self.time_beta = list(self.time_beta)
@@ -300,6 +311,8 @@ class YanConfig(PreTrainedConfig):
         and dictionaries, which can change without an assignment. Raises `ValueError` naming the field and its value.
         """
         self._check_layers()
+        if self.encoder_config is not None:
+            self._check_encoder()
         self._check_lists()
         self._check_routing()
         if self.start_state == "aligned" and self.mask_token_id is None:
@@ -308,6 +321,48 @@ class YanConfig(PreTrainedConfig):
             raise ValueError(f'`keep_known` needs `start_state="aligned"`, but that is {self.start_state!r}.')
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
             self._check_range(name, getattr(self, name), 0, self.vocab_size - 1, "vocab_size")
+
+    def _follow_encoder(self):
+        """Makes `encoder_config` a configuration; fields that were left at their defaults follow it."""
+        if isinstance(self.encoder_config, dict):
+            kind = self.encoder_config.get("model_type")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`encoder_config['model_type']` is {kind!r}, which is no model of Transformers. Take the fields "
+                    "of an encoder's config.json as they are, or `AutoConfig.from_pretrained(...)`."
+                )
+            self.encoder_config = CONFIG_MAPPING[kind](**self.encoder_config)
+        # A model that has it keeps its own, whose attention implementation this configuration would reset.
+        self.encoder_config = copy.deepcopy(self.encoder_config)
+        if any(getattr(self.encoder_config, name, None) is None for name in ("vocab_size", "hidden_size")):
+            kind = self.encoder_config.model_type
+            raise ValueError(f"`encoder_config` of the type {kind!r} has no vocabulary or no width: it reads no text.")
+        longest = getattr(self.encoder_config, "max_position_embeddings", None)
+        follow = self._encoder_sizes()
+        if isinstance(longest, int) and longest > 0:
+            follow["max_position_embeddings"] = min(longest, self.max_position_embeddings)
+        for name, value in follow.items():
+            if getattr(self, name) == getattr(type(self), name):
+                setattr(self, name, value)
+
+    def _encoder_sizes(self) -> dict[str, int]:
+        """Fields that are `encoder_config`'s, where it tells."""
+        sizes = {"vocab_size": "vocab_size", "encoder_layers": "num_hidden_layers"}
+        found = {name: getattr(self.encoder_config, theirs, None) for name, theirs in sizes.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _check_encoder(self):
+        for name, value in self._encoder_sizes().items():
+            if getattr(self, name) != value:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be left out: `encoder_config` has {value}.")
+        for name in ("encoder_backbone", "embedding_dropout"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` is of the model's own encoder, but there is an "
+                    "`encoder_config`. Leave one of them out."
+                )
+        if getattr(self.encoder_config, "is_decoder", False):
+            raise ValueError("`encoder_config.is_decoder` is set: a decoder sees no token to its right.")
 
     def _check_layers(self):
         for name in ("encoder_backbone", "flow_backbone"):

@@ -58,8 +58,8 @@ logger = logging.get_logger(__name__)
 
 # What `Seq2SeqTrainer` passes along with a batch and its settings.
 _IGNORED_ARGUMENTS = {
-    "labels", "decoder_attention_mask", "token_weights", "token_lengths", "synced_gpus", "use_cache",
-    "use_model_defaults",
+    "labels", "decoder_attention_mask", "token_weights", "token_lengths", "encoder_states", "target_states",
+    "synced_gpus", "use_cache", "use_model_defaults",
 }  # fmt: skip
 
 

@@ -409,6 +409,27 @@ class YanTokenLengthHead(nn.Module):
         return self.down_proj(nn.functional.gelu(self.up_proj(self.norm(source_latents))))
 
 
+class YanEncoderProjection(nn.Linear):
+    """From a pretrained encoder's width to the flow's. A class of its own, so that it starts orthogonal."""
+
+
+def longest_sequence(encoder: nn.Module) -> int | None:
+    """How many tokens the table of absolute positions of an encoder holds; `None` where it has none."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "embed_positions"):
+            # RoBERTa's positions start behind the padding's, BART's at an offset.
+            padding = -1 if module.padding_idx is None else module.padding_idx
+            return module.num_embeddings - getattr(module, "offset", padding + 1)
+    return None
+
+
+def add_latent_noise(latents: Tensor, largest: float, generator: torch.Generator | None) -> Tensor:
+    """`h + s·ε` with `s ~ U(0, largest)` for each row of `(B, L, d)`."""
+    rand = {"generator": generator, "device": latents.device, "dtype": latents.dtype}
+    scale = largest * torch.rand(latents.shape[0], 1, 1, **rand)
+    return latents + scale * torch.randn(latents.shape, **rand)
+
+
 def positions_from_mask(attention_mask: Tensor) -> Tensor:
     """Position of each token among its row's real tokens, `(B, L)`; padding gets a valid index that nothing reads."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)

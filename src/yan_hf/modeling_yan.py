@@ -5,9 +5,11 @@ YAN: encoder, mixture-of-experts flow and position-wise decoder (arXiv 2604.1500
 Shapes: `B` batch, `Lx` source length, `Ly` target length, `d` width, `V` vocabulary, `K` experts.
 """
 
+import dataclasses
+import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import AutoModel, PreTrainedTokenizerBase
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
@@ -47,6 +51,7 @@ from .layers import (
     YanCrossAttention,
     YanDecoderLayer,
     YanEncoderLayer,
+    YanEncoderProjection,
     YanFlowLayer,
     YanLengthHead,
     YanPositionEmbedding,
@@ -54,7 +59,9 @@ from .layers import (
     YanStartProjection,
     YanTimeEmbedding,
     YanTokenLengthHead,
+    add_latent_noise,
     is_plain_linear,
+    longest_sequence,
     masked_mean,
     positions_from_mask,
 )
@@ -75,6 +82,8 @@ from .sampling import solve_flow
 from .saving import staged_save, unreadable_weights, write_code
 from .solver import integrate, time_grid
 from .validation import (
+    check_encoder_states,
+    check_encoder_type,
     check_labels,
     check_mask,
     check_no_cache,
@@ -268,8 +277,21 @@ class YanPreTrainedModel(PreTrainedModel):
         if any(isinstance(module, YanMambaMixer) for module in self.modules()):
             # Half precision would round the logarithms of the decay rates to a few bits.
             self._keep_in_fp32_modules_strict = {"A_log", "D"}
+        if self.config.encoder_config is not None and hasattr(self, "lm_head"):
+            size, width = self.get_input_embeddings().embedding_dim, self.config.hidden_size
+            if self.config.tie_word_embeddings and size != width:
+                raise ValueError(
+                    f"`tie_word_embeddings` needs a token table of the width `hidden_size={width}`, but the encoder's "
+                    f"has {size}: leave the head untied."
+                )
+            self._tied_weights_keys = {"lm_head.weight": f"{self._table_name()}.weight"}
         super().post_init()
         self._apply_frozen()
+
+    def _table_name(self) -> str:
+        """The name of the token table's module."""
+        table = self.get_input_embeddings()
+        return next(name for name, module in self.named_modules() if module is table)
 
     def save_pretrained(
         self,
@@ -326,6 +348,84 @@ class YanPreTrainedModel(PreTrainedModel):
                 module.mark_undecayed()
         return loaded
 
+    @classmethod
+    def from_encoder_pretrained(
+        cls, name_or_path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
+    ):
+        """
+        A new model around a pretrained encoder: any that `AutoModel` loads, of an encoder-decoder model its encoder.
+
+        Args:
+            name_or_path: The encoder's name on the Hub, or its folder.
+            tokenizer: Its tokenizer after [`prepare_tokenizer`]: gives the special tokens, and the encoder's token
+                table grows to its size. Without it call [`prepare_tokenizer`] with the model.
+            kwargs: Fields of [`YanConfig`]; `hidden_size`, `num_attention_heads` and `max_position_embeddings` are
+                the encoder's by default, the last at most 1,024. All others go to the encoder's `from_pretrained`:
+                `dtype`, `attn_implementation`, `device_map`, `quantization_config`, `revision` and so on.
+
+        Raises:
+            ValueError: for a model that reads no text or only leftwards, and fields that do not fit it.
+            OSError: where there is no such model.
+        """
+        own = {field.name for field in dataclasses.fields(cls.config_class)} | {*cls.config_class.attribute_map}
+        own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        fields = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        fields = {cls.config_class.attribute_map.get(name, name): value for name, value in fields.items()}
+        encoder = AutoModel.from_pretrained(name_or_path, **kwargs)
+        config = encoder.config
+        check_encoder_type(config)
+        if tokenizer is not None and len(tokenizer) > config.vocab_size:
+            encoder.resize_token_embeddings(len(tokenizer))
+        longest = longest_sequence(encoder.get_encoder() if config.is_encoder_decoder else encoder)
+        longest = longest or getattr(config, "max_position_embeddings", None) or 1024
+        defaults = {"hidden_size": config.hidden_size, "max_position_embeddings": min(longest, 1024)}
+        if "hidden_size" not in fields:
+            defaults["num_attention_heads"] = config.num_attention_heads
+        special = {"pad": ("pad",), "bos": ("bos", "cls"), "eos": ("eos", "sep"), "mask": ("mask",)}
+        for name, names in special.items():
+            ids = (getattr(tokenizer or config, f"{name}_token_id", None) for name in names)
+            defaults[f"{name}_token_id"] = next((i for i in ids if isinstance(i, int) and i >= 0), None)
+        defaults["attn_implementation"] = kwargs.get("attn_implementation")
+        config = cls.config_class(encoder_config=config, **{**defaults, **fields})
+        config.encoder_config = encoder.config  # not a copy: the layers have this one
+        with encoder.device:
+            model = cls._from_config(config, encoder=encoder, dtype=encoder.dtype)
+        model._tokenizer_prepared = tokenizer is not None
+        return model
+
+    @torch.no_grad()
+    def fit_latent_statistics(self, batches: Iterable[dict[str, torch.Tensor]]):
+        """
+        Estimates mean and deviation of a pretrained encoder's states over all real tokens of sources and targets, in
+        one pass; they are saved with the model. Call it before training.
+
+        Args:
+            batches: What a data loader gives: `input_ids` with `attention_mask`, and `labels`; or cached states.
+
+        Raises:
+            ValueError: without a pretrained encoder, or for fewer than two tokens.
+        """
+        base = getattr(self, self.base_model_prefix, self)
+        if self.config.encoder_config is None:
+            raise ValueError("Only a model with an `encoder_config` has statistics: the model's own encoder learns.")
+        count, total, squares = 0, 0.0, 0.0
+        was_training = base.encoder.model.training
+        base.encoder.model.eval()
+        for batch in batches:
+            for states, mask in base.encoder.encode_batch(
+                {name: value.to(self.device) for name, value in batch.items()}
+            ):
+                values = states[mask.bool()].float()
+                count += len(values)
+                total = total + values.sum(dim=0).double().cpu()
+                squares = squares + values.square().sum(dim=0).double().cpu()
+        base.encoder.model.train(was_training)
+        if count < 2:
+            raise ValueError(f"Mean and deviation need at least two tokens, but the batches hold {count}.")
+        mean = total / count
+        base.encoder.latent_mean.copy_(mean)
+        base.encoder.latent_std.copy_((squares / count - mean.square()).clamp(min=1e-8).sqrt())
+
     def init_parallel_plans(self):
         super().init_parallel_plans()
         # Mamba mixers are replicated: a plan names no self-attention that a stack does not have.
@@ -375,6 +475,11 @@ class YanPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std * self.config.residual_init_scale)
         elif isinstance(module, YanStartOffsets):
             init.zeros_(module.weight)
+        elif isinstance(module, YanPretrainedEncoder):
+            init.zeros_(module.latent_mean)
+            init.ones_(module.latent_std)
+        elif isinstance(module, YanEncoderProjection):
+            init.orthogonal_(module.weight)
         elif isinstance(module, YanStartProjection):
             init.copy_(module.weight, torch.eye(module.out_features, dtype=module.weight.dtype))
         elif isinstance(module, AdaLNModulation):
@@ -400,11 +505,14 @@ class YanPreTrainedModel(PreTrainedModel):
     def _parts(self, names: Iterable[str]) -> list[nn.Module]:
         """The modules of parts named as in `config.frozen_parts`, as far as this model has them."""
         base = getattr(self, self.base_model_prefix, self)
+        encoder, tokens = getattr(base, "encoder", None), getattr(base, "embed_tokens", None)
+        if isinstance(encoder, YanPretrainedEncoder):  # its projection is new, and trains
+            encoder, tokens = encoder.model, base.get_input_embeddings()
         modules = {
-            "encoder": [getattr(base, "encoder", None)],
+            "encoder": [encoder],
             "flow": [getattr(base, "flow", None)],
             "decoder": [getattr(base, "decoder", None), getattr(self, "lm_head", None)],
-            "token_embeddings": [getattr(base, "embed_tokens", None)],
+            "token_embeddings": [tokens],
             "position_embeddings": [getattr(base, "embed_positions", None)],
         }
         if unknown := [name for name in names if name not in modules]:
@@ -522,10 +630,117 @@ class YanEncoder(YanPreTrainedModel):
             hidden_states = layer(hidden_states, mask, **kwargs)
         latents = self.norm(hidden_states)
         if self.training and self.config.latent_noise > 0:
-            rand = {"generator": generator, "device": latents.device, "dtype": latents.dtype}
-            scale = self.config.latent_noise * torch.rand(latents.shape[0], 1, 1, **rand)
-            latents = latents + scale * torch.randn(latents.shape, **rand)
+            latents = add_latent_noise(latents, self.config.latent_noise, generator)
         return BaseModelOutput(last_hidden_state=latents)
+
+
+class YanPretrainedEncoder(nn.Module):
+    """
+    An encoder of Transformers in the place of [`YanEncoder`], from tokens to latents `W · (s - μ) / σ`: its states `s`
+    of its own width `D`, their mean and deviation, which [`~YanPreTrainedModel.fit_latent_statistics`] estimates, and
+    a projection where `D` is not `config.hidden_size`.
+    """
+
+    def __init__(self, config: YanConfig, model: PreTrainedModel | None = None):
+        super().__init__()
+        self.config = config
+        if model is None:
+            check_encoder_type(config.encoder_config)
+            # In the dtype that the rest is made in, whatever the encoder's checkpoint had.
+            model = AutoModel.from_config(config.encoder_config, dtype=torch.get_default_dtype())
+        self.model = model.get_encoder() if config.encoder_config.is_encoder_decoder else model
+        if "add_pooling_layer" in inspect.signature(type(self.model).__init__).parameters:
+            self.model.pooler = None  # of one vector for a text: its weights would never be used
+        longest = longest_sequence(self.model)
+        if longest is not None and config.max_position_embeddings > longest:
+            raise ValueError(
+                f"`max_position_embeddings={config.max_position_embeddings}` is over the {longest} tokens that the "
+                f"position table of the encoder ({config.encoder_config.model_type}) holds: set it to {longest}."
+            )
+        width = config.encoder_config.hidden_size
+        self.register_buffer("latent_mean", torch.zeros(width))
+        self.register_buffer("latent_std", torch.ones(width))
+        self.proj = None
+        if width != config.hidden_size:
+            self.proj = YanEncoderProjection(width, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Tokens `(B, L)` or their embeddings → latents `(B, L, d)`, with noise of `generator` in training."""
+        encoded = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        latents = self.to_latents(encoded.last_hidden_state, generator)
+        return BaseModelOutput(latents, encoded.hidden_states, encoded.attentions)
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """
+        The encoder's own states, `(B, L, D)`. Every row is encoded with its real tokens first, whatever side its
+        padding is on, since not every encoder counts positions from the first real token.
+        """
+        options = {name: kwargs.get(name) for name in ("output_attentions", "output_hidden_states")}
+        options = {name: value for name, value in options.items() if value is not None}
+        if attention_mask is None:
+            encoded = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, **options)
+            return BaseModelOutput(encoded[0], encoded.get("hidden_states"), encoded.get("attentions"))
+        is_real = attention_mask.bool()
+        order = is_real.long().argsort(dim=1, descending=True, stable=True)
+        back = order.argsort(dim=1)
+        # Beyond this only padding is left, for which the encoder may have no position.
+        width = min(order.shape[1], self.config.max_position_embeddings)
+        order, back = order[:, :width], back.clamp(max=width - 1)
+
+        def unpack(states: torch.Tensor) -> torch.Tensor:
+            return states.take_along_dim(back[..., None], dim=1)
+
+        if input_ids is not None:
+            # RoBERTa, for one, finds the padding by its token.
+            pad_token_id = getattr(self.config.encoder_config, "pad_token_id", None) or 0
+            input_ids = input_ids.masked_fill(~is_real, pad_token_id).gather(1, order)
+        else:
+            inputs_embeds = inputs_embeds.take_along_dim(order[..., None], dim=1)
+        packed_mask = is_real.gather(1, order).long()
+        encoded = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=packed_mask, **options)
+        hidden_states, attentions = encoded.get("hidden_states"), encoded.get("attentions")
+        if hidden_states is not None:
+            hidden_states = tuple(states if states is None else unpack(states) for states in hidden_states)
+        if attentions is not None:
+            rows, columns = back[:, None, :, None], back[:, None, None, :]
+            attentions = tuple(
+                weights if weights is None else weights.take_along_dim(rows, dim=2).take_along_dim(columns, dim=3)
+                for weights in attentions
+            )
+        return BaseModelOutput(unpack(encoded[0]), hidden_states, attentions)
+
+    def encode_batch(self, batch: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """States and masks, `(B, L, D)` and `(B, L)`, of a training batch's sources and of its targets."""
+        ids, labels = batch["input_ids"], batch.get("labels")
+        mask = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(ids)
+        states = batch.get("encoder_states")
+        yield self.encode(ids, mask).last_hidden_state if states is None else states, mask
+        if labels is not None:
+            states, canvas = batch.get("target_states"), labels != -100
+            if states is None:
+                states = self.encode(labels.masked_fill(~canvas, 0), canvas).last_hidden_state
+            yield states, canvas
+
+    def to_latents(self, states: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """The encoder's states `(B, L, D)` → latents `(B, L, d)`, with noise of `generator` in training."""
+        latents = (states.to(self.latent_mean.dtype) - self.latent_mean) / self.latent_std
+        latents = latents if self.proj is None else self.proj(latents)
+        if self.training and self.config.latent_noise > 0:
+            latents = add_latent_noise(latents, self.config.latent_noise, generator)
+        return latents
 
 
 class YanFlow(YanPreTrainedModel):
@@ -689,12 +904,16 @@ class YanModel(YanPreTrainedModel):
 
     _tp_plan = {"embed_tokens": "embedding_rowwise"}
 
-    def __init__(self, config: YanConfig, add_flow: bool = True):
+    def __init__(self, config: YanConfig, add_flow: bool = True, encoder: PreTrainedModel | None = None):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.encoder_config is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         num_positions = config.max_position_embeddings + config.num_extra_positions
         self.embed_positions = YanPositionEmbedding(num_positions, config.hidden_size)
-        self.encoder = YanEncoder(config)
+        if config.encoder_config is None:
+            self.encoder = YanEncoder(config)
+        else:
+            self.encoder = YanPretrainedEncoder(config, encoder)
         self.flow = YanFlow(config) if add_flow else None
         # From the source's latents to the flow's start.
         self.start_proj = self.start_offsets = None
@@ -703,6 +922,24 @@ class YanModel(YanPreTrainedModel):
             self.start_offsets = YanStartOffsets(2 * config.max_token_length, config.hidden_size)
         self.decoder = YanDecoder(config)
         self.post_init()
+
+    def init_parallel_plans(self):
+        """As in the base class; of a pretrained encoder the token table is sharded, as the head that may share it."""
+        super().init_parallel_plans()
+        if self.config.encoder_config is not None:
+            self._tp_plan[self._table_name()] = self._tp_plan.pop("embed_tokens")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table, of a pretrained encoder where there is one."""
+        return self.embed_tokens if self.config.encoder_config is None else self.encoder.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        """Replaces the token table; `encoder_config` gets its size."""
+        if self.config.encoder_config is None:
+            self.embed_tokens = value
+        else:
+            self.encoder.model.set_input_embeddings(value)
+            self.encoder.model.config.vocab_size = self.config.encoder_config.vocab_size = value.num_embeddings
 
     def encode(
         self,
@@ -716,6 +953,8 @@ class YanModel(YanPreTrainedModel):
         Tokens `(B, L)` → latents `(B, L, d)`. Padding, on either side, never changes a real position. What the flow
         regresses (`is_target`) has no `config.embedding_dropout`.
         """
+        if self.config.encoder_config is not None:
+            return self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         states = inputs_embeds + self._positions(inputs_embeds.shape[:2], attention_mask, inputs_embeds.device)
@@ -823,9 +1062,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     generation_config_class = YanGenerationConfig
 
-    def __init__(self, config: YanConfig):
+    def __init__(self, config: YanConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
-        self.model = YanModel(config)
+        self.model = YanModel(config, encoder=encoder)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.length_head = YanLengthHead(config)
         self.token_length_head = None
@@ -869,6 +1108,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         encoder_outputs: BaseModelOutput | None = None,
         token_weights: torch.FloatTensor | None = None,
         token_lengths: torch.LongTensor | None = None,
+        encoder_states: torch.FloatTensor | None = None,
+        target_states: torch.FloatTensor | None = None,
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> YanOutput:
@@ -887,6 +1128,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             token_weights: How much each target token counts in the flow, latent and token terms, `(B, Ly)`.
             token_lengths: With `labels`, how many target tokens each source token stands for, `(B, Lx)`, for a
                 `start_state` that predicts it. With `"aligned"` they are found in the labels by default.
+            encoder_states, target_states: With `labels`, a frozen pretrained encoder's states of the source's and the
+                target's tokens, `(B, Lx, D)` and `(B, Ly, D)`, as [`encode_dataset`] gives them: the encoder does not
+                run, and the loss is the same.
             generator: Source of the loss's randomness. In eval mode a fixed seed is used by default, so that
                 evaluation repeats; in training the global state.
 
@@ -898,7 +1142,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         if encoder_outputs is None:
             check_source(self.config, input_ids, inputs_embeds, attention_mask, allow_empty_rows=False)
             source = (input_ids, attention_mask, inputs_embeds)
-            encoder_outputs = self.model.encode(*source, generator=generator, **kwargs)
+            if encoder_states is None and target_states is None:
+                encoder_outputs = self.model.encode(*source, generator=generator, **kwargs)
+            else:
+                check_encoder_states(self, source, labels, encoder_states, target_states, decoder_attention_mask)
+                encoder_outputs = BaseModelOutput(self.model.encoder.to_latents(encoder_states, generator))
+        elif encoder_states is not None or target_states is not None:
+            raise ValueError("Pass cached states or `encoder_outputs`: both are the encoder's result.")
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if labels is None:
@@ -918,7 +1168,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             if latents is not None or timesteps is not None:
                 raise ValueError("`latents` and `timesteps` are drawn by the loss: pass them without `labels`.")
             source = SourceInputs(input_ids, attention_mask, encoder_outputs[0] if input_ids is None else None)
-            target = (labels, decoder_attention_mask, token_weights, token_lengths)
+            target = (labels, decoder_attention_mask, token_weights, token_lengths, target_states)
             output, logits, terms, extra = self._training_forward(
                 encoder_outputs, source, *target, generator, **kwargs
             )
@@ -934,6 +1184,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         canvas: torch.Tensor | None,
         token_weights: torch.Tensor | None,
         token_lengths: torch.Tensor | None,
+        target_states: torch.Tensor | None,
         generator: torch.Generator | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[ModelOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
@@ -944,7 +1195,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         weights, routing = self.config.loss_weights, RoutingOptions.from_config(self.config)
         if generator is None and not self.training:
             generator = torch.Generator(encoder_outputs[0].device).manual_seed(0)
-        target = (labels, canvas, token_weights, token_lengths)
+        target = (labels, canvas, token_weights, token_lengths, target_states)
         inputs, initial_state, context = self._prepare_loss(encoder_outputs[0], source, *target, generator)
 
         # Flow matching at a random time of the linear path. Where winners are followed, the solver's first step
@@ -981,6 +1232,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         canvas: torch.Tensor | None,
         token_weights: torch.Tensor | None,
         token_lengths: torch.Tensor | None,
+        target_states: torch.Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[LossInputs, torch.Tensor, YanFlowContext]:
         """The target's latents on its canvas, the flow's start `(B, Ly, d)`, and what its evaluations share."""
@@ -990,7 +1242,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         counted = labels != -100
         canvas = counted if canvas is None else canvas.bool()
         target_ids = labels.masked_fill(~counted, config.mask_token_id or 0)
-        target_latents = self.model.encode(target_ids, canvas, generator=generator, is_target=True).last_hidden_state
+        if target_states is not None:
+            target_latents = self.model.encoder.to_latents(target_states, generator)
+        else:
+            encoded = self.model.encode(target_ids, canvas, generator=generator, is_target=True)
+            target_latents = encoded.last_hidden_state
         shape, device = target_latents.shape, target_latents.device
         times = sample_times(shape[0], config.time_beta, device, generator)
         state = config.init_noise * torch.randn(shape, generator=generator, device=device)
@@ -1174,9 +1430,9 @@ class YanForAutoEncoding(YanPreTrainedModel):
         r"(^|\.)start_(proj|offsets)\.",
     ]
 
-    def __init__(self, config: YanConfig):
+    def __init__(self, config: YanConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
-        self.model = YanModel(config, add_flow=False)
+        self.model = YanModel(config, add_flow=False, encoder=encoder)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 

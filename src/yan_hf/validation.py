@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.stopping_criteria import ConfidenceCriteria, MaxTimeCriteria, StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+)
 
 
 def _values_can_be_read(tensor: Tensor) -> bool:
@@ -46,6 +51,58 @@ def check_no_prefix_tuning(model: PreTrainedModel) -> None:
             f"`{type(adapter).__name__}` hands `past_key_values` to the model, but YAN has no key-value cache: all "
             "positions are generated at once, and the adapter would have no effect. Use LoRA or prompt tuning instead."
         )
+
+
+def check_encoder_type(config: PreTrainedConfig) -> None:
+    """Raises `ValueError` for the configuration of a model that is no bidirectional encoder of text."""
+    kind, known = type(config), (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_TEXT_ENCODING_MAPPING)
+    if getattr(config, "vocab_size", None) is None:
+        raise ValueError(f"A model of the type {config.model_type!r} has no vocabulary: it cannot encode text.")
+    is_bidirectional = (
+        config.is_encoder_decoder
+        or any(kind in mapping for mapping in known)
+        or getattr(config, "is_causal", None) is False
+        or getattr(config, "use_bidirectional_attention", False)
+    )
+    if getattr(config, "is_decoder", False) or (kind in MODEL_FOR_CAUSAL_LM_MAPPING and not is_bidirectional):
+        raise ValueError(
+            f"A model of the type {config.model_type!r} is causal: a token's state knows nothing of what follows. "
+            "Take an encoder, such as BERT, ModernBERT or T5."
+        )
+
+
+def check_encoder_states(
+    model: PreTrainedModel,
+    source: tuple[Tensor | None, ...],
+    labels: Tensor | None,
+    encoder_states: Tensor | None,
+    target_states: Tensor | None,
+    canvas: Tensor | None,
+) -> None:
+    """
+    Raises `ValueError` for cached states of another shape than the source's ids or embeddings and the labels, of one
+    side alone or of a `canvas` of its own, without a pretrained encoder, and while that trains, an adapter on it too.
+    """
+    if model.config.encoder_config is None:
+        raise ValueError("`encoder_states` and `target_states` are a pretrained encoder's: this model has its own.")
+    if labels is None or encoder_states is None or target_states is None:
+        raise ValueError(
+            "Pass `encoder_states`, `target_states` and `labels` together: cached states are for training."
+        )
+    if model.training and any(weight.requires_grad for weight in model.model.encoder.model.parameters()):
+        raise ValueError(
+            "`encoder_states` were cached, but the encoder trains, so that they are out of date after the first step. "
+            "Call `model.freeze('encoder')`, or leave the cached states out."
+        )
+    if canvas is not None:
+        raise ValueError(
+            "`target_states` were encoded on the canvas of the labels: leave `decoder_attention_mask` out."
+        )
+    width = model.config.encoder_config.hidden_size
+    tokens = source[0] if source[0] is not None else source[2][..., 0]
+    for name, states, like in (("encoder_states", encoder_states, tokens), ("target_states", target_states, labels)):
+        if tuple(states.shape) != (*like.shape, width):
+            raise ValueError(f"`{name}` must have shape {(*like.shape, width)}, but have {tuple(states.shape)}.")
 
 
 def check_source(

@@ -10,7 +10,17 @@ from importlib import import_module
 
 
 # Modules of this room, each with `add_arguments` and `run`; their docstrings are the help.
-COMMANDS = ("train_tokenizer", "convert", "export", "info", "generate", "evaluate", "benchmark", "serve")
+COMMANDS = (
+    "train_tokenizer",
+    "convert",
+    "export",
+    "info",
+    "encode_dataset",
+    "generate",
+    "evaluate",
+    "benchmark",
+    "serve",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

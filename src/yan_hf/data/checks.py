@@ -90,8 +90,8 @@ def _columns(examples: Any) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]
     elif hasattr(examples, "with_format") and hasattr(examples, "__len__") and len(examples) > 0:
         import pyarrow.compute as compute  # comes with datasets, which made the columns
 
-        for number, table in enumerate(examples.with_format("arrow").iter(_BATCH)):
-            for name in ("input_ids", "labels"):
-                if name in table.column_names:
-                    lengths = compute.fill_null(compute.list_value_length(table[name]), 0).to_numpy()
-                    yield number * _BATCH, name, lengths, compute.list_flatten(table[name]).to_numpy()
+        names = [name for name in ("input_ids", "labels") if name in examples.column_names]
+        for number, table in enumerate(examples.select_columns(names).with_format("arrow").iter(_BATCH)):
+            for name in names:
+                lengths = compute.fill_null(compute.list_value_length(table[name]), 0).to_numpy()
+                yield number * _BATCH, name, lengths, compute.list_flatten(table[name]).to_numpy()

@@ -184,7 +184,8 @@ class YanDataCollator:
         """
         A batch: `input_ids` and `attention_mask` `(B, Lx)` and `labels` `(B, Ly)`, int64, labels padded with -100; and
         `token_weights` `(B, Ly)`, float32, where the examples of pairs have them, one for each label; and likewise
-        `token_lengths` `(B, Lx)`, int64, one for each source token.
+        `token_lengths` `(B, Lx)`, int64, one for each source token, and `encoder_states` `(B, Lx, D)` and
+        `target_states` `(B, Ly, D)`, float32, of [`encode_dataset`].
 
         Raises:
             ValueError: for an example without the columns or the tokens that the objective needs.
@@ -215,6 +216,23 @@ class YanDataCollator:
             batch["token_weights"] = self._pad(weights, 0, "right")
         if all(lengths is not None for lengths in token_lengths):
             batch["token_lengths"] = self._pad(token_lengths, 0, side)
+        if all("encoder_states" in feature and "target_states" in feature for feature in features):
+            batch |= self._cached_states(features, sources, labels)
+        return batch
+
+    def _cached_states(
+        self, features: list[dict[str, Any]], sources: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+    ) -> dict[str, torch.Tensor]:
+        batch = {}
+        sides = (("encoder_states", sources, self.tokenizer.padding_side), ("target_states", labels, "right"))
+        for name, tokens, side in sides:
+            rows = [np.asarray(feature[name], dtype=np.float32) for feature in features]
+            if self.corruption is not None or any(len(row) != len(ids) for row, ids in zip(rows, tokens)):
+                raise ValueError(
+                    f"`{name}` were encoded of other tokens than the batch has: cached states are of pairs as they "
+                    "stand, without `corruption`, `canvas_slack` and span corruption. Leave these or the states out."
+                )
+            batch[name] = self._pad(rows, 0, side)
         return batch
 
     def _check(self, row: int, feature: dict[str, Any]):
@@ -278,7 +296,7 @@ class YanDataCollator:
         width = max(len(row) for row in rows)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padded = np.full((len(rows), width), value, dtype=rows[0].dtype)
+        padded = np.full((len(rows), width, *rows[0].shape[1:]), value, dtype=rows[0].dtype)
         for index, row in enumerate(rows):
             padded[index, slice(width - len(row), None) if side == "left" else slice(len(row))] = row
         return torch.from_numpy(padded)

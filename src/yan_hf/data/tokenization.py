@@ -18,6 +18,9 @@ logger = logging.get_logger(__name__)
 _PIECES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 SPECIAL_TOKENS = {f"{name}_token": piece for name, piece in _PIECES.items()}
 
+# Stands for the first masked span in what T5 was trained on.
+_SENTINEL = "<extra_id_0>"
+
 # What stands for a mask in texts made by the package, until they are encoded: a code point that Unicode sets aside for
 # internal use, so that a text which spells out a mask token has none.
 MASK_MARKER = "\ufdd0"
@@ -229,12 +232,18 @@ def prepare_tokenizer(
     Gives an existing tokenizer (GPT-2, Llama, T5 style) the special tokens YAN needs, in place, and fits a model.
 
     Missing begin, end, pad and mask tokens are added; a pad token that is also the end token is replaced by one of its
-    own. A tokenizer with only one of begin and end tokens uses it for both, as GPT-2's does. A YAN model's tables are
-    resized where the vocabulary has outgrown them, and its configurations get the special tokens.
+    own. BERT's `[CLS]` and `[SEP]` begin and end texts, and T5's first sentinel is the mask. A tokenizer with only one
+    of begin and end tokens uses it for both, as GPT-2's does. A YAN model's tables are resized where the vocabulary
+    has outgrown them, and its configurations get the special tokens.
 
     Returns:
         The tokenizer.
     """
+    for name, other in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
+        if getattr(tokenizer, name) is None and getattr(tokenizer, other) is not None:
+            setattr(tokenizer, name, getattr(tokenizer, other))
+    if tokenizer.mask_token is None and _SENTINEL in tokenizer.get_vocab():
+        tokenizer.mask_token = _SENTINEL
     if tokenizer.eos_token is None and tokenizer.bos_token is not None:
         tokenizer.eos_token = tokenizer.bos_token
     given = {name: getattr(tokenizer, name) for name in ("eos_token", "pad_token", "mask_token")}

@@ -14,6 +14,8 @@ from ..generation_config_yan import YanGenerationConfig
 
 
 _TABLES = ("embed_tokens", "embed_positions", "lm_head")
+# In pretrained encoders, beside these.
+_TABLES += ("word_embeddings", "tok_embeddings", "position_embeddings")
 
 
 def length_mode(config: YanConfig) -> str:
@@ -25,6 +27,13 @@ def length_mode(config: YanConfig) -> str:
         "fertility": "predicted for every source token",
     }
     return by_token.get(config.start_state, "predicted by the length head")
+
+
+def encoder_name(config: YanConfig) -> str:
+    """The encoder's backbone, or the type of model that a pretrained one is of."""
+    if config.encoder_config is None:
+        return config.encoder_backbone
+    return f"pretrained {config.encoder_config.model_type}"
 
 
 def is_table(name: str) -> bool:
@@ -77,7 +86,7 @@ def checkpoint_info(folder: str | Path) -> dict[str, Any]:
         "weight_files": len(files),
         "dtype": ", ".join(sorted(dtypes)),
         **settings("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
-        "encoder": f"{config.encoder_backbone}, {config.encoder_layers} blocks",
+        "encoder": f"{encoder_name(config)}, {config.encoder_layers} blocks",
         "flow": f"{config.flow_backbone}, {config.flow_layers} blocks, cross-attention in "
         f"{', '.join(map(str, config.cross_attention_layers)) or 'none'}",
         "decoder": f"{config.decoder_layers} blocks",

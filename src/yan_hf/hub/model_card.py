@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..data.files import whole_file
 from ..serving.pipeline import TASK
-from .info import is_table, length_mode
+from .info import encoder_name, is_table, length_mode
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -140,6 +140,7 @@ def create_model_card(
         "example_source": json.dumps(texts["example_source"], ensure_ascii=False),
         "limits": limits,
         "config": config,
+        "encoder": encoder_name(config),
         "parameters": parameter_counts(model),
         "solver": getattr(generation, "solver", None) or "euler",
         "steps": getattr(generation, "num_inference_steps", None) or config.solver_steps,

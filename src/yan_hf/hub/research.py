@@ -217,9 +217,15 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: YanConfig):
 
 
 def _check_exportable(config: YanConfig):
-    needed = {"tie_word_embeddings": False, "num_extra_positions": 1, "feed_forward_multiplier": 4}
+    needed = {
+        "encoder_config": None,
+        "tie_word_embeddings": False,
+        "num_extra_positions": 1,
+        "feed_forward_multiplier": 4,
+    }
     for name, value in {**needed, "hidden_act": "gelu", "start_state": "noise"}.items():
         if (found := getattr(config, name)) != value:
+            found = getattr(found, "model_type", found)
             raise ValueError(f"The research layout has `{name}={value}`, this checkpoint {found!r}: no export.")
 
 
