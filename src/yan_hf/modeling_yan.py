@@ -320,8 +320,8 @@ class YanPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if getattr(model.config, "quantization_config", None) and getattr(model, "hf_quantizer", None) is None:
             raise ImportError(
-                f"The checkpoint is quantised, by {model.config.quantization_config}, and nothing here reads that: its "
-                "numbers would be taken for weights. Install the package and import it: `pip install yan-hf`."
+                f"The checkpoint is quantised, {model.config.quantization_config}, and nothing here reads that: its "
+                "integers would be taken for weights. Install the package and import it: `pip install yan-hf`."
             )
         # Loading makes new parameters.
         model._apply_frozen()

@@ -175,11 +175,12 @@ class YanInt8Quantizer(HfQuantizer):
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any):
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
-        if any(torch.device(place).type != "cpu" for place in places if place not in (None, "auto")):
-            raise ValueError(
-                f"{METHOD} is for the CPU, but `device_map` is {device_map}. Leave `quantization_config` out and "
-                'load with dtype="bfloat16" there; a checkpoint that was saved in it needs device_map="cpu".'
-            )
+        for place in map(str, places):
+            if place not in ("None", "auto", "cpu", "cpu:0"):
+                raise ValueError(
+                    f"{METHOD} is for the CPU, but `device_map` has {place}. Leave `quantization_config` out and load "
+                    'with dtype="bfloat16" there; a checkpoint that was saved in it needs device_map="cpu".'
+                )
 
     def update_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
         return torch.float32
@@ -261,27 +262,25 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
     rounding = 2 * (states.shape[1] + 8) * torch.finfo(torch.float32).eps
     by_norm = (states - read).norm(dim=-1) + rounding * states.norm(dim=-1)  # (T,), for each unit of ‖w‖
     by_error = read.norm(dim=-1)
-    highest, bounds, starts = [], [], range(0, len(weight), part_size)
-    for start in starts:
+    parts = []
+    for start in range(0, len(weight), part_size):
         part = slice(start, start + part_size)
-        logits = _product(
-            integers, scales, head.integers[part], head.scale[part], None if bias is None else bias[part]
-        )
+        part_bias = None if bias is None else bias[part]
+        logits = _product(integers, scales, head.integers[part], head.scale[part], part_bias)
         if surplus := -logits.shape[1] % _GROUP:
             logits = nn.functional.pad(logits, (0, surplus), value=-torch.inf)
-        highest.append(logits.view(len(states), _GROUP, -1).amax(dim=1))  # every n-th entry in one group
-        bound = by_norm * head.norms[part].max() + by_error * head.errors[part].max()
-        bounds.append(bound[:, None].expand_as(highest[-1]))
-    sizes = [group.shape[1] for group in highest]
-    highest, bounds = torch.cat(highest, dim=1), torch.cat(bounds, dim=1)  # (T, groups)
-    rows, groups = (highest + bounds >= (highest - bounds).amax(dim=1, keepdim=True)).nonzero(as_tuple=True)
-    if len(rows) * _GROUP > weight.shape[0]:
+        highest = logits.view(len(states), _GROUP, -1).amax(dim=1)  # a group is every so many-th entry
+        parts.append((start, highest, by_norm * head.norms[part].max() + by_error * head.errors[part].max()))
+    least = torch.stack([highest.amax(dim=1) - bound for _, highest, bound in parts]).amax(dim=0)
+    rows, tokens = [], []
+    for start, highest, bound in parts:
+        row, group = (highest >= (least - bound)[:, None]).nonzero(as_tuple=True)
+        rows.append(row)
+        tokens.append(start + group[:, None] + highest.shape[1] * torch.arange(_GROUP))
+    # What fills the last group up stands for tokens that are there.
+    rows, tokens = torch.cat(rows), torch.cat(tokens).clamp(max=len(weight) - 1)
+    if tokens.numel() > len(weight):
         return None
-    # Group → the entries of the vocabulary that are in it; behind its end, the last one again.
-    first = torch.cat([start + torch.arange(size) for start, size in zip(starts, sizes)])
-    stride = torch.cat([torch.full((size,), size) for size in sizes])
-    tokens = first[groups, None] + stride[groups, None] * torch.arange(_GROUP)
-    tokens = tokens.clamp(max=len(weight) - 1)
     candidates = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
     logits = torch.bmm(candidates, states[rows, :, None])[..., 0]  # (groups found, group)
     if bias is not None:
