@@ -42,11 +42,20 @@ def _check(states: Tensor):
         raise RuntimeError(f"A model in {METHOD} has no gradients: train the float checkpoint, and quantise that.")
 
 
-def int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` of states `(..., d)` and an int8 weight `(n, d)` with scales `(n,)`, in the states' dtype."""
+def int8_linear(
+    states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, precise: bool = False
+) -> Tensor:
+    """
+    `linear` of states `(..., d)` and an int8 weight `(n, d)` with scales `(n,)`, in the states' dtype. With `precise`
+    a second product adds what 8 bits leave out of the states.
+    """
     _check(states)
-    integers, scales = quantize_rows(states.float().view(-1, states.shape[-1]))
-    return _product(integers, scales, weight, scale, bias).view(*states.shape[:-1], -1).to(states.dtype)
+    rows = states.float().view(-1, states.shape[-1])
+    integers, scales = quantize_rows(rows)
+    product = _product(integers, scales, weight, scale, bias)
+    if precise:
+        product += _product(*quantize_rows(rows - integers * scales[:, None]), weight, scale, None)
+    return product.view(*states.shape[:-1], -1).to(states.dtype)
 
 
 def _product(integers: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,17 +72,18 @@ def _scale_parameter(*shape: int) -> nn.Parameter:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with a quantised weight."""
+    """A linear layer with a quantised weight; see [`int8_linear`]."""
 
-    def __init__(self, layer: nn.Linear):
+    def __init__(self, layer: nn.Linear, precise: bool = False):
         super().__init__()
+        self.precise = precise
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight = _int8_parameter(layer.out_features, layer.in_features)
         self.weight_scale = _scale_parameter(layer.out_features)
         self.bias = layer.bias
 
     def forward(self, states: Tensor) -> Tensor:
-        return int8_linear(states, self.weight, self.weight_scale, self.bias)
+        return int8_linear(states, self.weight, self.weight_scale, self.bias, self.precise)
 
     def by_part(self, states: Tensor) -> Callable[[slice], Tensor]:
         """What gives the layer's result for states `(T, d)` at some of its outputs, `(T, n)`; quantises them once."""
@@ -135,6 +145,9 @@ def _replace_modules(model: PreTrainedModel):
     }
     if start := getattr(getattr(model, model.base_model_prefix, model), "start_proj", None):
         float_layers.add(id(start))
+    # The lengths that the encoder's latents tell move all that comes behind, so that its states keep 16 bits.
+    encoder = getattr(getattr(model, model.base_model_prefix, model), "encoder", None)
+    encoder_layers = set(map(id, encoder.modules())) if encoder is not None else set()
     table = model.get_input_embeddings()
     for name, module in list(model.named_modules()):
         if module is table:
@@ -142,7 +155,7 @@ def _replace_modules(model: PreTrainedModel):
         elif isinstance(module, YanExperts):
             model.set_submodule(name, Int8Experts(module))
         elif isinstance(module, nn.Linear) and id(module) not in float_layers:
-            model.set_submodule(name, Int8Linear(module))
+            model.set_submodule(name, Int8Linear(module, precise=id(module) in encoder_layers))
 
 
 @register_quantization_config(METHOD)
