@@ -21,27 +21,27 @@ def _save(model: PreTrainedModel, folder: str):
     )
 
 
-def translators(model: PreTrainedModel, quantization: str) -> Callable[[torch.Tensor, int], object]:
-    """
-    What writes a target of a given length for sources `(B, Lx)`, greedily, with as many threads as PyTorch.
-
-    Args:
-        model: A `GPT2LMHeadModel` or a `BartForConditionalGeneration`, in float32.
-        quantization: `"float32"` or `"int8"`, CTranslate2's names.
-    """
+def convert(model: PreTrainedModel, folder: str, quantization: str):
+    """Writes a `GPT2LMHeadModel` or a `BartForConditionalGeneration` for CTranslate2; "float32" or "int8"."""
     import ctranslate2
 
-    with tempfile.TemporaryDirectory() as folder:
-        _save(model, folder)
-        converter = ctranslate2.converters.TransformersConverter(folder)
-        converter.convert(f"{folder}/converted", quantization=quantization)
-        engine = ctranslate2.Translator if model.config.is_encoder_decoder else ctranslate2.Generator
-        threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
-        loaded = engine(f"{folder}/converted", device="cpu", compute_type=quantization, **threads)
+    with tempfile.TemporaryDirectory() as saved:
+        _save(model, saved)
+        converter = ctranslate2.converters.TransformersConverter(saved)
+        converter.convert(folder, quantization=quantization, force=True)
+
+
+def load(folder: str, is_encoder_decoder: bool, quantization: str) -> Callable[[torch.Tensor, int], object]:
+    """What writes a target of a given length for sources `(B, Lx)`, greedily, with as many threads as PyTorch."""
+    import ctranslate2
+
+    engine = ctranslate2.Translator if is_encoder_decoder else ctranslate2.Generator
+    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
+    loaded = engine(folder, device="cpu", compute_type=quantization, **threads)
 
     def run(ids: torch.Tensor, length: int) -> object:
         rows = [[str(token) for token in row] for row in ids.tolist()]
-        if model.config.is_encoder_decoder:
+        if is_encoder_decoder:
             limits = {"min_decoding_length": length, "max_decoding_length": length}
             return [found.hypotheses[0] for found in loaded.translate_batch(rows, beam_size=1, **limits)]
         limits = {"min_length": length, "max_length": length}
@@ -49,3 +49,10 @@ def translators(model: PreTrainedModel, quantization: str) -> Callable[[torch.Te
         return [found.sequences[0] for found in results]
 
     return run
+
+
+def translator(model: PreTrainedModel, quantization: str) -> Callable[[torch.Tensor, int], object]:
+    """[`convert`] and [`load`]."""
+    with tempfile.TemporaryDirectory() as folder:
+        convert(model, folder, quantization)
+        return load(folder, model.config.is_encoder_decoder, quantization)

@@ -36,7 +36,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from ctranslate import translators
+from ctranslate import translator
 from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
 from report import peak_memory, save, timed
 from rewriting_systems import LOOKUP_TOKENS, LookupBart, ctc_logits, mask_predict
@@ -96,7 +96,7 @@ def build_models(systems: Iterable[str], config: YanConfig, device: torch.device
         models["cmlm"].config.mask_token_id = config.mask_token_id
     for name in systems:
         if name.startswith("ct2"):
-            models[name] = translators(models[OTHERS[name]], "int8" if name.endswith("int8") else "float32")
+            models[name] = translator(models[OTHERS[name]], "int8" if name.endswith("int8") else "float32")
     if "yan-bfloat16" in systems:
         models["yan-bfloat16"] = copy.deepcopy(yan).to(torch.bfloat16)
     if "yan-int8" in systems:
