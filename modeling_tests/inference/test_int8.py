@@ -158,8 +158,15 @@ def test_the_argmax_sees_changed_weights_and_leaves_what_is_not_for_it():
             tokens, _ = int8.exact_argmax(states, head.weight, None, 8192)
             assert torch.equal(tokens, (states @ head.weight.T).argmax(dim=-1))
             head.weight[: len(states)] *= -1
+        head.weight.data.copy_(torch.randn_like(head.weight))  # counts as no new version
+        tokens, _ = int8.exact_argmax(states, head.weight, None, 8192)
+        assert torch.equal(tokens, (states @ head.weight.T).argmax(dim=-1))
         assert int8.exact_argmax(states.index_fill(0, torch.tensor(2), torch.nan), head.weight, None, 8192) is None
         assert int8.exact_argmax(states, torch.nn.Parameter(head.weight[:100]), None, 8192) is None
         assert int8.exact_argmax(torch.zeros_like(states), head.weight, None, 8192) is None  # all are equal
     with cpu_kernels.use_onednn(KERNELS):
         assert KERNELS.argmax(states, head.weight, head.bias, 8192) is None  # a gradient is recorded
+    with torch.inference_mode():  # whose tensors have no version
+        weight = torch.nn.Parameter(head.weight.clone())
+        tokens, _ = int8.exact_argmax(states, weight, None, 8192)
+    assert torch.equal(tokens, (states @ weight.T).argmax(dim=-1))
