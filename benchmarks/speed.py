@@ -20,8 +20,9 @@ Systems, all with the same vocabulary, width, dtype, source and target lengths, 
   `masked-diffusion-32` in 32 steps.
 
 Every round runs each system once; the median of the rounds after a warm-up counts. A system that takes longer than
-`--patience` seconds takes part in two rounds only, which its row says. The floor is the larger of the bytes of weights
-over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, both measured here.
+`--patience` seconds takes part in two rounds only, which its row says. Where others use the processor too, the
+process's own time on it (`processor_seconds`) tells what latency cannot. The floor is the larger of the bytes of
+weights over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, measured here.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import copy
 import importlib.util
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -168,15 +170,18 @@ def measure(
     rounds: int,
     patience: float,
     device: torch.device,
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every system in each round, one after the other, and of its first call."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, float]]:
+    """Seconds and processor seconds of every system in each round, one after the other, and of its first call."""
     warm_up = {name: timed(first, device) for name, (_, first, _) in systems.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
+    processor: dict[str, list[float]] = {name: [] for name in systems}
     for index in range(rounds):
         for name, (run, _, _) in systems.items():
             if index < 2 or seconds[name][0] <= patience:
+                began = time.process_time()
                 seconds[name].append(timed(run, device))
-    return seconds, warm_up
+                processor[name].append(time.process_time() - began)
+    return seconds, processor, warm_up
 
 
 def plot(rows: list[dict], title: str, file: Path):
@@ -259,7 +264,7 @@ def main():
                 and not (name == "ar-bart-lookup" and batch_size > 1)
             ]
             systems = make_systems(names, models, ids, length)
-            seconds, warm_up = measure(systems, options.rounds, options.patience, device)
+            seconds, processor, warm_up = measure(systems, options.rounds, options.patience, device)
             reads, multiply_adds = floor_costs(config, batch_size, options.source_length, length, STEPS)
             floor = max(reads * dtype.itemsize / bandwidth, multiply_adds / rate)
             for name in names:
@@ -270,6 +275,7 @@ def main():
                     "target_length": length,
                     "latency_seconds": latency,
                     "latency_range": [min(seconds[name]), max(seconds[name])],
+                    "processor_seconds": median(processor[name]),
                     "rounds": len(seconds[name]),
                     "tokens_per_second": batch_size * length / latency,
                     "trunk_passes": systems[name][2],
@@ -285,6 +291,7 @@ def main():
                 floor_share = f"floor {row['share_of_floor']:4.0%}" if "share_of_floor" in row else ""
                 print(
                     f"{name:20} batch {batch_size:3} length {length:5}: {latency * 1000:10.1f} ms "
+                    f"{row['processor_seconds'] * 1000:10.1f} on the processor "
                     f"{row['tokens_per_second']:10.0f} tokens/s {ratio} {floor_share}",
                     flush=True,
                 )
