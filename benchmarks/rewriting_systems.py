@@ -179,7 +179,7 @@ def _mask_predict_loss(model: MaskPredictBart, batch: dict[str, torch.Tensor]) -
     return nn.functional.cross_entropy(logits[masked], labels[masked]) + 0.1 * length_loss
 
 
-def _ctc_logits(
+def ctc_logits(
     model: BidirectionalBart, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(B, r Lx, V)`, where the decoder starts from the source's states, each `r` times; how many count."""
@@ -191,7 +191,7 @@ def _ctc_logits(
 
 def _ctc_loss(model: BidirectionalBart, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The padding token is the blank; the end token is not written. Targets longer than the canvas do not count."""
-    logits, widths = _ctc_logits(model, batch["input_ids"], batch["attention_mask"])
+    logits, widths = ctc_logits(model, batch["input_ids"], batch["attention_mask"])
     labels = batch["labels"]
     lengths = (labels != -100).sum(-1) - 1
     return nn.functional.ctc_loss(
@@ -325,13 +325,13 @@ def _fillings(model: PreTrainedModel, max_new_tokens: int, lookup: int | None, r
 
 
 @torch.no_grad()
-def _mask_predict(model: MaskPredictBart, max_new_tokens: int, iterations: int, rows: Rows) -> Rows:
-    """Mask-Predict (Ghazvininejad et al. 2019), with the likeliest length: the least sure tokens are written again."""
-    batch = _batch(rows, model.config.pad_token_id)
-    source_ids, source_mask = _with_length_token(model, **batch)
-    source = model.model.encoder(source_ids, attention_mask=source_mask).last_hidden_state
-    offsets = model.length_head(source[:, 0]).argmax(-1) - model.longest_offset
-    lengths = (batch["attention_mask"].sum(-1) + offsets).clamp(1, max_new_tokens)
+def mask_predict(
+    model: MaskPredictBart, source: torch.Tensor, source_mask: torch.Tensor, lengths: torch.Tensor, iterations: int
+) -> torch.Tensor:
+    """
+    Mask-Predict (Ghazvininejad et al. 2019) of targets of `lengths` `(B,)`, `(B, Ly)`, padded, given the encoder's
+    states: the least sure tokens are written again.
+    """
     canvas = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens = torch.full(canvas.shape, model.config.pad_token_id)
     confidences = torch.zeros(canvas.shape)
@@ -341,13 +341,24 @@ def _mask_predict(model: MaskPredictBart, max_new_tokens: int, iterations: int, 
         found = model.decode(source, source_mask, canvas, input_ids=ids).log_softmax(-1).max(-1)
         tokens = torch.where(masked, found.indices, tokens)
         confidences = torch.where(masked, found.values, confidences)
-    return _texts(tokens, model.config)
+    return tokens
+
+
+@torch.no_grad()
+def _mask_predict(model: MaskPredictBart, max_new_tokens: int, iterations: int, rows: Rows) -> Rows:
+    """[`mask_predict`] with the likeliest length."""
+    batch = _batch(rows, model.config.pad_token_id)
+    source_ids, source_mask = _with_length_token(model, **batch)
+    source = model.model.encoder(source_ids, attention_mask=source_mask).last_hidden_state
+    offsets = model.length_head(source[:, 0]).argmax(-1) - model.longest_offset
+    lengths = (batch["attention_mask"].sum(-1) + offsets).clamp(1, max_new_tokens)
+    return _texts(mask_predict(model, source, source_mask, lengths, iterations), model.config)
 
 
 @torch.no_grad()
 def _ctc(model: BidirectionalBart, rows: Rows) -> Rows:
     """The likeliest token of every position, repeated ones once, without blanks."""
-    logits, widths = _ctc_logits(model, **_batch(rows, model.config.pad_token_id))
+    logits, widths = ctc_logits(model, **_batch(rows, model.config.pad_token_id))
     best = [row[:width].unique_consecutive() for row, width in zip(logits.argmax(-1), widths.tolist())]
     return [_texts(row[None], model.config)[0] for row in best]
 

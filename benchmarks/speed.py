@@ -7,33 +7,64 @@ Measures the latency of `generate` against other decoders of the same size, inte
 
 Systems, all with the same vocabulary, width, dtype, source and target lengths, and parameters within 5 % of YAN's:
 
-- `yan`: this package, three Euler steps; `yan-compiled`: the same with `compile=True`;
+- `yan`: this package, three Euler steps; `yan-compiled`: the same with `compile=True`; `yan-bfloat16` and, on the
+  CPU, `yan-int8`, in these;
 - `yan-naive`: the research schedule (one pass more than steps, every expert computed for every token, nothing of the
   source kept between steps), in plain PyTorch;
 - `ar-gpt2`, `ar-bart`: Transformers' models, `generate` with their cache, greedy, forced to the same target length;
+- `ar-gpt2-static`: with a static cache and a compiled step; `ar-bart-lookup`: with prompt lookup, one row at a time.
+  Random weights repeat themselves, so that nearly all that is looked up is right: the best that it can be;
+- `ct2-gpt2`, `ct2-bart`, and the same with `-int8`: these models in CTranslate2 (on the CPU, float32 and int8);
+- `cmlm-3`: Mask-Predict in three iterations; `ctc`: one pass over a canvas of twice the target's length;
 - `masked-diffusion`: a bidirectional Transformer decoded as LLaDA does, a step for each token, and
   `masked-diffusion-32` in 32 steps.
 
 Every round runs each system once; the median of the rounds after a warm-up counts. A system that takes longer than
-`--patience` seconds takes part in two rounds only, which its row says. The floor is the larger of the bytes of weights
-over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, both measured here.
+`--patience` seconds takes part in two rounds only, which its row says. Where others use the processor too, the
+process's own time on it (`processor_seconds`) tells what latency cannot. The floor is the larger of the bytes of
+weights over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, measured here.
 """
 
 import argparse
-from collections.abc import Callable
+import copy
+import importlib.util
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from ctranslate import translator
 from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
 from report import peak_memory, save, timed
+from rewriting_systems import LOOKUP_TOKENS, LookupBart, ctc_logits, mask_predict
+from transformers.generation import CompileConfig
 
-from yan_hf import YanConfig, YanForConditionalGeneration
+from yan_hf import YanConfig, YanForConditionalGeneration, YanInt8Config
 from yan_hf.inference import cpu_kernels
 from yan_hf.layers import KERNELS, linear
 
 
-SYSTEMS = ("yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-bart", "masked-diffusion", "masked-diffusion-32")
+# System → the model that [`decoders.matching_model`] builds for it.
+OTHERS = {
+    "ar-gpt2": "ar-gpt2",
+    "ar-gpt2-static": "ar-gpt2",
+    "ct2-gpt2": "ar-gpt2",
+    "ct2-gpt2-int8": "ar-gpt2",
+    "ar-bart": "ar-bart",
+    "ar-bart-lookup": "ar-bart",
+    "ct2-bart": "ar-bart",
+    "ct2-bart-int8": "ar-bart",
+    "cmlm-3": "cmlm",
+    "ctc": "ctc",
+    "masked-diffusion": "masked-diffusion",
+    "masked-diffusion-32": "masked-diffusion",
+}
+SYSTEMS = ("yan", "yan-bfloat16", "yan-int8", "yan-compiled", "yan-naive", *OTHERS)
 STEPS = 3
 
 
@@ -52,44 +83,85 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     return 2 * source.numel() * source.element_size() / copy, size**3 / product
 
 
+def has_ctranslate2() -> bool:
+    return importlib.util.find_spec("ctranslate2") is not None
+
+
+def build_models(systems: Iterable[str], config: YanConfig, device: torch.device, dtype: torch.dtype) -> dict:
+    """The models of the named systems, and what CTranslate2 makes of some."""
+    yan = YanForConditionalGeneration(config)
+    models: dict[str, Any] = {"yan": yan}
+    for name in dict.fromkeys(OTHERS[system] for system in systems if system in OTHERS):
+        models[name] = matching_model(name, config, yan.num_parameters(), 2 * config.max_position_embeddings)
+    models = {name: model.to(device, dtype).eval() for name, model in models.items()}
+    if "cmlm" in models:
+        models["cmlm"].config.mask_token_id = config.mask_token_id
+    for name in systems:
+        if name.startswith("ct2"):
+            models[name] = translator(models[OTHERS[name]], "int8" if name.endswith("int8") else "float32")
+    if "yan-bfloat16" in systems:
+        models["yan-bfloat16"] = copy.deepcopy(yan).to(torch.bfloat16)
+    if "yan-int8" in systems:
+        with tempfile.TemporaryDirectory() as folder:
+            yan.save_pretrained(folder)
+            models["yan-int8"] = type(yan).from_pretrained(folder, quantization_config=YanInt8Config())
+    if "ar-bart-lookup" in systems:
+        models["ar-bart-lookup"] = LookupBart(models["ar-bart"].config).to(device, dtype).eval()
+    return models
+
+
 def make_systems(
-    names: list[str], models: dict[str, torch.nn.Module], ids: torch.Tensor, length: int
+    names: list[str], models: dict[str, Any], ids: torch.Tensor, length: int
 ) -> dict[str, tuple[Callable[[], object], Callable[[], object], int]]:
     """For each system a call, a cheaper call that warms it up, and its passes through a trunk."""
     yan, mask = models["yan"], torch.ones_like(ids)
-    forced = {"attention_mask": mask, "max_new_tokens": length, "min_new_tokens": length, "do_sample": False}
-    short = {**forced, "max_new_tokens": 4, "min_new_tokens": 4}
     mask_token_id = yan.config.mask_token_id
 
     def diffuse(steps: int, warm_up: bool = False) -> Callable[[], object]:
-        def run():
-            used = min(steps, 2) if warm_up else steps
-            return masked_diffusion_generate(models["masked-diffusion"], ids, length, used, mask_token_id)
+        used = min(steps, 2) if warm_up else steps
+        return lambda: masked_diffusion_generate(models["masked-diffusion"], ids, length, used, mask_token_id)
 
-        return run
+    def generate(name: str, **extra: object) -> Callable[[], object]:
+        return lambda: models[name].generate(ids, target_lengths=length, num_inference_steps=STEPS, **extra)
 
-    def generate(**extra: object) -> Callable[[], object]:
-        return lambda: yan.generate(ids, target_lengths=length, num_inference_steps=STEPS, **extra)
+    def autoregressive(name: str, size: int, **extra: object) -> Callable[[], object]:
+        forced = {"attention_mask": mask, "max_new_tokens": size, "min_new_tokens": size, "do_sample": False}
+        return lambda: models[name].generate(ids, **forced, **extra)
 
+    @torch.no_grad()
+    def mask_predicted():
+        source = models["cmlm"].model.encoder(ids).last_hidden_state
+        return mask_predict(models["cmlm"], source, mask, torch.full((len(ids),), length), 3)
+
+    @torch.no_grad()
+    def one_pass():
+        models["ctc"].config.upsample = max(1, 2 * length // ids.shape[1])
+        return ctc_logits(models["ctc"], ids, mask)[0].argmax(dim=-1)
+
+    static = {
+        "cache_implementation": "static",
+        "compile_config": CompileConfig(fullgraph=False, mode="default", dynamic=False),
+    }
+    static["compile_config"]._compile_all_devices = True  # also on the CPU
+    lookup = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
     systems = {
-        "yan": (generate(), generate(), STEPS),
-        "yan-compiled": (generate(compile=True), generate(compile=True), STEPS),
-        "yan-naive": (
-            lambda: naive_generate(yan, ids, length, STEPS),
-            lambda: naive_generate(yan, ids, length, STEPS),
-            STEPS + 1,
-        ),
+        "yan-compiled": (generate("yan", compile=True), generate("yan", compile=True), STEPS),
+        "yan-naive": (*2 * [lambda: naive_generate(yan, ids, length, STEPS)], STEPS + 1),
         "masked-diffusion": (diffuse(length), diffuse(length, True), length),
         "masked-diffusion-32": (diffuse(min(32, length)), diffuse(min(32, length), True), min(32, length)),
+        # The cache has the size of the target, and the program that of the cache.
+        "ar-gpt2-static": (*2 * [autoregressive("ar-gpt2", length, **static)], length),
+        "ar-bart-lookup": (*2 * [autoregressive("ar-bart-lookup", length, **lookup)], length),
+        "cmlm-3": (mask_predicted, mask_predicted, 3),
+        "ctc": (one_pass, one_pass, 1),
     }
+    for name in ("yan", "yan-bfloat16", "yan-int8"):
+        systems[name] = (generate(name), generate(name), STEPS)
     for name in ("ar-gpt2", "ar-bart"):
-        model = models.get(name)
-        if model is not None:
-            systems[name] = (
-                lambda model=model: model.generate(ids, **forced),
-                lambda model=model: model.generate(ids, **short),
-                length,
-            )
+        systems[name] = (autoregressive(name, length), autoregressive(name, 4), length)
+    for name in filter(lambda name: name.startswith("ct2"), names):
+        run = models[name]
+        systems[name] = (partial(run, ids, length), partial(run, ids, 4), length)
     return {name: systems[name] for name in names}
 
 
@@ -98,15 +170,18 @@ def measure(
     rounds: int,
     patience: float,
     device: torch.device,
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every system in each round, one after the other, and of its first call."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, float]]:
+    """Seconds and processor seconds of every system in each round, one after the other, and of its first call."""
     warm_up = {name: timed(first, device) for name, (_, first, _) in systems.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
+    processor: dict[str, list[float]] = {name: [] for name in systems}
     for index in range(rounds):
         for name, (run, _, _) in systems.items():
             if index < 2 or seconds[name][0] <= patience:
+                began = time.process_time()
                 seconds[name].append(timed(run, device))
-    return seconds, warm_up
+                processor[name].append(time.process_time() - began)
+    return seconds, processor, warm_up
 
 
 def plot(rows: list[dict], title: str, file: Path):
@@ -118,7 +193,7 @@ def plot(rows: list[dict], title: str, file: Path):
 
     batch_size = min(row["batch_size"] for row in rows)
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for name, marker in zip(SYSTEMS, "osv^D<>"):
+    for name, marker in zip(SYSTEMS, "ospPv^<>DdhHxX*+1"):
         points = [row for row in rows if row["system"] == name and row["batch_size"] == batch_size]
         if points:
             points.sort(key=lambda row: row["target_length"])
@@ -149,6 +224,7 @@ def main():
     parser.add_argument("--experts", type=int, help="number of experts instead of the size's")
     parser.add_argument("--source-length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds of a call that gets two rounds only")
     parser.add_argument(
         "--longest",
@@ -162,16 +238,18 @@ def main():
     options = parser.parse_args()
 
     torch.manual_seed(0)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, options.dtype)
     fields = {**SIZES[options.size], **({"num_experts": options.experts} if options.experts else {})}
     config = YanConfig(max_position_embeddings=max(1024, *options.lengths), **fields)
-    models = {"yan": YanForConditionalGeneration(config)}
-    parameters = models["yan"].num_parameters()
-    for name in ("ar-gpt2", "ar-bart", "masked-diffusion"):
-        if any(system.startswith(name) for system in options.systems):
-            models[name] = matching_model(name, config, parameters, 2 * config.max_position_embeddings)
-    models = {name: model.to(device, dtype).eval() for name, model in models.items()}
+    missing = [name for name in options.systems if name.startswith("ct2") and not has_ctranslate2()]
+    missing += [name for name in options.systems if name.startswith(("ct2", "yan-int8")) and device.type != "cpu"]
+    if missing:
+        print(f"Left out: {', '.join(missing)}, which need the CPU and, for ct2, `pip install ctranslate2`.")
+    asked = [name for name in options.systems if name not in missing]
+    models = build_models(asked, config, device, dtype)
     bandwidth, rate = machine_rates(device, dtype)
 
     rows = []
@@ -180,12 +258,13 @@ def main():
             ids = torch.randint(5, config.vocab_size, (batch_size, options.source_length), device=device)
             names = [
                 name
-                for name in options.systems
+                for name in asked
                 if not any(name.startswith(slow) and length > longest for slow, longest in options.longest)
                 and not (name == "masked-diffusion-32" and length <= 32)
+                and not (name == "ar-bart-lookup" and batch_size > 1)
             ]
             systems = make_systems(names, models, ids, length)
-            seconds, warm_up = measure(systems, options.rounds, options.patience, device)
+            seconds, processor, warm_up = measure(systems, options.rounds, options.patience, device)
             reads, multiply_adds = floor_costs(config, batch_size, options.source_length, length, STEPS)
             floor = max(reads * dtype.itemsize / bandwidth, multiply_adds / rate)
             for name in names:
@@ -196,13 +275,14 @@ def main():
                     "target_length": length,
                     "latency_seconds": latency,
                     "latency_range": [min(seconds[name]), max(seconds[name])],
+                    "processor_seconds": median(processor[name]),
                     "rounds": len(seconds[name]),
                     "tokens_per_second": batch_size * length / latency,
                     "trunk_passes": systems[name][2],
                     "times_slower_than_yan": latency / median(seconds["yan"]) if "yan" in seconds else None,
                     "first_call_seconds": warm_up[name],
                 }
-                if name.startswith("yan"):
+                if name in ("yan", "yan-compiled", "yan-naive"):  # in the dtype of the rates
                     row["floor_seconds"] = floor
                     row["share_of_floor"] = floor / latency
                     row["peak_memory_bytes"] = peak_memory(systems[name][0], device)
@@ -211,6 +291,7 @@ def main():
                 floor_share = f"floor {row['share_of_floor']:4.0%}" if "share_of_floor" in row else ""
                 print(
                     f"{name:20} batch {batch_size:3} length {length:5}: {latency * 1000:10.1f} ms "
+                    f"{row['processor_seconds'] * 1000:10.1f} on the processor "
                     f"{row['tokens_per_second']:10.0f} tokens/s {ratio} {floor_share}",
                     flush=True,
                 )
@@ -222,7 +303,11 @@ def main():
                         "seed": 0,
                         "source_length": options.source_length,
                         "solver_steps": STEPS,
-                        "parameters": {name: model.num_parameters() for name, model in models.items()},
+                        "left_out": missing,
+                        "load_average": os.getloadavg(),
+                        "parameters": {
+                            name: model.num_parameters() for name, model in models.items() if name[:3] != "ct2"
+                        },
                         "copy_bytes_per_second": bandwidth,
                         "multiply_adds_per_second": rate,
                         "rows": rows,

@@ -150,6 +150,37 @@ def speed() -> str:
     )
 
 
+def speed_engines() -> str:
+    """The processor's time, since others used it too; behind it, how many times that of `yan`."""
+    rows = result("speed_cpu_engines")["rows"]
+    counts = sorted({row["target_length"] for row in rows})
+    found = {(row["system"], row["target_length"]): row["processor_seconds"] for row in rows}
+    lines = []
+    for system in dict.fromkeys(row["system"] for row in rows):
+        cells = []
+        for count in counts:
+            seconds = found.get((system, count))
+            slower = "" if seconds is None or system == "yan" else f" ({_factor(seconds / found['yan', count])})"
+            cells.append("" if seconds is None else f"{1000 * seconds:.0f} ms{slower}")
+        lines.append([f"`{system}`", *cells])
+    return grid(["system", *(f"{count} tokens" for count in counts)], lines)
+
+
+def int8_products() -> str:
+    """Times faster than float32."""
+    rows, lines = result("int8_products")["rows"], []
+    systems = [name for name in dict.fromkeys(row["system"] for row in rows) if name != "float32"]
+    for shape in dict.fromkeys((row["tokens"], row["inputs"], row["outputs"]) for row in rows):
+        found = {
+            row["system"]: row["processor_seconds"]
+            for row in rows
+            if (row["tokens"], row["inputs"], row["outputs"]) == shape
+        }
+        cells = [f"{found['float32'] / found[name]:.1f}×" if name in found else "" for name in systems]
+        lines.append([f"{shape[0]} × {shape[1]} → {shape[2]}", f"{1000 * found['float32']:.2f} ms", *cells])
+    return grid(["tokens × inputs → outputs", "float32", *(f"`{name}`" for name in systems)], lines)
+
+
 def speed_cuda() -> str:
     """Lowest and highest beside the median: rounds on a GPU spread far."""
     lines = []
@@ -299,7 +330,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ablations": ablations,
     },
     "docs/generation.md": {"generation-options": generation_options},
-    "docs/speed.md": {"speed": speed, "speed-cuda": speed_cuda, "batches": speed_batches},
+    "docs/speed.md": {
+        "engines": speed_engines,
+        "int8-products": int8_products,
+        "speed": speed,
+        "speed-cuda": speed_cuda,
+        "batches": speed_batches,
+    },
     "docs/experts.md": {
         "multimodal": multimodal.table,
         "coherence": coherence.table,

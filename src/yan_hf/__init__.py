@@ -27,6 +27,7 @@ _IMPORT_STRUCTURE = {
     "hub.export": ["export_with_code"],
     "hub.model_card": ["create_model_card"],
     "hub.research": ["convert_research_checkpoint", "export_research_checkpoint"],
+    "inference.int8": ["YanInt8Config"],
     "inference.offload": ["OffloadStats", "OffloadedExperts"],
     "modeling_yan": [
         "YanAutoEncodingOutput",
@@ -48,3 +49,4 @@ sys.modules[__name__] = _LazyModule(
 # Under the lazy module, which then has what is imported as attributes.
 import_module(f"{__name__}.auto").register()
 import_module(f"{__name__}.serving.pipeline").register()
+import_module(f"{__name__}.inference.int8")  # registers its quantisation

@@ -43,11 +43,14 @@ class YanRoutedExperts(nn.Module):
             if count == 0:
                 continue
             group = slice(start, start := start + count)
-            states = hidden_states[tokens[group]]
-            inner = linear_gelu(states, self.up_proj[expert], self.up_proj_bias[expert], self.act_fn)
-            field = linear(inner, self.down_proj[expert], self.down_proj_bias[expert])
+            field = self.field(expert, hidden_states[tokens[group]])
             output.index_add_(0, tokens[group], (field * weights[group]).to(output.dtype))
         return output
+
+    def field(self, expert: int, states: Tensor) -> Tensor:
+        """One expert's field, `(T, d)` → `(T, d)`."""
+        inner = linear_gelu(states, self.up_proj[expert], self.up_proj_bias[expert], self.act_fn)
+        return linear(inner, self.down_proj[expert], self.down_proj_bias[expert])
 
 
 # Under the decorator; looked up once, since a compiler does not look into bound methods.

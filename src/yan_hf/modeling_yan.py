@@ -341,6 +341,11 @@ class YanPreTrainedModel(PreTrainedModel):
             message = f"{files}: damaged or cut short ({error}). Copy or download the checkpoint again."
             raise OSError(message) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if getattr(model.config, "quantization_config", None) and getattr(model, "hf_quantizer", None) is None:
+            raise ImportError(
+                f"The checkpoint is quantised, {model.config.quantization_config}, and nothing here reads that: its "
+                "integers would be taken for weights. Install the package and import it: `pip install yan-hf`."
+            )
         # Loading makes new parameters.
         model._apply_frozen()
         for module in model.modules():

@@ -16,7 +16,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
 from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
-from .layers import is_plain_linear, linear
+from .layers import KERNELS, is_plain_linear, linear
 from .lengths import EncodedSource, SourceInputs, source_places
 from .solver import SOLVERS, evaluation_times, integrate
 
@@ -173,18 +173,30 @@ class DecodedTokens:
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
     # A compiler would unroll the loop.
     is_eager_cpu = states.device.type == "cpu" and not torch.compiler.is_compiling()
-    return is_eager_cpu and is_plain_linear(head) and head.weight.device == states.device
+    is_known = is_plain_linear(head) or hasattr(head, "by_part")
+    return is_eager_cpu and is_known and head.weight.device == states.device
 
 
 def _argmax_by_vocabulary(
-    head: nn.Linear, states: torch.Tensor, with_scores: bool
+    head: nn.Module, states: torch.Tensor, with_scores: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Argmax, its logit and, `with_scores`, the logarithm of the partition sum; `(T, d)` → `(T,)` each."""
     tokens = best = partition = None
     part_size = min(_CPU_VOCABULARY, max(1024, _CPU_BLOCK_ELEMENTS // len(states)))
+    if hasattr(head, "by_part"):  # a quantised layer, which prepares the states once
+        logits_of = head.by_part(states)
+    else:
+        if KERNELS.argmax is not None and not with_scores:
+            found = KERNELS.argmax(states, head.weight, head.bias, part_size)
+            if found is not None:
+                return *found, None
+
+        def logits_of(part: slice) -> torch.Tensor:
+            return linear(states, head.weight[part], None if head.bias is None else head.bias[part])
+
     for start in range(0, head.out_features, part_size):
         part = slice(start, start + part_size)
-        logits = linear(states, head.weight[part], None if head.bias is None else head.bias[part])
+        logits = logits_of(part)
         part_best, part_tokens = logits.max(dim=-1)
         if with_scores:
             part_sum = logits.float().logsumexp(dim=-1)

@@ -71,7 +71,7 @@ class CompiledSampler:
     Runs the two halves of `generate` as compiled programs.
 
     Args:
-        model: A [`YanForConditionalGeneration`]; `ValueError` where it is spread over devices.
+        model: A [`YanForConditionalGeneration`]; `ValueError` where it is spread over devices or quantised.
         compile_config: Transformers' compiler settings; by default inductor, on CUDA with CUDA graphs. Shapes are
             static whatever it says.
     """
@@ -82,6 +82,8 @@ class CompiledSampler:
             raise ValueError(
                 f"`compile=True` needs the whole model on one device, but `device_map` spread it over {placed}."
             )
+        if getattr(model, "is_quantized", False):
+            raise ValueError("`compile=True` compiles float models alone: a quantised one runs as it is.")
         if compile_config is None:
             mode = "reduce-overhead" if model.device.type == "cuda" else "default"
             compile_config = {"fullgraph": True, "mode": mode}

@@ -325,6 +325,8 @@ def _check_can_offload(model: PreTrainedModel, experts: nn.Module):
             "The model is spread over devices or processes (`device_map` or expert parallelism), which does not go "
             "together with expert offloading. Load it whole, on the CPU, and name the `device` here."
         )
+    elif getattr(model, "is_quantized", False):
+        reason = "The model is quantised, for the CPU, where there is nothing to offload. Load the float checkpoint."
     elif any(parameter.is_meta for parameter in experts.parameters()):
         reason = "The experts have no weights yet: they are on the meta device. Load them first."
     else:

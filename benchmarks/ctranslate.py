@@ -1,0 +1,58 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Transformers' autoregressive models in CTranslate2, an engine of its own kernels (`pip install ctranslate2`)."""
+
+import tempfile
+from collections.abc import Callable
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def _save(model: PreTrainedModel, folder: str):
+    """A model with a tokenizer whose tokens are their own numbers, which the converter needs."""
+    model.config.normalize_before = False  # of BART, which the converter looks up and Transformers no longer has
+    model.save_pretrained(folder)
+    vocabulary = {str(token): token for token in range(model.config.vocab_size)}
+    special = {name: str(getattr(model.config, f"{name}_id")) for name in ("pad_token", "bos_token", "eos_token")}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["pad_token"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=special["pad_token"], **special).save_pretrained(
+        folder
+    )
+
+
+def convert(model: PreTrainedModel, folder: str, quantization: str):
+    """Writes a `GPT2LMHeadModel` or a `BartForConditionalGeneration` for CTranslate2; "float32" or "int8"."""
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as saved:
+        _save(model, saved)
+        converter = ctranslate2.converters.TransformersConverter(saved)
+        converter.convert(folder, quantization=quantization, force=True)
+
+
+def load(folder: str, is_encoder_decoder: bool, quantization: str) -> Callable[[torch.Tensor, int], object]:
+    """What writes a target of a given length for sources `(B, Lx)`, greedily, with as many threads as PyTorch."""
+    import ctranslate2
+
+    engine = ctranslate2.Translator if is_encoder_decoder else ctranslate2.Generator
+    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
+    loaded = engine(folder, device="cpu", compute_type=quantization, **threads)
+
+    def run(ids: torch.Tensor, length: int) -> object:
+        rows = [[str(token) for token in row] for row in ids.tolist()]
+        if is_encoder_decoder:
+            limits = {"min_decoding_length": length, "max_decoding_length": length}
+            return [found.hypotheses[0] for found in loaded.translate_batch(rows, beam_size=1, **limits)]
+        limits = {"min_length": length, "max_length": length}
+        results = loaded.generate_batch(rows, beam_size=1, include_prompt_in_result=False, **limits)
+        return [found.sequences[0] for found in results]
+
+    return run
+
+
+def translator(model: PreTrainedModel, quantization: str) -> Callable[[torch.Tensor, int], object]:
+    """[`convert`] and [`load`]."""
+    with tempfile.TemporaryDirectory() as folder:
+        convert(model, folder, quantization)
+        return load(folder, model.config.is_encoder_decoder, quantization)

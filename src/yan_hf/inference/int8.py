@@ -1,0 +1,306 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+Products of 8-bit integers on the CPU: models whose weights are quantised, and a vocabulary head that is read in 8 bits
+and decides in float32.
+
+A weight has one scale for each output, states have one for each token: sums of integers are exact, so a token's result
+depends neither on its neighbours nor on the batch. The product is PyTorch's own, oneDNN's where the processor has it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers.core_model_loading import ConversionOps
+from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..experts import _EAGER_FORWARD, YanExperts, YanGate, _all_by_index
+from ..layers import YanLengthHead, YanTimeEmbedding, YanTokenLengthHead
+
+
+METHOD = "yan_int8"
+
+
+def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 `(..., n)` as integers from -127 to 127 `(..., n)`, int8, and the scales that give it back, `(...)`."""
+    largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (values * (127 / largest)).round_().to(torch.int8), largest[..., 0] / 127
+
+
+def _check(states: Tensor):
+    if states.device.type != "cpu":
+        raise RuntimeError(
+            f"A model in {METHOD} computes on the CPU alone, and its input is on {states.device}. Load the float "
+            'checkpoint there, with dtype="bfloat16".'
+        )
+    if torch.is_grad_enabled() and states.requires_grad:
+        raise RuntimeError(f"A model in {METHOD} has no gradients: train the float checkpoint, and quantise that.")
+
+
+def int8_linear(
+    states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, precise: bool = False
+) -> Tensor:
+    """
+    `linear` of states `(..., d)` and an int8 weight `(n, d)` with scales `(n,)`, in the states' dtype. With `precise`
+    a second product adds what 8 bits leave out of the states.
+    """
+    _check(states)
+    rows = states.float().view(-1, states.shape[-1])
+    integers, scales = quantize_rows(rows)
+    product = _product(integers, scales, weight, scale, bias)
+    if precise:
+        product += _product(*quantize_rows(rows - integers * scales[:, None]), weight, scale, None)
+    return product.view(*states.shape[:-1], -1).to(states.dtype)
+
+
+def _product(integers: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    product = torch._int_mm(integers, weight.t()) * scale
+    return product.mul_(scales[:, None]) if bias is None else torch.addcmul(bias, product, scales[:, None])
+
+
+def _int8_parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=torch.int8), requires_grad=False)
+
+
+def _scale_parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with a quantised weight; see [`int8_linear`]."""
+
+    def __init__(self, layer: nn.Linear, precise: bool = False):
+        super().__init__()
+        self.precise = precise
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight = _int8_parameter(layer.out_features, layer.in_features)
+        self.weight_scale = _scale_parameter(layer.out_features)
+        self.bias = layer.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        return int8_linear(states, self.weight, self.weight_scale, self.bias, self.precise)
+
+    def by_part(self, states: Tensor) -> Callable[[slice], Tensor]:
+        """What gives the layer's result for states `(T, d)` at some of its outputs, `(T, n)`; quantises them once."""
+        _check(states)
+        integers, scales = quantize_rows(states.float())
+        bias = torch.zeros(()).expand(self.out_features) if self.bias is None else self.bias
+        return lambda part: _product(integers, scales, self.weight[part], self.weight_scale[part], bias[part])
+
+
+class Int8Embedding(nn.Module):
+    """A table of tokens with quantised rows."""
+
+    def __init__(self, table: nn.Embedding):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
+        self.weight = _int8_parameter(table.num_embeddings, table.embedding_dim)
+        self.weight_scale = _scale_parameter(table.num_embeddings)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids] * self.weight_scale[ids][..., None]
+
+
+class Int8Experts(YanExperts):
+    """The experts with quantised weights."""
+
+    def __init__(self, experts: YanExperts):
+        nn.Module.__init__(self)
+        self.config, self.act_fn = experts.config, experts.act_fn
+        self.num_experts, self.hidden_dim = experts.num_experts, experts.hidden_dim
+        self.intermediate_dim = experts.intermediate_dim
+        for name in ("up_proj", "down_proj"):
+            shape = getattr(experts, name).shape
+            self.register_parameter(name, _int8_parameter(*shape))
+            self.register_parameter(f"{name}_scale", _scale_parameter(*shape[:2]))
+            self.register_parameter(f"{name}_bias", getattr(experts, f"{name}_bias"))
+
+    def implementation(self, hidden_states: Tensor) -> str:
+        return "eager"
+
+    def field(self, expert: int, states: Tensor) -> Tensor:
+        inner = states
+        for name in ("up_proj", "down_proj"):
+            weight, scale, bias = (getattr(self, f"{name}{part}")[expert] for part in ("", "_scale", "_bias"))
+            inner = int8_linear(inner if name == "up_proj" else self.act_fn(inner), weight, scale, bias)
+        return inner
+
+    def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
+        number = self.num_experts if only is None else 1
+        return _all_by_index(lambda *given: _EAGER_FORWARD(self, *given), hidden_states, number, only or 0)
+
+
+# Small, computed once for each text, and an error in them would change it all: lengths, times, the choice of experts.
+_FLOAT_PARTS = (YanLengthHead, YanTokenLengthHead, YanTimeEmbedding, YanGate)
+
+
+def _replace_modules(model: PreTrainedModel):
+    float_layers = {
+        id(layer) for part in model.modules() if isinstance(part, _FLOAT_PARTS) for layer in part.modules()
+    }
+    if start := getattr(getattr(model, model.base_model_prefix, model), "start_proj", None):
+        float_layers.add(id(start))
+    # The lengths that the encoder's latents tell move all that comes behind, so that its states keep 16 bits.
+    encoder = getattr(getattr(model, model.base_model_prefix, model), "encoder", None)
+    encoder_layers = set(map(id, encoder.modules())) if encoder is not None else set()
+    table = model.get_input_embeddings()
+    for name, module in list(model.named_modules()):
+        if module is table:
+            model.set_submodule(name, Int8Embedding(module))
+        elif isinstance(module, YanExperts):
+            model.set_submodule(name, Int8Experts(module))
+        elif isinstance(module, nn.Linear) and id(module) not in float_layers:
+            model.set_submodule(name, Int8Linear(module, precise=id(module) in encoder_layers))
+
+
+@register_quantization_config(METHOD)
+class YanInt8Config(QuantizationConfigMixin):
+    """
+    `from_pretrained(..., quantization_config=YanInt8Config())`: weights in 8 bits, for `generate` on the CPU. What is
+    not quantised, and all that lies between the products, is float32.
+    """
+
+    def __init__(self, **kwargs: Any):
+        self.quant_method = METHOD
+        if unknown := sorted(set(kwargs) - {"quant_method"}):
+            raise ValueError(f"`YanInt8Config` has no field {unknown[0]!r}; it has none.")
+
+
+class _Quantize(ConversionOps):
+    def convert(self, input_dict: dict[str, Any], full_layer_name: str, **kwargs: Any) -> dict[str, Tensor]:
+        (weight,) = input_dict.values()
+        integers, scale = quantize_rows((weight[0] if isinstance(weight, list) else weight).float())
+        if not scale.isfinite().all():
+            raise ValueError(f"`{full_layer_name}` has values that are not finite numbers: it cannot be quantised.")
+        return {full_layer_name: integers, f"{full_layer_name}_scale": scale}
+
+
+@register_quantizer(METHOD)
+class YanInt8Quantizer(HfQuantizer):
+    """Quantises a model of this package as it is loaded, and loads what has been saved so."""
+
+    is_trainable = False
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any):
+        places = device_map.values() if isinstance(device_map, dict) else [device_map]
+        for place in map(str, places):
+            if place not in ("None", "auto", "cpu", "cpu:0"):
+                raise ValueError(
+                    f"{METHOD} is for the CPU, but `device_map` has {place}. Leave `quantization_config` out and load "
+                    'with dtype="bfloat16" there; a checkpoint that was saved in it needs device_map="cpu".'
+                )
+
+    def update_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        return torch.float32
+
+    def update_device_map(self, device_map: Any) -> Any:
+        return {"": "cpu"} if device_map == "auto" else device_map
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        module, _, name = param_name.rpartition(".")
+        return model.get_submodule(module)._parameters[name].dtype == torch.int8
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Quantize()
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        _replace_modules(model)
+        tied = model.all_tied_weights_keys
+        model.all_tied_weights_keys = tied | {f"{new}_scale": f"{old}_scale" for new, old in tied.items()}
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        return model.requires_grad_(False)
+
+
+@dataclass
+class _ReadableHead:
+    """A vocabulary head's weight in 8 bits, and how far these are from it."""
+
+    version: tuple[int, int, float]
+    integers: Tensor  # (V, d), int8
+    scale: Tensor  # (V,)
+    norms: Tensor  # of the weight's rows, (V,)
+    errors: Tensor  # norms of what the integers leave out of them, (V,)
+
+
+_HEADS = WeakIdKeyDictionary()
+# Products below it are not worth the copy of the weight.
+_SMALLEST_HEAD = 2**22
+# Entries of the vocabulary that are looked at together once the best of them may be the best of all.
+_GROUP = 4
+
+
+def _readable(weight: nn.Parameter) -> _ReadableHead:
+    # A change of `weight.data` counts as no new version; it shows in a sixty-fourth of the rows, if it is of them all.
+    count, head = 0 if weight.is_inference() else weight._version, _HEADS.get(weight)
+    version = (count, weight.data_ptr(), weight[::64].sum().item())
+    if head is None or head.version != version:
+        integers, scale = torch.empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight))
+        norms, errors = torch.empty_like(scale), torch.empty_like(scale)
+        for start in range(0, len(weight), 8192):
+            part = slice(start, start + 8192)
+            integers[part], scale[part] = quantize_rows(weight[part])
+            norms[part] = weight[part].norm(dim=-1)
+            errors[part] = (weight[part] - integers[part] * scale[part, None]).norm(dim=-1)
+        head = _HEADS[weight] = _ReadableHead(version, integers, scale, norms, errors)
+    return head
+
+
+def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part_size: int) -> tuple | None:
+    """
+    The argmax over the vocabulary of `linear(states, weight, bias)` and its logit, `(T,)` each, as float32 finds them.
+    The logits are computed in 8 bits, and in float32 for those alone that could be the largest. `None` where the
+    weight is small or a state no finite number, or where so many could be the largest that nothing is saved.
+
+    With `x = x̂ + e` and `w = ŵ + f`, hats of what 8 bits hold, `|x·w - x̂·ŵ| = |e·w + x̂·f| ≤ ‖e‖‖w‖ + ‖x̂‖‖f‖`;
+    float32 adds at most `d` roundings of `‖x‖‖w‖` to either product. A token whose logit in 8 bits plus its bound is
+    below another's minus that one's cannot be the argmax.
+
+    Args:
+        states: `(T, d)`, float32.
+        weight, bias: The head's, `(V, d)` and `(V,)`.
+        part_size: Entries of the vocabulary whose logits are computed together.
+    """
+    if weight.numel() < _SMALLEST_HEAD or not states.isfinite().all():
+        return None
+    head, (integers, scales) = _readable(weight), quantize_rows(states)
+    read = integers * scales[:, None]
+    rounding = 2 * (states.shape[1] + 8) * torch.finfo(torch.float32).eps
+    by_norm = (states - read).norm(dim=-1) + rounding * states.norm(dim=-1)  # (T,), for each unit of ‖w‖
+    by_error = read.norm(dim=-1)
+    parts = []
+    for start in range(0, len(weight), part_size):
+        part = slice(start, start + part_size)
+        part_bias = None if bias is None else bias[part]
+        logits = _product(integers, scales, head.integers[part], head.scale[part], part_bias)
+        if surplus := -logits.shape[1] % _GROUP:
+            logits = nn.functional.pad(logits, (0, surplus), value=-torch.inf)
+        highest = logits.view(len(states), _GROUP, -1).amax(dim=1)  # a group is every so many-th entry
+        parts.append((start, highest, by_norm * head.norms[part].max() + by_error * head.errors[part].max()))
+    least = torch.stack([highest.amax(dim=1) - bound for _, highest, bound in parts]).amax(dim=0)
+    rows, tokens = [], []
+    for start, highest, bound in parts:
+        row, group = (highest >= (least - bound)[:, None]).nonzero(as_tuple=True)
+        rows.append(row)
+        tokens.append(start + group[:, None] + highest.shape[1] * torch.arange(_GROUP))
+    # What fills the last group up stands for tokens that are there.
+    rows, tokens = torch.cat(rows), torch.cat(tokens).clamp(max=len(weight) - 1)
+    if tokens.numel() > len(weight):
+        return None
+    candidates = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+    logits = torch.bmm(candidates, states[rows, :, None])[..., 0]  # (groups found, group)
+    if bias is not None:
+        logits = logits + bias[tokens]
+    best = torch.full((len(states),), -torch.inf).scatter_reduce(0, rows, logits.amax(dim=1), "amax")
+    # The first of equal ones, as one maximum over the vocabulary gives it.
+    tokens = tokens.masked_fill(logits < best[rows, None], len(weight)).amin(dim=1)
+    return torch.full((len(states),), len(weight)).scatter_reduce(0, rows, tokens, "amin"), best
