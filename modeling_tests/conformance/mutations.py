@@ -235,6 +235,27 @@ MUTATIONS = [
         ("generation/test_source_start.py::test_the_likeliest_sums_are_those_of_a_full_search",),
     ),
     Mutation(
+        "padding belongs to the run of its neighbour",
+        "layers.py",
+        "places = torch.where(canvas > 0, places, -1)",
+        "pass",
+        ("generation/test_source_start.py::test_positions_know_how_many_neighbours_share_their_token",),
+    ),
+    Mutation(
+        "no layer starts as the identity",
+        "modeling_yan.py",
+        'elif getattr(module, "ends_residual", False) and self.config.residual_init_scale != 1:',
+        "elif False:",
+        ("generation/test_source_start.py::test_a_new_model_can_copy_its_source",),
+    ),
+    Mutation(
+        "what is new in a word belongs to the token behind it",
+        "data/alignment.py",
+        "lengths[max(0, start - 1)] += count",
+        "lengths[min(start, len(lengths) - 1)] += count",
+        ("data/test_alignment.py::test_tokens_that_stay_stand_for_themselves",),
+    ),
+    Mutation(
         "lengths of tokens of another corruption",
         "data/collator.py",
         'if self.align or "token_lengths" in feature:',
