@@ -161,7 +161,7 @@ def speed_engines(name: str) -> str:
         cells = []
         for column in columns:
             seconds = found.get((system, *column))
-            slower = "" if seconds is None or system == "yan" else f" ({_factor(seconds / found['yan', *column])})"
+            slower = "" if seconds is None or system == "yan" else f" ({_factor(seconds / found[('yan', *column)])})"
             cells.append("" if seconds is None else f"{1000 * seconds:.0f} ms{slower}")
         lines.append([f"`{system}`", *cells])
     return grid(["system", *(f"batch {batch}, {length} tokens" for batch, length in columns)], lines)
