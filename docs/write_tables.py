@@ -11,6 +11,7 @@ committed; a test compares the pages with what it writes.
 import json
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 
@@ -150,20 +151,20 @@ def speed() -> str:
     )
 
 
-def speed_engines() -> str:
+def speed_engines(name: str) -> str:
     """The processor's time, since others used it too; behind it, how many times that of `yan`."""
-    rows = result("speed_cpu_engines")["rows"]
-    counts = sorted({row["target_length"] for row in rows})
-    found = {(row["system"], row["target_length"]): row["processor_seconds"] for row in rows}
+    rows = result(name)["rows"]
+    found = {(row["system"], row["batch_size"], row["target_length"]): row["processor_seconds"] for row in rows}
+    columns = sorted({key[1:] for key in found})
     lines = []
     for system in dict.fromkeys(row["system"] for row in rows):
         cells = []
-        for count in counts:
-            seconds = found.get((system, count))
-            slower = "" if seconds is None or system == "yan" else f" ({_factor(seconds / found['yan', count])})"
+        for column in columns:
+            seconds = found.get((system, *column))
+            slower = "" if seconds is None or system == "yan" else f" ({_factor(seconds / found[('yan', *column)])})"
             cells.append("" if seconds is None else f"{1000 * seconds:.0f} ms{slower}")
         lines.append([f"`{system}`", *cells])
-    return grid(["system", *(f"{count} tokens" for count in counts)], lines)
+    return grid(["system", *(f"batch {batch}, {length} tokens" for batch, length in columns)], lines)
 
 
 def int8_products() -> str:
@@ -331,7 +332,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {
-        "engines": speed_engines,
+        "engines": partial(speed_engines, "speed_cpu_engines"),
+        "engines-tiny": partial(speed_engines, "speed_cpu_engines_tiny"),
         "int8-products": int8_products,
         "speed": speed,
         "speed-cuda": speed_cuda,
