@@ -153,6 +153,8 @@ def option_sets(draw, kind):
         "init_noise": draw(st.sampled_from([0.0, 0.7, 1.0])),
         "compile": draw(st.booleans()),
     }
+    if KINDS[kind].get("start_state", "noise") != "noise":
+        options["copy_bias"] = draw(st.sampled_from([0.0, 2.0]))
     options["expert_selection"] = draw(st.sampled_from(["sample", "greedy"]))
     options["expert_temperature"] = draw(st.sampled_from([0.5, 1.0, 2.0]))
     if draw(st.booleans()):

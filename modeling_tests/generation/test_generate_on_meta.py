@@ -66,6 +66,7 @@ CASES = [
     (ALIGNED, {}, BY_TOKEN, ()),
     (ALIGNED, {"num_length_candidates": 2}, BY_TOKEN, ()),
     (FERTILITY, {}, UNLIKELY, ()),
+    (FERTILITY, {"copy_bias": 2.0}, UNLIKELY, ()),
     (ALIGNED, {"keep_known": True}, {**BY_TOKEN, **FILLINGS}, ("_decoding_options",)),
     # What is computed from the tokens on the host.
     (PAPER, {"num_candidates": 2, "rerank": "mbr"}, CONSENSUS, ("_select_candidates",)),

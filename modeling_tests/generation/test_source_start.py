@@ -270,6 +270,7 @@ def test_a_generator_fixes_the_number_of_steps_too():
         {"num_candidates": 2, "num_length_candidates": 3, "rerank": "joint"},
         {"do_sample": True, "temperature": 0.7, "num_return_sequences": 2},
         {"length_slack": 2, "expert_scope": "target", "reselect_experts": True},
+        {"copy_bias": 1.5},
     ],
 )
 def test_a_row_does_not_depend_on_its_batch(backbone, start, keep_known, options):
@@ -287,6 +288,37 @@ def test_a_row_does_not_depend_on_its_batch(backbone, start, keep_known, options
                 length = int(single.lengths[sample])
                 assert int(batch.lengths[row]) == length
                 assert torch.equal(batch.sequences[row, :length], single.sequences[sample, :length])
+
+
+@pytest.mark.parametrize("start", ["aligned", "fertility", "stretched"])
+def test_a_bias_makes_a_text_a_copy(start):
+    model = model_with(start)
+    batch = padded([[7, MASK, 9, 10, END], [7, 8, 9, END]], side="left")
+    given = {"target_lengths": [[1] * 5, [1] * 4] if start == "fertility" else [5, 4]}
+    plain, copied = (generate(model, batch, **given, copy_bias=bias) for bias in (0.0, 1e4))
+    assert copied.lengths.tolist() == [5, 4] and copied.sequences[1, :4].tolist() == [7, 8, 9, END]
+    first = copied.sequences[0].tolist()
+    assert [first[0], *first[2:]] == [7, 9, 10, END] and first[1] != MASK  # a mask is copied from nowhere
+    assert not torch.equal(plain.sequences, copied.sequences)
+    with pytest.raises(
+        ValueError, match="pass `input_ids`" if start == "aligned" else "`copy_bias` needs `input_ids`"
+    ):
+        embeds = model.get_input_embeddings()(batch["input_ids"])
+        model.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], copy_bias=1.0, **given)
+    with pytest.raises(ValueError, match="starts at the source's tokens"):
+        small_model().generate(**batch, copy_bias=1.0)
+
+
+def test_a_text_ends_where_its_source_does():
+    model = model_with("fertility")
+    batch = padded([[7, 8, 9, END], [7, 8, 9, 10]])
+    with torch.no_grad():
+        model.lm_head.bias[END] = 1e3
+    found = generate(model, batch, target_lengths=torch.tensor([[2, 1, 1, 2], [1, 1, 1, 1]]))
+    assert found.lengths.tolist() == [6, 1]  # the second one has no end of its own
+    assert found.sequences[0].tolist().index(END) == 5
+    # With slack there is no telling where the end is.
+    assert generate(model, batch, length_slack=1).lengths[0] == 1
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

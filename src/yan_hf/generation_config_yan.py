@@ -163,6 +163,12 @@ OPTIONS = {
     "keep_known": Option(
         _field("keep_known"), BOOLEAN, "whether the known tokens around a source's masks are taken over as they are"
     ),
+    "copy_bias": Option(
+        0.0,
+        _NOT_NEGATIVE,
+        "added to the logit of the source token that a position starts from: above 0 less is changed; needs a start "
+        "at the source's tokens",
+    ),
     "init_noise": Option(
         _field("init_noise"), _NOT_NEGATIVE, "scale of the initial state; 0 is the deterministic start"
     ),
@@ -313,6 +319,11 @@ class YanGenerationConfig(GenerationConfig):
                 raise ValueError(
                     f"`{name}={value}` is more than the model's `{limit}={highest}`. Ask for at most that many."
                 )
+        if self.copy_bias and model_config.start_state == "noise":
+            raise ValueError(
+                f"`copy_bias={self.copy_bias}` needs a model whose flow starts at the source's tokens, but its "
+                '`start_state` is "noise". Leave it out.'
+            )
         if self.keep_known and model_config.start_state != "aligned":
             raise ValueError(
                 f'`keep_known` needs a model with `start_state="aligned"`, which knows where the source\'s tokens '

@@ -409,15 +409,31 @@ class YanGenerationMixin:
         """What [`decode_tokens`] is told for drafts and texts alike."""
         config, ids, device = call.config, call.source.input_ids, layout.lengths.device
         known_ids = forbidden = None
-        if config.keep_known and layout.token_lengths is not None:
+        if layout.token_lengths is not None and config.keep_known:
             known_ids = layout.known_ids(call.source, predicted_tokens(self.config, call.source))
             control = {config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id}
             forbidden = torch.tensor(sorted({*control, *config.end_token_ids()} - {None}), device=device)
+        copied_ids = end_places = None
+        if (
+            self.config.start_state == "fertility"
+            and None not in (layout.token_lengths, ids)
+            and config.end_token_ids()
+        ):
+            # A text ends where its source does: an end token before that would cut it short.
+            end_places = layout.end_places(call.source, config.end_token_ids())
+        if config.copy_bias:
+            if ids is None:
+                raise ValueError("`copy_bias` needs `input_ids`, the tokens that are copied: leave it out.")
+            copied_ids = ids.long().masked_fill(ids == self.config.mask_token_id, -1)
+            copied_ids = layout.repeat_sources(copied_ids).gather(1, layout.places(call.source))
         return {
+            "copied_ids": copied_ids,
+            "copy_bias": float(config.copy_bias),
+            "end_places": end_places,
             "known_ids": known_ids,
             "forbidden": forbidden,
             "processors": LogitsProcessorList([*(call.logits_processor or ()), *make_processors(config, device)]),
-            "context_ids": None if ids is None else ids.repeat_interleave(layout.rows_per_source, dim=0),
+            "context_ids": None if ids is None else layout.repeat_sources(ids),
             "end_token_ids": config.end_token_ids(),
             "min_length": config.min_new_tokens,
             "with_scores": bool(config.return_dict_in_generate) or layout.rows_per_sequence > 1,
@@ -434,7 +450,7 @@ class YanGenerationMixin:
     ) -> SampleOutput:
         """Solves the ODE; a streamer gets the drafts."""
         config, source, streamer = call.config, call.source, call.streamer
-        end_matters = bool(decoding["end_token_ids"]) and config.min_new_tokens > 1
+        end_matters = decoding["end_places"] is not None or (decoding["end_token_ids"] and config.min_new_tokens > 1)
         options = SamplingOptions(
             times=tuple(config.times()),
             solver=config.solver,
@@ -447,6 +463,7 @@ class YanGenerationMixin:
                 or config.output_scores
                 or end_matters
                 or decoding["known_ids"] is not None
+                or decoding["copied_ids"] is not None
             ),
             with_scores=decoding["with_scores"],
             routing=RoutingOptions.from_config(config),
@@ -455,7 +472,7 @@ class YanGenerationMixin:
         )
         if getattr(streamer, "skip_prompt", False) and source.input_ids is not None:
             streamer.put(source.input_ids.cpu())  # it skips what is put first
-        names = ("context_ids", "known_ids")
+        names = ("context_ids", "known_ids", "copied_ids", "end_places")
         first = {name: None if decoding[name] is None else layout.first(decoding[name]) for name in names}
         first["with_scores"] = False
         lengths, ends = layout.first(layout.lengths), decoding["end_token_ids"]

@@ -65,8 +65,7 @@ class CandidateLayout:
 
     def places(self, source: SourceInputs) -> torch.Tensor:
         """Where in the source each position starts from, `(R, L)`; see [`source_places`]."""
-        mask = source.mask.repeat_interleave(self.rows_per_source, dim=0)
-        return source_places(mask, self.canvas.long(), self.token_lengths)
+        return source_places(self.repeat_sources(source.mask), self.canvas.long(), self.token_lengths)
 
     def known_ids(self, source: SourceInputs, is_mask: torch.Tensor) -> torch.Tensor:
         """
@@ -74,9 +73,26 @@ class CandidateLayout:
         `is_mask` `(B, Lx)`, behind the text and in rows without masks.
         """
         places, num_tokens = self.places(source), self.token_lengths.sum(dim=-1, keepdim=True)
-        ids = source.input_ids.masked_fill(is_mask, -1).repeat_interleave(self.rows_per_source, dim=0)
+        ids = self.repeat_sources(source.input_ids.masked_fill(is_mask, -1))
         is_text = torch.arange(self.width, device=places.device) < num_tokens
         return ids.long().gather(1, places).masked_fill(~is_text, -1)
+
+    def end_places(self, source: SourceInputs, end_token_ids: list[int]) -> torch.Tensor:
+        """
+        Where end tokens may be taken, `(R, L)`, bool: in texts whose source ends with one that stands for some target
+        token at their last position alone; but anywhere on canvases with slack.
+        """
+        ids, mask = self.repeat_sources(source.input_ids), self.repeat_sources(source.mask)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        last = torch.where(mask > 0, positions, 0).amax(dim=-1, keepdim=True)
+        ends = torch.stack([ids.gather(1, last) == token for token in end_token_ids]).any(dim=0)
+        ends = ends & (self.token_lengths.gather(1, last) > 0)
+        ends = ends & (self.token_lengths.sum(dim=-1, keepdim=True) == self.lengths[:, None])
+        return ~ends | (torch.arange(self.width, device=ids.device) == self.lengths[:, None] - 1)
+
+    def repeat_sources(self, values: torch.Tensor) -> torch.Tensor:
+        """What each source has, `(B, ...)`, for each of its candidates, `(R, ...)`."""
+        return values.repeat_interleave(self.rows_per_source, dim=0)
 
     def repeat(self, values: torch.Tensor) -> torch.Tensor:
         """What each returned sequence has, `(B · n, ...)`, for each of its candidates, `(R, ...)`."""
@@ -220,7 +236,10 @@ def decode_tokens(
     context_ids: torch.Tensor | None = None,
     end_token_ids: list[int] | None = None,
     min_length: int = 1,
+    end_places: torch.Tensor | None = None,
     forbidden: torch.Tensor | None = None,
+    copied_ids: torch.Tensor | None = None,
+    copy_bias: float = 0.0,
     with_scores: bool = False,
     with_logits: bool = False,
 ) -> DecodedTokens:
@@ -234,14 +253,16 @@ def decode_tokens(
         uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.
         context_ids: The source, `(B, Lx)`, given to the processors as the ids so far, since there is no prefix.
         end_token_ids: Tokens that are not taken at the first `min_length - 1` positions.
+        end_places: Where alone they may be taken otherwise, `(B, L)`, bool.
         forbidden: Tokens that are not taken in any position, `(N,)`.
+        copied_ids: For each position the token, `(B, L)`, -1 for none, whose logit `copy_bias` is added to first.
         with_scores, with_logits: Whether to give the tokens' log-probabilities, and the logits.
     """
     length, flat_states = states.shape[1], states.flatten(0, 1)
     processors = processors or None
-    forbids_end = bool(end_token_ids) and min_length > 1
+    forbids_end = bool(end_token_ids) and (min_length > 1 or end_places is not None)
     is_plain = processors is None and uniform is None and not with_logits
-    is_argmax = is_plain and not forbids_end and forbidden is None
+    is_argmax = is_plain and not forbids_end and forbidden is None and copied_ids is None
     by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
     block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
@@ -254,10 +275,16 @@ def decode_tokens(
             continue
         scores = logits = head(flat_states[block])
         indices = torch.arange(start, start + len(logits), device=states.device)
+        if copied_ids is not None:
+            copied = copied_ids.flatten()[block, None].to(scores.device)
+            bias = (copy_bias * (copied >= 0)).to(scores.dtype)
+            scores = scores.scatter_add(1, copied.clamp(min=0), bias)
         if forbidden is not None:
             scores = scores.index_fill(1, forbidden.to(scores.device), -torch.inf)
         if forbids_end:
             early = indices % length < min_length - 1
+            if end_places is not None:
+                early = early | ~end_places.flatten()[block].to(scores.device)
             scores = scores.clone()
             for token in end_token_ids:  # a list as an index would be copied to the device
                 scores[:, token].masked_fill_(early, -torch.inf)
@@ -292,6 +319,8 @@ def decode_fillings(
     *,
     uniform: torch.Tensor | None = None,
     context_ids: torch.Tensor | None = None,
+    copied_ids: torch.Tensor | None = None,
+    end_places: None = None,  # known tokens end a text
     with_scores: bool = False,
     with_logits: bool = False,
     **options: Any,
@@ -315,6 +344,7 @@ def decode_fillings(
             states[places].view(number, -1, states.shape[-1]),
             uniform=None if uniform is None else uniform[places].view(number, -1),
             context_ids=None if context_ids is None else context_ids[places[0]],
+            copied_ids=None if copied_ids is None else copied_ids[places].view(number, -1),
             with_scores=with_scores,
             **{**options, **more},
         )
