@@ -414,11 +414,8 @@ class YanGenerationMixin:
             control = {config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id}
             forbidden = torch.tensor(sorted({*control, *config.end_token_ids()} - {None}), device=device)
         copied_ids = end_places = None
-        if (
-            self.config.start_state == "fertility"
-            and None not in (layout.token_lengths, ids)
-            and config.end_token_ids()
-        ):
+        knows_end = self.config.start_state == "fertility" and layout.token_lengths is not None and ids is not None
+        if knows_end and config.end_token_ids():
             # A text ends where its source does: an end token before that would cut it short.
             end_places = layout.end_places(call.source, config.end_token_ids())
         if config.copy_bias:
