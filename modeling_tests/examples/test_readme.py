@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def folder(tmp_path):
-    """What `make demo` leaves, untrained, and a file of questions."""
+    """The checkpoints of the repository, what `make demo` leaves, untrained, and a file of questions."""
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     examples = simulate_many(60, (1, 2), seed=0)
     rows = [
         {"context": " ".join(example.context), "question": example.question, "answer": example.answer}
@@ -58,7 +59,9 @@ def run(folder: Path, page: str, heading: str, most_lines: int) -> str:
     ],
 )
 def test_a_checkpoint_is_asked(folder, page, heading):
-    assert re.search(r"^\['.*'\]$", run(folder, page, heading, 12), re.MULTILINE)
+    printed = re.search(r"^\['.*'\]$", run(folder, page, heading, 12), re.MULTILINE).group()
+    if page == "README.md":
+        assert f"# {printed}\n" in (ROOT / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
