@@ -381,4 +381,6 @@ def rewriters(system: str, model: PreTrainedModel, max_new_tokens: int) -> dict[
 
 def load_model(system: str, folder: Path | str) -> PreTrainedModel:
     """A trained system in eval mode."""
-    return MODELS.get(system, AutoModelForSeq2SeqLM).from_pretrained(folder).eval()
+    model = MODELS.get(system, AutoModelForSeq2SeqLM).from_pretrained(folder).eval()
+    model.config.use_cache = True  # some versions of `Trainer` save that it was off in training
+    return model

@@ -75,7 +75,7 @@ import json, sys
 sys.modules["yan_hf"] = None  # cannot be imported
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder, source = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval()
 ids = model.generate(**tokenizer([source], return_tensors="pt"), seeds=[0])
 print(json.dumps([type(model).__module__, tokenizer.batch_decode(ids, skip_special_tokens=True)]))
