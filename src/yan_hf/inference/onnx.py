@@ -100,7 +100,7 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         `"encoder"`, an [`EncoderProgram`], and `"sampler"`, a [`SamplerProgram`].
 
     Raises:
-        ValueError: for Mamba, quantized weights, and models in another dtype or on another device.
+        ValueError: for Mamba, block routing, quantized weights, and models in another dtype or on another device.
     """
     config = model.config
     for name in ("encoder_backbone", "flow_backbone"):
@@ -114,6 +114,11 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
     if model.dtype != torch.float32 or model.device.type != "cpu":
         raise ValueError(f"Load the model in float32 on the CPU: it is {model.dtype} on {model.device}.")
     sampling = SamplingOptions.from_config(model._prepare_generation(None, options)[0])
+    if "block" in (sampling.routing.routing, sampling.routing.scope):
+        raise ValueError(
+            f"`routing={sampling.routing.routing!r}` with `expert_scope={sampling.routing.scope!r}` cannot be "
+            "exported: the number of blocks would be fixed. Tokens by themselves can, and whole targets."
+        )
     # Sizes of 1 would be taken as constants, and one tensor given twice as one input.
     rows, source, target, choices = 2, 3, 4, len(sampling.times) - 1 if sampling.reselect else 1
     batch, longest = Dim("batch"), config.max_position_embeddings
