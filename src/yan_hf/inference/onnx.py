@@ -25,7 +25,7 @@ from ..configuration_yan import YanConfig
 from ..generation_config_yan import YanGenerationConfig
 from ..generation_yan import GenerationInputs, YanGenerationMixin
 from ..lengths import EncodedSource, SourceInputs
-from ..mixers import MIXERS
+from ..mixers import YanCausalConv, YanMambaMixer
 from ..sampling import DecodedTokens, SampleOutput, SamplingOptions, encode, sample
 
 
@@ -78,13 +78,20 @@ def _fixed(options: SamplingOptions) -> dict[str, Any]:
 
 
 @contextmanager
-def _blocks_of_experts(config: YanConfig):
-    # Shapes that depend on the number of tokens alone; the grouped product has no counterpart in ONNX.
-    before, config._experts_implementation = config._experts_implementation, "blocks"
+def _exportable(model: PreTrainedModel):
+    # Shapes that depend on the number of tokens alone; the default products of experts, and the default scan, have no
+    # counterpart in ONNX.
+    mixers = [module for module in model.modules() if isinstance(module, (YanMambaMixer, YanCausalConv))]
+    before = model.config._experts_implementation, [mixer.implementation for mixer in mixers]
+    model.config._experts_implementation = "blocks"
+    for mixer in mixers:
+        mixer.implementation = "scan" if isinstance(mixer, YanMambaMixer) else "torch"
     try:
         yield
     finally:
-        config._experts_implementation = before
+        model.config._experts_implementation = before[0]
+        for mixer, implementation in zip(mixers, before[1]):
+            mixer.implementation = implementation
 
 
 def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, ExportedProgram]:
@@ -100,15 +107,9 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         `"encoder"`, an [`EncoderProgram`], and `"sampler"`, a [`SamplerProgram`].
 
     Raises:
-        ValueError: for Mamba, block routing, quantized weights, and models in another dtype or on another device.
+        ValueError: for block routing, quantized weights, and models in another dtype or on another device.
     """
     config = model.config
-    for name in ("encoder_backbone", "flow_backbone"):
-        if (backbone := getattr(config, name)) in MIXERS:
-            raise ValueError(
-                f"`{name}={backbone!r}` cannot be exported with dynamic lengths: the selective scan is an operator of "
-                "PyTorch, and ONNX has none for it. Models with attention alone can."
-            )
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError("Quantized weights cannot be exported: load the checkpoint without `quantization_config`.")
     if model.dtype != torch.float32 or model.device.type != "cpu":
@@ -138,7 +139,7 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         "sampler": (SamplerProgram(model, sampling), inputs),
     }
     programs = {}
-    with torch.no_grad(), _blocks_of_experts(config):
+    with torch.no_grad(), _exportable(model):
         for name, (program, given) in calls.items():
             values, shapes = zip(*given)
             programs[name] = torch.export.export(program.eval(), values, dynamic_shapes=shapes, strict=False)
