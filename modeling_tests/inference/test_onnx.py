@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from testing_utils import SHALLOW, batch_of_rows, small_model
+from transformers import BertConfig
 
 from yan_hf import OnnxYan, YanForAutoEncoding, export_to_onnx
 from yan_hf.cli.main import main
@@ -89,6 +90,9 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path):
     for name in ("routing", "expert_scope"):
         with pytest.raises(ValueError, match=f"`{name}='block'`"):
             export_programs(small_model(**SHALLOW), **{name: "block"}, routing_block_size=3)
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with pytest.raises(ValueError, match="pretrained encoder"):
+        export_programs(small_model(**SHALLOW, encoder_config=BertConfig(**sizes)))
     with pytest.raises(ValueError, match="float32 on the CPU"):
         export_programs(small_model(**SHALLOW).bfloat16())
     YanForAutoEncoding(small_model().config).save_pretrained(tmp_path / "auto")

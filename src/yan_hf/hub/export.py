@@ -61,7 +61,7 @@ def export_to_onnx(model_dir: str | Path, output_dir: str | Path, overwrite: boo
     Raises:
         FileExistsError: as by [`export_with_code`].
         ImportError: without the packages of `yan-hf[onnx]`.
-        ValueError: for block routing, quantized weights, and checkpoints without a flow.
+        ValueError: for block routing, pretrained encoders, quantized weights, and auto-encoders.
     """
     check_output_folder(output_dir, overwrite)
     model = load_model(model_dir)

@@ -107,9 +107,15 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         `"encoder"`, an [`EncoderProgram`], and `"sampler"`, a [`SamplerProgram`].
 
     Raises:
-        ValueError: for block routing, quantized weights, and models in another dtype or on another device.
+        ValueError: for block routing, pretrained encoders, quantized weights, and models in another dtype or
+            on another device.
     """
     config = model.config
+    if config.encoder_config is not None:
+        raise ValueError(
+            f"A pretrained encoder ({config.encoder_config.model_type}) cannot be exported: its padding is sorted to "
+            "the end, by an operation that ONNX does not have. Models with an encoder of their own can."
+        )
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError("Quantized weights cannot be exported: load the checkpoint without `quantization_config`.")
     if model.dtype != torch.float32 or model.device.type != "cpu":
