@@ -83,6 +83,15 @@ def test_fast_path_equals_the_oracle_at_length(length, state, dtype):
     assert_close(value_and_gradients(selective_scan, inputs, implementation="torch"), expected, TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_scan_that_is_exported_equals_the_oracle(length):
+    inputs = scan_inputs(4, length=length, strong=True)
+    with torch.no_grad():
+        expected = selective_scan_sequential(**inputs, delta_softplus=True)
+        found = selective_scan(**inputs, delta_softplus=True, implementation="scan")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 15, 16, 17, 24])
 def test_lengths_around_the_borders_of_chunks(length, monkeypatch):
     monkeypatch.setitem(module._CHUNK_NUMBERS, "cpu", 1)

@@ -24,11 +24,12 @@ _IMPORT_STRUCTURE = {
     "evaluation.metrics": ["compute_metrics", "exact_match"],
     "generation_config_yan": ["YanGenerationConfig"],
     "generation_yan": ["YanGenerateOutput"],
-    "hub.export": ["export_with_code"],
+    "hub.export": ["export_to_onnx", "export_with_code"],
     "hub.model_card": ["create_model_card"],
     "hub.research": ["convert_research_checkpoint", "export_research_checkpoint"],
     "inference.int8": ["YanInt8Config"],
     "inference.offload": ["OffloadStats", "OffloadedExperts"],
+    "inference.onnx": ["OnnxYan"],
     "modeling_yan": [
         "YanAutoEncodingOutput",
         "YanForAutoEncoding",

@@ -103,24 +103,24 @@ class YanExperts(YanRoutedExperts):
         """
         num_tokens, k = top_k_index.shape
         all_experts = self.config.num_experts  # also where this module holds a part: the same shapes, the same bits
-        size = 8 * max(1, -(-num_tokens * k // (8 * all_experts)))
+        size = 8 * torch.sym_max(1, -(-num_tokens * k // (8 * all_experts)))
         num_blocks = num_tokens * k // size + all_experts
         # Under expert parallelism, indices past the last expert are another rank's.
         top_k_weights = top_k_weights * (top_k_index < self.num_experts)
-        experts, order = top_k_index.flatten().clamp(max=self.num_experts - 1).sort(stable=True)
+        experts = top_k_index.flatten().clamp(max=self.num_experts - 1)
         arange = partial(torch.arange, device=experts.device)
-        counts = (experts[:, None] == arange(self.num_experts)).sum(dim=0)
-        padded = (counts + size - 1) // size * size
+        # Which of its expert's tokens each one is, counted along the dimension that is contiguous.
+        ranks = (arange(self.num_experts)[:, None] == experts).long().cumsum(dim=1)  # (K, T·k), from 1
+        padded = (ranks[:, -1] + size - 1) // size * size
         ends = padded.cumsum(0)
-        # Of the sorted in the blocks.
-        places = arange(len(experts)) + ((ends - padded) - (counts.cumsum(0) - counts))[experts]
+        places = (ends - padded)[experts] + ranks.gather(0, experts[None])[0] - 1
         blocks = hidden_states.new_zeros(num_blocks * size, hidden_states.shape[-1])
-        blocks = blocks.index_copy(0, places, hidden_states[order // k]).view(num_blocks, size, -1)
-        expert = torch.searchsorted(ends, arange(num_blocks) * size, right=True)  # of each block
-        expert = expert.clamp(max=self.num_experts - 1)
+        blocks = blocks.index_copy(0, places, hidden_states.repeat_interleave(k, dim=0)).view(num_blocks, size, -1)
+        # Of each block; those behind the last one are zeros.
+        expert = (ends <= (arange(num_blocks) * size)[:, None]).sum(dim=-1).clamp(max=self.num_experts - 1)
         inner = self.act_fn(torch.bmm(blocks, self.up_proj[expert].mT) + self.up_proj_bias[expert, None])
         fields = torch.bmm(inner, self.down_proj[expert].mT) + self.down_proj_bias[expert, None]
-        fields = fields.flatten(0, 1)[places[order.argsort()]].view(num_tokens, k, -1)
+        fields = fields.flatten(0, 1)[places].view(num_tokens, k, -1)
         return (fields * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
 
     def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
@@ -309,7 +309,7 @@ def choice_log_probs(log_probs: Tensor, experts: Tensor, attention_mask: Tensor,
     gives, `(B, Ly, K)`. 0 where each token has its own: no text can be told apart by as many choices as tokens.
     """
     if options.scope == "token":
-        return log_probs.new_zeros(len(log_probs))
+        return log_probs.new_zeros(log_probs.shape[0])
     chosen = log_probs.gather(-1, experts[..., None])
     counts = tokens_per_block(attention_mask, options.block_size, chosen.dtype)
     return (chosen / counts).masked_fill(~attention_mask.bool()[..., None], 0.0).sum(dim=(1, 2))

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .experts import RoutingOptions, experts_of_blocks
+from .experts import experts_of_blocks
 from .generation_config_yan import REFUSED_ARGUMENTS, YanGenerationConfig, make_processors, plain_value
 from .layers import KERNELS
 from .lengths import SourceInputs, are_by_token, choose_lengths, predicted_tokens
@@ -448,12 +448,9 @@ class YanGenerationMixin:
         """Solves the ODE; a streamer gets the drafts."""
         config, source, streamer = call.config, call.source, call.streamer
         end_matters = decoding["end_places"] is not None or (decoding["end_token_ids"] and config.min_new_tokens > 1)
-        options = SamplingOptions(
-            times=tuple(config.times()),
-            solver=config.solver,
-            expert_temperature=float(config.expert_temperature),
+        options = SamplingOptions.from_config(
+            config,
             repeats=layout.rows_per_source,
-            keep_states=bool(config.output_trajectory),
             decode_argmax=not (
                 decoding["processors"]
                 or config.do_sample
@@ -463,9 +460,6 @@ class YanGenerationMixin:
                 or decoding["copied_ids"] is not None
             ),
             with_scores=decoding["with_scores"],
-            routing=RoutingOptions.from_config(config),
-            reselect=bool(config.reselect_experts),
-            keep_core=bool(config.output_routing),
         )
         if getattr(streamer, "skip_prompt", False) and source.input_ids is not None:
             streamer.put(source.input_ids.cpu())  # it skips what is put first

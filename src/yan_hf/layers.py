@@ -326,9 +326,11 @@ def offsets_in_runs(values: Tensor) -> tuple[Tensor, Tensor]:
 
     def before(values: Tensor) -> Tensor:
         positions = torch.arange(values.shape[1], device=values.device)
-        is_first = torch.ones_like(values, dtype=torch.bool)
-        is_first[:, 1:] = values[:, 1:] != values[:, :-1]
-        return positions - torch.where(is_first, positions, 0).cummax(dim=-1).values
+        is_first = (positions == 0) | (values != values.roll(1, dims=1))
+        run = is_first.long().cumsum(dim=-1) - 1
+        # Of each run; the others add nothing to it.
+        starts = torch.zeros_like(run).scatter_add(1, run, torch.where(is_first, positions, 0))
+        return positions - starts.gather(1, run)
 
     return before(values), before(values.flip(-1)).flip(-1)
 

@@ -529,6 +529,20 @@ class SamplingOptions:
     reselect: bool = False  # whether experts are chosen anew at every solver step
     keep_core: bool = False  # whether to keep the core sets
 
+    @classmethod
+    def from_config(cls, config: Any, **more: Any) -> "SamplingOptions":
+        """Of a resolved [`YanGenerationConfig`], and what that does not say."""
+        return cls(
+            times=tuple(config.times()),
+            solver=config.solver,
+            expert_temperature=float(config.expert_temperature),
+            keep_states=bool(config.output_trajectory),
+            routing=RoutingOptions.from_config(config),
+            reselect=bool(config.reselect_experts),
+            keep_core=bool(config.output_routing),
+            **more,
+        )
+
 
 @dataclass
 class SampleOutput:

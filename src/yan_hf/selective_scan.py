@@ -25,6 +25,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from .configuration_yan import MambaImplementation
 
@@ -93,6 +94,20 @@ def selective_scan_sequential(u, delta, A, B, C, D=None, z=None, delta_bias=None
         state = decay * state + (step * x)[..., None] * b[:, None]
         outputs.append((state * c[:, None]).sum(dim=-1))
     return _skip_and_gate(torch.stack(outputs, dim=1), u.mT, D, None if z is None else z.mT).mT
+
+
+def _scan_by_operator(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """`y` `(B, L, D)` of inputs `(B, L, ·)` and A `(D, N)`, as one operator over the positions."""
+
+    def advance(carry: tuple[Tensor, Tensor], position: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        (state, rate), (x, step, b, c) = carry, position
+        state = torch.exp(step[..., None] * rate) * state + (step * x)[..., None] * b[:, None]
+        return (state, rate.clone()), (state * c[:, None]).sum(dim=-1)  # the operator takes no alias
+
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    positions = tuple(values.transpose(0, 1).to(dtype) for values in (u, delta, B, C))
+    start = (positions[0].new_zeros(*positions[0].shape[1:], A.shape[1]), A.to(dtype))
+    return scan(advance, start, positions, dim=0)[1].transpose(0, 1)
 
 
 def _step_sizes(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
@@ -328,7 +343,8 @@ def selective_scan(
         B, C: Into and out of the state, each `(B, N, L)`.
         D: Weight of the skip connection, `(D,)`.
         z: Gate, `(B, D, L)`; its SiLU multiplies the output.
-        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`].
+        implementation: `"auto"`, `"torch"` or `"cuda"`, see [`resolve_implementation`]; or `"scan"`, PyTorch's own
+            operator, slower, which exporters take with any length.
 
     Raises:
         ValueError: for shapes that contradict each other; for another implementation; for `"cuda"` off CUDA.
@@ -342,12 +358,16 @@ def selective_scan(
                 f"`{name}` must have the shape {shape}, as `u` and `A` `{(width, state_size)}` have it, but has "
                 f"{tuple(values.shape)}."
             )
+    if implementation == "scan":
+        steps = _step_sizes(delta.mT, delta_bias, delta_softplus)
+        output = _scan_by_operator(u.mT, steps, A, B.mT, C.mT)
+        return _skip_and_gate(output, u.mT, D, None if z is None else z.mT).mT
     if _use_kernels(implementation, u):
-        scan, _ = _cuda_kernels()
+        kernel, _ = _cuda_kernels()
         delta, B, C = (values.to(u.dtype) for values in (delta, B, C))
         D, delta_bias = (None if values is None else values.float() for values in (D, delta_bias))
         z = None if z is None else z.to(u.dtype)
-        return scan(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+        return kernel(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
     # As the linear layers of a mixer make them, these are views; a caller's own layout is changed once, here.
     u, delta = u.mT.contiguous(), delta.mT.contiguous()
     delta = _step_sizes(delta, delta_bias, delta_softplus)

@@ -1,14 +1,16 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Checkpoints with the code that they need, to be loaded without this package."""
+"""Checkpoints for elsewhere: with the code that they need, to be loaded without this package, or as ONNX."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..configuration_yan import AUTO_MAP, YanConfig
 from ..data.files import check_output_folder
+from ..inference.onnx import write_onnx
 from ..modeling_yan import YanForAutoEncoding, YanForConditionalGeneration
 from ..saving import staged_save
 from .info import check_model_type
@@ -41,9 +43,36 @@ def export_with_code(model_dir: str | Path, output_dir: str | Path, overwrite: b
     model.config.auto_map = dict(AUTO_MAP)
     with staged_save(output_dir) as folder:
         model.save_pretrained(folder)  # with the modules that `auto_map` names
-        for name in ("tokenizer_config.json", "README.md"):
-            path = cached_file(model_dir, name, _raise_exceptions_for_missing_entries=False)
-            if path is not None and name == "README.md":
-                shutil.copyfile(path, folder / name)
-            elif path is not None:
-                AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+        path = cached_file(model_dir, "README.md", _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            shutil.copyfile(path, folder / "README.md")
+        _copy_tokenizer(model_dir, folder)
+
+
+def export_to_onnx(model_dir: str | Path, output_dir: str | Path, overwrite: bool = False, **options: Any):
+    """
+    Writes a checkpoint as the ONNX programs that [`OnnxYan`] runs, in float32, with its tokenizer.
+
+    Args:
+        model_dir, output_dir, overwrite: As of [`export_with_code`].
+        options: Fields of [`YanGenerationConfig`] in the place of the checkpoint's. Solver, times, routing and
+            temperature of the experts are fixed in the programs.
+
+    Raises:
+        FileExistsError: as by [`export_with_code`].
+        ImportError: without the packages of `yan-hf[onnx]`.
+        ValueError: for block routing, pretrained encoders, quantized weights, and auto-encoders.
+    """
+    check_output_folder(output_dir, overwrite)
+    model = load_model(model_dir)
+    if not isinstance(model, YanForConditionalGeneration):
+        raise ValueError(f"{model_dir} holds an auto-encoder, which generates nothing: export the whole model.")
+    with staged_save(output_dir) as folder:
+        write_onnx(model.float(), folder, **options)
+        _copy_tokenizer(model_dir, folder)
+
+
+def _copy_tokenizer(model_dir: str | Path, folder: Path):
+    path = cached_file(model_dir, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    if path is not None:
+        AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
