@@ -23,7 +23,7 @@ from yan_hf import YanForConditionalGeneration, encode_text, train_tokenizer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # What the scripts import.
-PARTS = [f"{name}.py" for name in ("decoders", "quality_systems", "quality_tasks", "report")]
+PARTS = [f"{name}.py" for name in ("ctranslate", "decoders", "quality_systems", "quality_tasks", "report")]
 PARTS += ["rewriting_report.py", "rewriting_systems.py"]
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day he saw a red ball. "
 

@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
     tokenizer = train_tokenizer([" ".join(WORDS)] * 20, vocab_size=300)
     model = small_model(vocab_size=len(tokenizer), start_state="aligned", max_position_embeddings=48)
+    torch.nn.init.constant_(model.length_head.down_proj.bias[2:], 9.0)  # as long as a limit of 3 allows, and longer
     model.generation_config.update(do_sample=True, suppress_tokens=list(range(261)))
     model.config.mask_token_id = tokenizer.mask_token_id
     model.save_pretrained(folder)
