@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from yan_hf import encode_text, prepare_tokenizer, train_tokenizer
-from yan_hf.data.tokenization import CASE_MARK
+from yan_hf.data.tokenization import CASE_MARK, shown_texts
 
 
 CORPUS = [" ".join(example.context) + " Ünïcode naïve café 123." for example in simulate_many(200, 4, seed=0)]
@@ -264,3 +264,6 @@ def test_with_marked_capitals_a_word_is_the_same_tokens_in_either_case(model_typ
             assert made.decode(ids, skip_special_tokens=True) == text
         capital, small = (encode_text(made, [f"to {word} now"])[0] for word in ("London", "london"))
         assert [token for token in capital if token != mark] == small and capital.count(mark) == 1
+        assert "".join(shown_texts(made, capital[:-1])) == "to London now" and shown_texts(made, [mark]) == [""]
+        # A mark before what is no letter, which a model may write, leaves nothing behind.
+        assert made.decode([mark, *encode_text(made, ["1 b"])[0], mark, mark], skip_special_tokens=True) == "1 b"

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import yan_hf  # noqa: F401  registers YAN with the Auto classes
 from yan_hf.data.sources import encode_source
+from yan_hf.data.tokenization import CASE_MARK
 from yan_hf.serving.engine import DraftStreamer
 
 
@@ -143,15 +144,16 @@ class Writer:
         self.model.generate(**self.encode(text), **options, streamer=streamer)
 
     def _pieces(self, rows: torch.Tensor, experts: torch.Tensor | None = None) -> list[Pieces]:
-        """Each row's pieces of text and their experts; the bytes of one character are one piece."""
+        """Each row's pieces of text and their experts; one is a character's bytes, or a capital's mark and word."""
         found: list[Pieces] = []
+        mark = self.tokenizer.get_vocab().get(CASE_MARK)
         known = [[None] * rows.shape[1]] * len(rows) if experts is None else experts.tolist()
         for row, chosen in zip(rows.tolist(), known):
             pieces, held = [], []
             for token, expert in zip(row, chosen):
                 held.append(token)
                 piece = self.tokenizer.decode(held, skip_special_tokens=True)
-                if "\ufffd" in piece and len(held) < 4:
+                if token == mark or ("\ufffd" in piece and len(held) < 4):
                     continue  # a character of UTF-8 has up to four bytes
                 held = []
                 if piece:

@@ -54,7 +54,8 @@ def train_tokenizer(
         model_type: `"unigram"` or `"bpe"`.
         model_max_length: Longest sequence that the tokenizer does not warn about.
         factor_case: Whether a capital letter of A to Z is a mark and the small letter, so that a word is the same
-            tokens in either case, behind a mark or not.
+            tokens in either case, behind a mark or not. Of a text that holds the mark itself, U+FDD1, which Unicode
+            sets aside, it is lost.
         trainer_options: More options of `sentencepiece.SentencePieceTrainer.train`.
 
     Returns:
@@ -121,6 +122,7 @@ def _to_fast_tokenizer(
         vocab = {piece: index for index, piece in enumerate(pieces)}
         tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=_PIECES["unk"], byte_fallback=True))
     capitals = [decoders.Replace(marked, capital) for capital, marked in _CASES.items()] if factor_case else []
+    capitals += [decoders.Replace(CASE_MARK, "")] if factor_case else []  # one that a model wrote before no letter
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *capitals])
     if factor_case:
         tokenizer.normalizer = _case_normalizer()
@@ -199,6 +201,18 @@ def encode_text(
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of every token by itself, with the space before it."""
     return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.convert_ids_to_tokens(list(ids))]
+
+
+def shown_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """As [`token_texts`], as they are read: a capital's mark is empty, and the letter behind it is one."""
+    shown, is_capital = [], False
+    for piece in token_texts(tokenizer, ids):
+        if is_capital and piece != CASE_MARK:
+            letter = len(piece) - len(piece.lstrip(" "))
+            piece = piece[:letter] + piece[letter : letter + 1].upper() + piece[letter + 1 :]
+        is_capital = piece == CASE_MARK
+        shown.append("" if is_capital else piece)
+    return shown
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from ..data.sources import encode_source
-from ..data.tokenization import token_texts
+from ..data.tokenization import shown_texts
 from .metrics import METRICS, score_texts
 
 
@@ -101,7 +101,7 @@ def _steps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: A
     experts = experts.tolist() if experts.dim() == 3 else [experts.tolist()] * len(drafts)
     rows = []
     for row, length in enumerate(output.lengths.tolist()):
-        texts = [token_texts(tokenizer, draft[row][:length]) for draft in drafts]
+        texts = [shown_texts(tokenizer, draft[row][:length]) for draft in drafts]
         rows.append([list(zip(step, chosen[row][:length])) for step, chosen in zip(texts, experts)])
     return rows
 
