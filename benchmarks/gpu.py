@@ -100,7 +100,7 @@ def checkpoints(run: Run) -> dict:
             AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval().generate(**batch, seeds=[1, 2])
         )
         for dtype in (torch.float32, torch.bfloat16):
-            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).to(run.device).eval()
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, device_map=str(run.device)).eval()
             found = model.generate(**batch.to(run.device), seeds=[1, 2]).cpu()
             same = found.shape == expected.shape and (found == expected).float().mean().item()
             rows.append(
