@@ -99,8 +99,12 @@ def killed_saves(kind: str, count: int) -> dict[str, object]:
         seen = set()
         for _ in range(count):
             process = _processes.Process(target=_save_for_ever, args=(folder, version + 1, 1, kind))
+            began, untouched = time.monotonic(), folder.stat().st_mtime_ns
             process.start()
-            time.sleep(draw.uniform(0.05, 0.3))
+            # From its first file on: on a busy machine it takes its time to start.
+            while folder.stat().st_mtime_ns == untouched and time.monotonic() - began < 10:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.25))
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             outcome, version = _outcome(folder, kind, version)
