@@ -1,7 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What the training scripts share: their options, and data and models made from them."""
 
+import json
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -251,6 +253,10 @@ def freeze_parts(model: PreTrainedModel, arguments: ModelArguments):
         print(f"Frozen: {', '.join(model.config.frozen_parts)} (train them with --unfreeze).", flush=True)
 
 
+# Options of batches, not of the tokenized rows.
+_OF_BATCHES = ("encoded", "align", "canvas_slack", "mask_rate")
+
+
 def _packed(
     batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, column: str, sizes: list[int]
 ) -> dict[str, list[str]]:
@@ -268,8 +274,19 @@ def encode_splits(
     """
     Tokenized splits, of paragraphs where texts are packed, kept in the folder `data.encoded`; says how many rows were
     left out. Training rows that are spoilt anew every epoch have no `token_lengths`: the collator finds them.
+
+    Raises `ValueError` for a folder of rows that were made of other data, or by other options or another tokenizer.
     """
+    if data.encoded and data.streaming:
+        raise ValueError("`encoded` keeps the rows of a run; streamed ones are not kept: leave one of them out.")
+    made_by = Path(data.encoded or "", "made_by.json")
+    made = {name: value for name, value in vars(data).items() if name not in _OF_BATCHES}
+    made["tokenizer"] = zlib.crc32(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     if data.encoded and Path(data.encoded).is_dir():
+        before = json.loads(made_by.read_text())
+        if changed := sorted(name for name in made if before.get(name) != made[name]):
+            found = f"`{changed[0]}` was {before.get(changed[0])!r} and is {made[changed[0]]!r}"
+            raise ValueError(f"{data.encoded} holds rows that were made otherwise: {found}. Name another folder.")
         return dict(load_from_disk(data.encoded))
     encoded = {}
     for name, rows in splits.items():
@@ -285,9 +302,8 @@ def encode_splits(
         if skipped:
             print(f"Left out {skipped} rows of the {name} split: {encoder.skipped}", flush=True)
     if data.encoded:
-        if data.streaming:
-            raise ValueError("`encoded` keeps the rows of a run; streamed ones are not kept: leave one of them out.")
         DatasetDict(encoded).save_to_disk(data.encoded)
+        made_by.write_text(json.dumps(made, indent=2) + "\n")
     return encoded
 
 

@@ -254,6 +254,27 @@ def test_two_processes_read_a_stream(labelled, tmp_path):
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
+def test_tokenized_rows_are_kept_for_the_same_options(labelled, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import common
+
+    from yan_hf import train_tokenizer
+
+    tokenizer = train_tokenizer(["good fine bad poor film"] * 20, vocab_size=300)
+    options = {"task": "classification", "class_names": ["no", "yes"], "encoded": str(tmp_path / "rows")}
+    options["train_file"] = str(labelled / "train.jsonl")
+    splits = common.read_splits(common.DataArguments(**options))
+    first = common.encode_splits(splits, tokenizer, common.DataArguments(**options))
+    again = common.encode_splits({}, tokenizer, common.DataArguments(**options, align=True))
+    assert again["train"]["input_ids"][:] == first["train"]["input_ids"][:]
+    for change in ({"max_source_length": 7}, {"streaming": True}):
+        with pytest.raises(ValueError, match=next(iter(change)) if "streaming" not in change else "streamed"):
+            common.encode_splits({}, tokenizer, common.DataArguments(**{**options, **change}))
+    other = train_tokenizer(["good fine bad poor films"] * 20, vocab_size=290)
+    with pytest.raises(ValueError, match="`tokenizer` was"):
+        common.encode_splits({}, other, common.DataArguments(**options))
+
+
 def test_configurations_are_read_with_care(tmp_path):
     for text, message in (
         ("class_names: [no, yes]\n", "quote them"),
