@@ -147,6 +147,7 @@ def test_offloaded_experts_read_the_choice_of_experts_alone(dtype, options):
 
 
 @pytest.mark.parametrize("fields", [PAPER, TARGET, {"encoder_backbone": "mamba", "flow_backbone": "mamba"}])
+@pytest.mark.slow
 def test_the_compiled_path_is_one_graph(fields, monkeypatch):
     """Of each half, and of both where lengths are given; in the shapes and dtypes of the device."""
     monkeypatch.setattr(CandidateLayout, "host_lengths", property(lambda layout: [WIDTH] * len(layout.lengths)))

@@ -69,6 +69,7 @@ def test_restored_text_is_nearer_to_the_clean_one(checkpoint):
     assert after["word_error_rate"] < before["word_error_rate"] and after["punctuation_f1"] > 0.3
 
 
+@pytest.mark.slow
 def test_its_code_loads_it_without_the_package(checkpoint, tmp_path):
     script = """
 import json, sys

@@ -64,6 +64,7 @@ def test_results_are_those_of_the_plain_path(side, options):
     assert counters["graph_break"] == {}
 
 
+@pytest.mark.slow
 def test_mamba_is_compiled_too():
     model = small_model(encoder_backbone="mamba", flow_backbone="mamba", **SHALLOW)
     _, ids, mask = batch_of_rows([4, 17, 6], "left")
@@ -71,6 +72,7 @@ def test_mamba_is_compiled_too():
     assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED), expected)
 
 
+@pytest.mark.slow
 def test_programs_are_bounded_by_buckets():
     """Many lengths and batch sizes, few programs: a recompilation would show as another graph."""
     model = small_model(**SHALLOW)
@@ -85,6 +87,7 @@ def test_programs_are_bounded_by_buckets():
     assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
     logging.getLogger("yan_hf").propagate = logging.getLogger("transformers").propagate = True
@@ -179,6 +182,7 @@ def test_the_loop_does_not_wait_for_the_device():
 
 
 @pytest.mark.parametrize("mask_given", [True, False])
+@pytest.mark.slow
 def test_embeddings_and_missing_masks_are_compiled_too(mask_given):
     model = small_model(**SHALLOW)
     ids = torch.randint(5, 60, (2, 7))

@@ -33,6 +33,7 @@ def quantized(tmp_path, dtype: str = "float32", **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"flow_backbone": "mamba"}], ids=str)
+@pytest.mark.slow
 def test_saved_small_and_loaded_in_a_new_process(tmp_path, changes):
     _, model = quantized(tmp_path, **WIDE, **changes)
     model.save_pretrained(tmp_path / "int8")

@@ -337,6 +337,7 @@ def test_given_experts_ask_no_gate():
     assert output.distinct_experts.shape[0] == 2
 
 
+@pytest.mark.slow
 def test_compiled_routing_is_the_plain_path_s():
     torch._dynamo.reset()
     model = small_model(num_experts=8, **BLOCK, **SHALLOW)

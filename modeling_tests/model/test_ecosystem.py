@@ -171,6 +171,7 @@ def compiled(function):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.slow
 def test_forward_is_one_graph(backbone):
     model = model_with(backbone, **SHALLOW)
     inputs = {**batch(), "latents": torch.randn(3, 5, 32), "timesteps": torch.tensor([0.0, 0.4, 0.9])}

@@ -40,6 +40,7 @@ def test_no_value_is_read_on_the_host_in_blocks():
 
 
 @pytest.mark.parametrize("options", [{}, {"compile": True, "compile_config": CompileConfig(backend="aot_eager")}])
+@pytest.mark.slow
 def test_generate_and_training_in_blocks_of_tokens(monkeypatch, options):
     """As on CUDA in float32, where the grouped product waits for the device; the offloaded experts give the bits."""
     _, ids, mask = batch_of_rows([4, 9, 6])

@@ -396,6 +396,7 @@ def test_bfloat16(autocast):
 
 @pytest.mark.parametrize("padding", ["exact", "research"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_compiles_to_one_graph(padding):
     model = small_model(mamba_padding=padding, encoder_layers=1, flow_layers=1, cross_attention_layers=None, **BOTH)
     _, ids, mask = batch_of_rows([3, 9], "left")
@@ -412,6 +413,7 @@ def test_compiles_to_one_graph(padding):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_step_has_the_same_gradients():
     mixer, mask = make_mixer(), torch.tensor([[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]])
     x = torch.randn(2, 5, 32)

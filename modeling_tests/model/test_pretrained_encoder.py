@@ -145,6 +145,7 @@ for folder in sys.argv[2:]:
 
 
 @pytest.mark.parametrize("with_code", [False, True])
+@pytest.mark.slow
 def test_a_new_process_generates_the_same_tokens(with_code, folders, tmp_path):
     """After a training step, from every family; also without the package, through the checkpoint's code."""
     inputs = {name: values for name, values in pairs("left").items() if name != "labels"}
@@ -352,6 +353,7 @@ def test_every_start_state_trains_and_generates(start_state, folders):
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "t5", "bart"])
+@pytest.mark.slow
 def test_the_compiled_path_gives_the_same_tokens(family, folders):
     model = build(folders[family])
     batch = pairs("left")

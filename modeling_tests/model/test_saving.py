@@ -113,6 +113,7 @@ def assert_same_logits(found, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_new_process_computes_the_same_logits(tmp_path, dtype):
     model = small_model().to(dtype)
     expected = expected_output(model)
