@@ -19,6 +19,7 @@ def run(*options):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
 def test_without_a_gpu_it_says_what_it_would_do(tmp_path):
     found = run("--steps", "speed", "profile", "--output", tmp_path)
     assert found.returncode == 0 and found.stdout.count("\n") == 1

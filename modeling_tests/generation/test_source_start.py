@@ -234,6 +234,7 @@ def test_the_configuration_names_what_contradicts():
         small_model().generate(torch.tensor([[7, MASK]]), keep_known=True)
 
 
+@pytest.mark.slow
 def test_lengths_of_tokens_are_learnt():
     model = model_with("fertility").train()
     batch = padded([[7, 8, 9], [10, 11, 12]])

@@ -196,6 +196,7 @@ def test_training_step_is_one_graph():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_generate_is_one_graph():
     model = small_model(**SHALLOW)
     inputs = {name: value for name, value in batch().items() if name != "labels"}

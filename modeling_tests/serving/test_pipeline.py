@@ -97,6 +97,7 @@ def test_other_models_are_refused(writer):
         pipeline("text2text-generation", model=model, tokenizer=writer.tokenizer)
 
 
+@pytest.mark.slow
 def test_import_alone_registers_it():
     code = "import yan_hf; from transformers.pipelines import check_task; print(check_task('text2text-generation')[0])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
