@@ -57,6 +57,21 @@ def batch_of_rows(lengths: list[int], side: str = "right", extra: int = 0, seed:
     return rows, input_ids, attention_mask
 
 
+class DraftCounter:
+    """A streamer that counts drafts."""
+
+    drafts = 0
+
+    def put_draft(self, value):
+        self.drafts += 1
+
+    def put(self, value):
+        pass
+
+    def end(self):
+        pass
+
+
 class NoHost(TorchFunctionMode):
     """
     Makes the meta device stand for an accelerator, whose host waits wherever a value is read, or is copied from the

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from testing_utils import SHALLOW, NoHost, batch_of_rows, small_config, small_model
+from testing_utils import SHALLOW, DraftCounter, NoHost, batch_of_rows, small_config, small_model
 from torch.overrides import TorchFunctionMode
 from transformers.generation import CompileConfig
 from transformers.generation.stopping_criteria import MaxLengthCriteria
@@ -101,23 +101,8 @@ def test_only_lengths_are_read(number):
     assert output.latents.dtype == dtype and output.sequence_scores.dtype == torch.float32
 
 
-class Streamer:
-    """Counts drafts."""
-
-    drafts = 0
-
-    def put_draft(self, value):
-        self.drafts += 1
-
-    def put(self, value):
-        pass
-
-    def end(self):
-        pass
-
-
 def test_a_streamer_gets_its_tokens_on_the_host():
-    streamer, reads = Streamer(), dict.fromkeys(("show_draft", "_generate"), lambda tokens: tokens)
+    streamer, reads = DraftCounter(), dict.fromkeys(("show_draft", "_generate"), lambda tokens: tokens)
     model = meta_model(PAPER, torch.float32)
     with NoHost({**LENGTHS, **reads}) as mode:
         model.generate(**source(), streamer=streamer)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from testing_utils import SHALLOW, batch_of_rows, small_model
+from testing_utils import SHALLOW, DraftCounter, batch_of_rows, small_model
 from torch._dynamo.utils import counters
 from transformers.generation import CompileConfig
 
@@ -135,19 +135,7 @@ def test_a_model_spread_over_devices_is_refused():
 
 
 def test_drafts_are_shown_all_the_same():
-    class Recorder:
-        drafts = 0
-
-        def put_draft(self, value):
-            self.drafts += 1
-
-        def put(self, value):
-            pass
-
-        def end(self):
-            pass
-
-    recorder = Recorder()
+    recorder = DraftCounter()
     small_model(**SHALLOW).generate(torch.tensor([[5, 6]]), compile=True, compile_config=TRACED, streamer=recorder)
     assert recorder.drafts == 3
 
