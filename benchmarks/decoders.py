@@ -6,12 +6,13 @@ from functools import partial
 
 import torch
 from transformers import (
-    BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
     PreTrainedModel,
 )
 
@@ -104,8 +105,8 @@ def _gpt2(config: YanConfig, layers: tuple[int, int], width: int, positions: int
     )
 
 
-class BidirectionalBart(BartForConditionalGeneration):
-    """A BART whose decoder sees a target's whole canvas at once."""
+class BidirectionalBart(MBartForConditionalGeneration):
+    """A BART, with norms before its layers, whose decoder sees a target's whole canvas at once."""
 
     def decode(
         self,
@@ -133,7 +134,7 @@ class MaskPredictBart(BidirectionalBart):
 
     longest_offset = 64
 
-    def __init__(self, config: BartConfig):
+    def __init__(self, config: MBartConfig):
         super().__init__(config)
         self.length_head = torch.nn.Linear(config.d_model, 2 * self.longest_offset + 1)
         self.post_init()
@@ -144,10 +145,10 @@ def _bart(
     layers: tuple[int, int],
     width: int,
     positions: int,
-    model_class: type[BartForConditionalGeneration] = BartForConditionalGeneration,
+    model_class: type[PreTrainedModel] = BartForConditionalGeneration,
 ) -> PreTrainedModel:
     model = model_class(
-        BartConfig(
+        model_class.config_class(
             d_model=config.hidden_size,
             encoder_layers=layers[0],
             decoder_layers=layers[1],
@@ -168,7 +169,7 @@ def _bart(
         table = stack.embed_positions.weight
         sinusoids = YanPositionEmbedding(*table.shape).initial_weight(2**0.5 * config.initializer_range)
         table.data.copy_(sinusoids)
-    # The stacks' own dropout is that of their embeddings; `BartConfig` has one value for everything.
+    # The stacks' own dropout is that of their embeddings; the configuration has one value for everything.
     model.model.encoder.dropout = model.model.decoder.dropout = config.embedding_dropout
     return model
 
@@ -191,12 +192,13 @@ def _vocabulary(config: YanConfig) -> dict[str, int]:
     return {name: getattr(config, name) for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
 
 
-# A GPT-2 whose head is tied where YAN's is, a BART with its one table of tokens, a bidirectional Transformer for
-# masked diffusion, and BARTs that write all tokens at once.
+# A GPT-2 whose head is tied where YAN's is, a BART with its one table of tokens, one with norms before its layers, a
+# bidirectional Transformer for masked diffusion, and BARTs that write all tokens at once.
 _BUILDERS = {
     "ar-gpt2": _gpt2,
     "ar-bart": _bart,
     "masked-diffusion": _bert,
+    "ar-mbart": partial(_bart, model_class=MBartForConditionalGeneration),
     "cmlm": partial(_bart, model_class=MaskPredictBart),
     "ctc": partial(_bart, model_class=BidirectionalBart),
 }
@@ -209,7 +211,7 @@ def matching_model(
     Another architecture of YAN's width, with the number of parameters that comes closest to YAN's.
 
     Args:
-        system: `"ar-gpt2"`, `"ar-bart"`, `"masked-diffusion"`, `"cmlm"` or `"ctc"`.
+        system: `"ar-gpt2"`, `"ar-bart"`, `"ar-mbart"`, `"masked-diffusion"`, `"cmlm"` or `"ctc"`.
         config: YAN's.
         parameters: YAN's number.
         positions: Size of the position table.

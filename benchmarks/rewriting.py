@@ -66,7 +66,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerB
 
 from yan_hf import YanDataCollator, encode_text
 from yan_hf.data.alignment import fillings_of
-from yan_hf.data.corruption import WORD
+from yan_hf.data.corruption import WORD, quote_words
 from yan_hf.data.tasks import TaskEncoder, load_splits, pack_sentences, whole_sentences
 from yan_hf.evaluation.metrics import score_texts
 from yan_hf.training.callbacks import EpochCallback
@@ -189,9 +189,7 @@ def paragraphs(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, siz
 
 def with_code(text: str) -> str:
     """The text with a word in its middle in backquotes."""
-    words = list(WORD.finditer(text))
-    start, end = words[len(words) // 2].span()
-    return f"{text[:start]}`{text[start:end]}`{text[end:]}"
+    return quote_words(text, len(WORD.findall(text)) // 2)
 
 
 def make_examples(

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict, load_from_disk
 from tokenizers import AddedToken
@@ -32,6 +33,7 @@ from yan_hf import (
     prepare_tokenizer,
     train_tokenizer,
 )
+from yan_hf.data.corruption import WORD, quote_words
 from yan_hf.data.files import check_not_input
 from yan_hf.data.tasks import TASKS, TaskEncoder, encode_split, load_splits, pack_sentences
 from yan_hf.data.tokenization import MASK_MARKER
@@ -79,6 +81,9 @@ class DataArguments:
         metadata={
             "help": "cut texts into paragraphs of whole sentences of at most so many tokens; of several in turn"
         },
+    )
+    code_rate: float = field(
+        default=0.0, metadata={"help": "share of the paragraphs of which some words are put in backquotes, as code"}
     )
     encoded: str | None = field(
         default=None, metadata={"help": "folder for the tokenized rows: kept there, and read where it is"}
@@ -257,15 +262,28 @@ def freeze_parts(model: PreTrainedModel, arguments: ModelArguments):
 _OF_BATCHES = ("encoded", "align", "canvas_slack", "mask_rate")
 
 
+def with_code(text: str, rate: float) -> str:
+    """For a `rate` of the texts, the same ones in every run: with one to three of its words in backquotes."""
+    rng = np.random.default_rng(zlib.crc32(text.encode()))
+    if "`" in text or rng.random() >= rate:
+        return text
+    return quote_words(text, int(rng.integers(max(1, len(WORD.findall(text))))), int(rng.integers(1, 4)))
+
+
 def _packed(
-    batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, column: str, sizes: list[int]
+    batch: dict[str, list],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    column: str,
+    sizes: list[int],
+    code_rate: float,
 ) -> dict[str, list[str]]:
-    """Paragraphs of a batch of documents, of up to each of the sizes in turn."""
+    """Paragraphs of a batch of documents, of up to each of the sizes in turn, a share of them with code."""
     texts = [" ".join(text) if isinstance(text, list) else text for text in batch[column]]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`pack_tokens` needs a text in every row of the column `{column}`.")
     rows = [pack_sentences(tokenizer, text, sizes[row % len(sizes)]) for row, text in zip(indices, texts)]
-    return {column: [paragraph for paragraphs in rows for paragraph in paragraphs]}
+    return {column: [with_code(paragraph, code_rate) for paragraphs in rows for paragraph in paragraphs]}
 
 
 def encode_splits(
@@ -294,7 +312,8 @@ def encode_splits(
             column = mapping(data.columns).get("text", "text")
             if rows.column_names and column not in rows.column_names:
                 raise ValueError(f"`pack_tokens` cuts texts of a column `{column}`, but there is {rows.column_names}.")
-            packed = partial(_packed, tokenizer=tokenizer, column=column, sizes=data.pack_tokens)
+            fields = {"column": column, "sizes": data.pack_tokens, "code_rate": data.code_rate if name == "train" else 0.0}
+            packed = partial(_packed, tokenizer=tokenizer, **fields)
             rows = rows.map(packed, batched=True, with_indices=True, remove_columns=rows.column_names)
         encoder = task_encoder(data, tokenizer)
         encoder.align &= name != "train" or encoder.corruption is None

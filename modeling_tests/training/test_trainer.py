@@ -317,3 +317,29 @@ def test_a_killed_run_resumes_to_the_weights_of_one_left_alone(tmp_path):
     resumed = load_file(tmp_path / "killed" / "final" / "model.safetensors")
     for name, value in resumed.items():
         assert torch.equal(alone[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["dataset", "column", "list"])
+def test_batches_of_like_lengths_come_in_random_order(tmp_path, kind):
+    lengths = torch.randint(2, 24, (83,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [{"input_ids": [5] * length, "labels": [8, 2], "row": row} for row, length in enumerate(lengths)]
+    if kind == "column":
+        rows = [{**row, "length": len(row["input_ids"])} for row in rows]
+    made = trainer(
+        tmp_path,
+        train_dataset=rows if kind == "list" else Dataset.from_list(rows),
+        train_sampling_strategy="group_by_length",
+        per_device_train_batch_size=4,
+    )
+    torch.manual_seed(1)
+    order = list(made._get_train_sampler())
+    assert sorted(order) == list(range(83))
+    batches = [[lengths[row] for row in order[start : start + 4]] for start in range(0, 83, 4)]
+    assert batches[0][0] == max(lengths)
+    # Within a batch lengths are alike, from one to the next they are not in order.
+    assert sum(max(batch) - min(batch) for batch in batches) < 0.35 * sum(
+        max(batch) - min(batch) for batch in (lengths[start : start + 4] for start in range(0, 83, 4))
+    )
+    longest = [max(batch) for batch in batches]
+    falls = sum(a >= b for a, b in zip(longest, longest[1:]))
+    assert 4 <= falls <= 16

@@ -80,6 +80,15 @@ _ERRORS: dict[str, Callable[[str, list[int], float, float], str]] = {
 }
 
 
+def quote_words(text: str, first: int, count: int = 1) -> str:
+    """The text with `count` of its words, from the one numbered `first` on, in backquotes, as code is written."""
+    words = list(WORD.finditer(text))[first : first + count]
+    if not words:
+        return text
+    start, end = words[0].start(), words[-1].end()
+    return f"{text[:start]}`{text[start:end]}`{text[end:]}"
+
+
 @dataclass
 class RestorationCorruption:
     """

@@ -1,16 +1,20 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """A `Seq2SeqTrainer` that knows YAN's loss terms, epochs and averages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as compute
+import torch
+from datasets import Dataset
 from huggingface_hub import ModelCardData
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Sampler
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerState
 from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_yan import YanConfig
@@ -20,12 +24,44 @@ from ..modeling_yan import YanForAutoEncoding
 from .callbacks import EmaCallback, EpochCallback, LengthHeadCallback, LossTermsCallback
 
 
-class YanTrainer(Seq2SeqTrainer):
+class BatchShuffledSampler(LengthGroupedSampler):
+    """
+    Batches of like lengths in random order, the longest example's first. The base class gives fifty in a row from the
+    longest to the shortest, so that a model that predicts lengths follows them instead of learning.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        indices, size = list(super().__iter__()), self.batch_size
+        full = range(size, len(indices) // size * size, size)
+        starts = [0, *(full[i] for i in torch.randperm(len(full), generator=self.generator).tolist())]
+        # What is left of the last batch stays at the end.
+        starts += [] if len(indices) % size == 0 or len(indices) < size else [len(indices) // size * size]
+        return (index for start in starts for index in indices[start : start + size])
+
+
+class LengthGrouping:
+    """Of a trainer: `train_sampling_strategy="group_by_length"` gives its batches in random order."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        rows, name = self.train_dataset if train_dataset is None else train_dataset, self.args.length_column_name
+        is_grouped = self.args.train_sampling_strategy == "group_by_length"
+        if is_grouped and isinstance(rows, Dataset) and name not in rows.column_names:
+            # The base class would read the rows one by one, for minutes where there are many.
+            lengths = compute.list_value_length(rows.with_format("arrow")[:]["input_ids"])
+            rows = Dataset.from_dict({name: lengths.to_pylist()})
+        sampler = super()._get_train_sampler(rows)
+        if isinstance(sampler, LengthGroupedSampler):
+            return BatchShuffledSampler(sampler.batch_size, lengths=list(sampler.lengths))
+        return sampler
+
+
+class YanTrainer(LengthGrouping, Seq2SeqTrainer):
     """
     `Seq2SeqTrainer` that logs each loss term, tells the collator the epoch, and can average the weights.
 
     An auto-encoder is trained with `sparse_prediction`: only the positions that count are decoded. Evaluations see the
-    same masked spans, whatever the epoch, and streams work with several processes. Everything else is the base
+    same masked spans, whatever the epoch, streams work with several processes, and
+    `train_sampling_strategy="group_by_length"` gives its batches in random order. Everything else is the base
     class's: `predict_with_generate`, `compute_metrics`, the best checkpoint, resuming.
 
     Before anything is trained, tokenizer and examples are compared with the model: [`check_vocabulary`],
