@@ -17,7 +17,7 @@ there are left out, so that a run that was cut short goes on; `--again` measures
 - `attention`: eager, SDPA, flash and flex attention: latency, and the largest difference of logits from eager's;
 - `offload`: `offload.py` with experts of a size that matters, copied over the real bus;
 - `scans`: `mamba.py`, with mamba-ssm's kernels where they are installed;
-- `training`: about 100 M parameters on packed text for ten minutes: loss curve, tokens per second and utilisation.
+- `training`: about 180 M parameters on packed text for ten minutes: loss curve, tokens per second and utilisation.
 
 It needs nothing but PyTorch, Transformers, pytest, and a file of texts for training (`--text`; without one it trains
 on simulated stories). flash-attn and mamba-ssm are used where they are installed.

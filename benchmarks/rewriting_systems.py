@@ -342,9 +342,9 @@ def mask_predict(
     Mask-Predict (Ghazvininejad et al. 2019) of targets of `lengths` `(B,)`, `(B, Ly)`, padded, given the encoder's
     states: the least sure tokens are written again.
     """
-    canvas = torch.arange(int(lengths.max())) < lengths[:, None]
-    tokens = torch.full(canvas.shape, model.config.pad_token_id)
-    confidences = torch.zeros(canvas.shape)
+    canvas = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    tokens = torch.full(canvas.shape, model.config.pad_token_id, device=lengths.device)
+    confidences = torch.zeros(canvas.shape, device=lengths.device)
     for iteration in range(iterations):
         masked = _lowest(confidences, canvas, lengths * (iterations - iteration) // iterations)
         ids = tokens.masked_fill(masked, model.config.mask_token_id)

@@ -131,7 +131,7 @@ def make_systems(
     @torch.no_grad()
     def mask_predicted():
         source = models["cmlm"].model.encoder(ids).last_hidden_state
-        return mask_predict(models["cmlm"], source, mask, torch.full((len(ids),), length), 3)
+        return mask_predict(models["cmlm"], source, mask, torch.full((len(ids),), length, device=ids.device), 3)
 
     @torch.no_grad()
     def one_pass():

@@ -64,6 +64,20 @@ def test_words_stand_for_the_words_that_they_become(tokenizer):
     assert found["i"] == found["want"] == "" and found["play"] == "play!"
 
 
+@pytest.mark.parametrize("before, behind", [(1, 6), (6, 0), (1, 1), (3, 2)])
+def test_of_a_doubled_word_the_first_one_stays(tokenizer, before, behind):
+    """Wherever it stands in the text: which of the two it is must be known to be predicted."""
+    left, right = ["one", "two", "big", "red", "dog", "day"][:before], ["say", "play", "the", "red", "i", "two"][:behind]
+    spoilt = " ".join([*left, "want", "want", *right, "end"])
+    ids, labels = both(tokenizer, spoilt, " ".join([*left, "want", *right, "end"]))
+    lengths = align_tokens(tokenizer, ids, labels)
+    (doubled,) = [list(token) for token in encode_text(tokenizer, [" want"], add_special_tokens=False)]
+    size = len(doubled)
+    (place,) = [i for i in range(len(ids) - 2 * size + 1) if ids[i : i + 2 * size] == 2 * doubled]
+    assert lengths[place : place + 2 * size] == [1] * size + [0] * size
+    assert sum(lengths) == len(labels)
+
+
 def test_tokens_that_stay_stand_for_themselves():
     found = {
         # New ones in front, behind and between; another one; more and fewer of them; one that goes.

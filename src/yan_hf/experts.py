@@ -103,7 +103,7 @@ class YanExperts(YanRoutedExperts):
         """
         num_tokens, k = top_k_index.shape
         all_experts = self.config.num_experts  # also where this module holds a part: the same shapes, the same bits
-        size = 8 * torch.sym_max(1, -(-num_tokens * k // (8 * all_experts)))
+        size = 8 * (num_tokens * k // (8 * all_experts) + 1)  # plain arithmetic: every Dynamo traces it
         num_blocks = num_tokens * k // size + all_experts
         # Under expert parallelism, indices past the last expert are another rank's.
         top_k_weights = top_k_weights * (top_k_index < self.num_experts)
