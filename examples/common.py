@@ -312,7 +312,11 @@ def encode_splits(
             column = mapping(data.columns).get("text", "text")
             if rows.column_names and column not in rows.column_names:
                 raise ValueError(f"`pack_tokens` cuts texts of a column `{column}`, but there is {rows.column_names}.")
-            fields = {"column": column, "sizes": data.pack_tokens, "code_rate": data.code_rate if name == "train" else 0.0}
+            fields = {
+                "column": column,
+                "sizes": data.pack_tokens,
+                "code_rate": data.code_rate if name == "train" else 0.0,
+            }
             packed = partial(_packed, tokenizer=tokenizer, **fields)
             rows = rows.map(packed, batched=True, with_indices=True, remove_columns=rows.column_names)
         encoder = task_encoder(data, tokenizer)

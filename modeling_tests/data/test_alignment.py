@@ -67,7 +67,10 @@ def test_words_stand_for_the_words_that_they_become(tokenizer):
 @pytest.mark.parametrize("before, behind", [(1, 6), (6, 0), (1, 1), (3, 2)])
 def test_of_a_doubled_word_the_first_one_stays(tokenizer, before, behind):
     """Wherever it stands in the text: which of the two it is must be known to be predicted."""
-    left, right = ["one", "two", "big", "red", "dog", "day"][:before], ["say", "play", "the", "red", "i", "two"][:behind]
+    left, right = (
+        ["one", "two", "big", "red", "dog", "day"][:before],
+        ["say", "play", "the", "red", "i", "two"][:behind],
+    )
     spoilt = " ".join([*left, "want", "want", *right, "end"])
     ids, labels = both(tokenizer, spoilt, " ".join([*left, "want", *right, "end"]))
     lengths = align_tokens(tokenizer, ids, labels)

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,13 @@ TEXTS = [
     "She was born in London, England, and died in 1912. Her father was a doctor.",
 ]
 CORRUPTION = RestorationCorruption(error_rate=0.0)
-SOURCES = {"restoration": [CORRUPTION(text) for text in TEXTS]}
+SOURCES = {
+    "restoration": [CORRUPTION(text) for text in TEXTS],
+    "infilling": [
+        "Tim and Mia went to the <mask> to play.",
+        "One day, a <mask> saw a <mask> in the garden and was happy.",
+    ],
+}
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS, ids=lambda path: path.name)
@@ -40,7 +47,7 @@ def texts_of(checkpoint, sources, **options):
 
 
 def test_there_are_some():
-    assert "restoration" in [path.name for path in CHECKPOINTS]
+    assert {path.name for path in CHECKPOINTS} == set(SOURCES)
 
 
 def test_a_checkpoint_is_small_and_complete(checkpoint):
@@ -67,6 +74,17 @@ def test_restored_text_is_nearer_to_the_clean_one(checkpoint):
     metrics = ["word_error_rate", "punctuation_f1"]
     before, after = score_texts(sources, TEXTS, metrics), score_texts(restored, TEXTS, metrics)
     assert after["word_error_rate"] < before["word_error_rate"] and after["punctuation_f1"] > 0.3
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_stands_around_a_mask_stays(checkpoint, steps):
+    if checkpoint[0].name != "infilling":
+        pytest.skip("fills no masks")
+    for source, text in zip(
+        SOURCES["infilling"], texts_of(checkpoint, SOURCES["infilling"], num_inference_steps=steps)
+    ):
+        known = [re.escape(part.strip()) for part in source.split("<mask>")]
+        assert re.fullmatch(r"\s+\S.*?".join(known[:-1]) + r"\s+\S.*" + known[-1], text), text
 
 
 @pytest.mark.slow

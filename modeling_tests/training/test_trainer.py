@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -341,5 +342,5 @@ def test_batches_of_like_lengths_come_in_random_order(tmp_path, kind):
         max(batch) - min(batch) for batch in (lengths[start : start + 4] for start in range(0, 83, 4))
     )
     longest = [max(batch) for batch in batches]
-    falls = sum(a >= b for a, b in zip(longest, longest[1:]))
+    falls = sum(a >= b for a, b in pairwise(longest))
     assert 4 <= falls <= 16

@@ -63,20 +63,15 @@ def align_tokens(tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int], 
     """
     How many target tokens each source token stands for, whatever the two texts are: their sum is the number of labels.
 
-    Words that are alike but for case and punctuation are matched, the first ones where some are doubled; what is
-    between them belongs together, and what has no counterpart to the word before it. Within a match tokens that are the same stand for each other, what is new
-    belongs to the one before it (at the start to the first), and others are shared out evenly, in order.
+    Words that are alike but for case and punctuation are matched, the first one where it is doubled; what is between
+    them belongs together, and what has no counterpart to the word before it. Within a match tokens that are the same
+    stand for each other, what is new belongs to the one before it (at the start to the first), and others are shared
+    out evenly, in order.
     """
     source_words, target_words = _words(tokenizer, source_ids), _words(tokenizer, labels)
     keys = [[key for key, _ in words] for words in (source_words, target_words)]
-    matches = []
-    for start, end, first, last in _first_copies_matched(*keys):
-        if end - start == last - first:
-            matches += [(start + i, start + i + 1, first + i, first + i + 1) for i in range(end - start)]
-        else:
-            matches.append((start, end, first, last))
     lengths, before, waiting = [0] * len(source_ids), None, 0
-    for start, end, first, last in matches:
+    for start, end, first, last in _matched_parts(*keys):
         places = [place for _, places in source_words[start:end] for place in places]
         targets = [labels[place] for _, places in target_words[first:last] for place in places]
         if places:
@@ -90,28 +85,25 @@ def align_tokens(tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int], 
     return lengths
 
 
-def _first_copies_matched(source: Sequence[Any], target: Sequence[Any]) -> list[tuple[int, int, int, int]]:
+def _matched_parts(source: Sequence[Any], target: Sequence[Any]) -> list[tuple[int, int, int, int]]:
     """
-    The parts of two sequences that belong together, in order. Of what the source repeats and the target does not, the
-    first copy is matched: either would do, and who predicts lengths must know which.
+    Parts of two sequences that belong together, in order: where each starts and ends in the source and in the target.
+    Of what the source has twice in a row and the target once the first copy is matched: either would do, and a model
+    that predicts lengths must know which.
     """
-    parts = [list(part) for _, *part in SequenceMatcher(None, source, target, autojunk=False).get_opcodes()]
-    for part, after in zip(parts, parts[1:]):
-        start, end, first, last = part
-        moved = 0
-        if first == last and after[1] - after[0] == after[3] - after[2]:
-            while moved < after[1] - after[0] and source[start + moved] == source[end + moved] == target[first + moved]:
-                moved += 1
-        if moved:
-            part[:] = start + moved, end + moved, first + moved, first + moved
-            after[0], after[2] = after[0] + moved, after[2] + moved
-    whole, start, first = [], 0, 0
-    for part in parts:
-        if part[0] > start:  # the copies that are matched now
-            whole.append((start, part[0], first, part[2]))
-        whole.append(tuple(part))
-        start, first = part[1], part[3]
-    return [part for part in whole if part[1] > part[0] or part[3] > part[2]]
+    blocks = SequenceMatcher(None, source, target, autojunk=False).get_matching_blocks()
+    pairs = [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
+    parts, start, first = [], 0, 0
+    for place, other in [*pairs, (len(source), len(target))]:
+        while place > start and other == first and source[place - 1 : place] == source[place : place + 1]:
+            place -= 1
+        if place - start == other - first:
+            parts += [(start + i, start + i + 1, first + i, first + i + 1) for i in range(place - start)]
+        else:
+            parts.append((start, place, first, other))
+        parts.append((place, place + 1, other, other + 1))
+        start, first = place + 1, other + 1
+    return parts[:-1]
 
 
 def match_tokens(source: Sequence[int], target: Sequence[int]) -> list[int]:
