@@ -30,6 +30,7 @@ def parse(*arguments: str) -> dict:
 def test_an_option_is_declared_in_one_place(monkeypatch, model, tmp_path):
     even = Check("an even number", lambda value: isinstance(value, int) and value % 2 == 0)
     monkeypatch.setitem(OPTIONS, "flow_warmth", Option(lambda config: config.num_experts, even, "how warm it flows"))
+    monkeypatch.setattr(model, "generation_config", YanGenerationConfig.from_model_config(model.config))
     assert YanGenerationConfig().flow_warmth is None
     assert YanGenerationConfig().resolve(small_config(num_experts=4)).flow_warmth == 4
     YanGenerationConfig(flow_warmth=6).save_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`generate`: ODE sampling in the place of autoregressive decoding."""
 
+import copy
 import functools
 import json
 from contextlib import AbstractContextManager, nullcontext
@@ -580,7 +581,8 @@ class YanGenerationMixin:
         kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
 
         config = self.generation_config if generation_config is None else generation_config
-        config = YanGenerationConfig.from_dict(config.to_dict())
+        is_own = isinstance(config, YanGenerationConfig)
+        config = copy.deepcopy(config) if is_own else YanGenerationConfig.from_dict(config.to_dict())
         if "max_length" in kwargs and "max_new_tokens" not in kwargs:
             config.max_new_tokens = None
         if "time_schedule" in kwargs:

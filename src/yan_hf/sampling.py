@@ -263,6 +263,7 @@ def decode_tokens(
     forbids_end = bool(end_token_ids) and (min_length > 1 or end_places is not None)
     is_plain = processors is None and uniform is None and not with_logits
     is_argmax = is_plain and not forbids_end and forbidden is None and copied_ids is None
+    keeps_logits = with_scores or with_logits
     by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
     block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
@@ -273,31 +274,33 @@ def decode_tokens(
             tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
             blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
-        scores = logits = head(flat_states[block])
+        logits = head(flat_states[block])
+        largest = None if is_argmax else logits.amax(dim=-1)
+        # From here on scores are changed in place.
+        scores = logits.clone() if keeps_logits and not is_argmax else logits
         indices = torch.arange(start, start + len(logits), device=states.device)
         if copied_ids is not None:
             copied = copied_ids.flatten()[block, None].to(scores.device)
             bias = (copy_bias * (copied >= 0)).to(scores.dtype)
-            scores = scores.scatter_add(1, copied.clamp(min=0), bias)
+            scores.scatter_add_(1, copied.clamp(min=0), bias)
         if forbidden is not None:
-            scores = scores.index_fill(1, forbidden.to(scores.device), -torch.inf)
+            scores.index_fill_(1, forbidden.to(scores.device), -torch.inf)
         if forbids_end:
             early = indices % length < min_length - 1
             if end_places is not None:
                 early = early | ~end_places.flatten()[block].to(scores.device)
-            scores = scores.clone()
             for token in end_token_ids:  # a list as an index would be copied to the device
                 scores[:, token].masked_fill_(early, -torch.inf)
         if processors is not None:
             prefix = indices.new_empty(len(indices), 0) if context_ids is None else context_ids[indices // length]
-            scores = processors(prefix, scores.float().clone())
+            scores = processors(prefix, scores.float())
         if uniform is None:
             best, tokens = scores.max(dim=-1)
             is_choice = best > -torch.inf  # false for NaN too
         else:
             tokens, is_choice = _draw(scores, uniform.flatten()[block])
         chosen = logits.gather(1, tokens[:, None])[:, 0]
-        largest = chosen if is_argmax else logits.amax(dim=-1)
+        largest = chosen if largest is None else largest
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
         is_choice = None if is_argmax else is_choice
         blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
