@@ -8,6 +8,7 @@ latency, in one run.
     python benchmarks/rewriting.py compare --task restoration --yan runs/restoration \\
         --systems ar-bart=runs/restoration-ar-bart ... --test-file test.jsonl.gz
     python benchmarks/rewriting.py table restoration
+    python benchmarks/rewriting.py experts --task restoration --yan runs/restoration --test-file test.jsonl.gz
 
 Every system gets the tokenizer of a YAN checkpoint, its width and layers, its parameters (within 5 %, by the width of
 the feed-forward layers), and the data, corruption, batches and optimiser of `examples/configs/TASK.yaml`; options of
@@ -16,7 +17,7 @@ the learning rate falls to zero as they pass, and preparing the rows does not co
 on where it stopped.
 
 - `yan`: as `examples/finetune.py` trains it, with the checkpoint's tokenizer and configuration;
-- `ar-bart`: source → target; greedy, and with prompt lookup (`-lookup`) that looks in the source too, which
+- `ar-bart`: source → target, with norms before the layers, as mBART has them, which learns to copy sooner; greedy, and with prompt lookup (`-lookup`) that looks in the source too, which
   Transformers' own does not in models with an encoder;
 - `ar-gpt2`: source and target in one sequence, greedy and with prompt lookup; `ar-gpt2-fillings`, for infilling,
   writes the fillings alone, with the mask token between them;
@@ -28,6 +29,9 @@ median over paragraphs, one at a time, throughput that of batches of 32; every p
 systems in turn. Systems with prompt lookup take one at a time, so that they have no throughput, and the quality of
 greedy decoding, whose texts they have to give. `no system` is the source as it is. With restoration every system also
 gets clean paragraphs, which should stay, and paragraphs with a word in backquotes.
+
+`experts` says what each expert of a YAN whose targets share their choice writes when it writes everything, in one
+step, beside the gate's choice, and beside the best expert of each row by the reference.
 """
 
 import argparse
@@ -38,7 +42,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
-from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from statistics import median
@@ -60,7 +63,9 @@ from rewriting_systems import (
     load_model,
     load_tokenizer,
     num_positions,
+    padded_batch,
     rewriters,
+    texts_of,
 )
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase, Seq2SeqTrainingArguments, set_seed
 
@@ -177,6 +182,12 @@ class Example(NamedTuple):
     target_ids: list[int]
 
 
+def read_documents(file: str) -> list[str]:
+    """The texts in the column `text`, lists of sentences joined."""
+    split = load_splits({"test": file})["test"]
+    return [" ".join(text) if isinstance(text, list) else text for text in split["text"]]
+
+
 def paragraphs(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int, count: int) -> list[str]:
     """Paragraphs of over three quarters of `size` tokens: the first one of every document, then the second ones."""
 
@@ -265,6 +276,14 @@ def score_infilling(
     return {**figures, "fillings_right": right / total, "known_kept": kept / known}
 
 
+def score(task: str, written: Rows, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Of what a system wrote, without end tokens."""
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    if task == "infilling":
+        return score_infilling(texts, examples, written, tokenizer)
+    return score_restoration(texts, examples)
+
+
 # Comparison
 
 
@@ -324,7 +343,6 @@ def measure(
     examples = make_examples(texts, data, tokenizer, options.seed)
     if not examples:
         raise SystemExit(f"rewriting.py: the test file has no paragraph of about {size} tokens.")
-    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
     batched = {name: system for name, system in systems.items() if not name.endswith("-lookup")}
     singles = batches_of(examples[: options.timed_rows], 1)
     run(systems, singles[:1])  # warms up
@@ -332,14 +350,9 @@ def measure(
     single_ids, single_seconds = run(systems, singles)
     num_tokens = sum(len(example.target_ids) for example in examples)
 
-    def score(written: Rows) -> dict[str, Any]:
-        if options.task == "infilling":
-            return score_infilling(decode(written), examples, written, tokenizer)
-        return score_restoration(decode(written), examples)
-
-    rows = {name: score(written) for name, written in ids.items()}
+    rows = {name: score(options.task, written, examples, tokenizer) for name, written in ids.items()}
     unwritten = [[i for i in example.source_ids[:-1] if i != tokenizer.mask_token_id] for example in examples]
-    rows[NO_SYSTEM] = score(unwritten)
+    rows[NO_SYSTEM] = score(options.task, unwritten, examples, tokenizer)
     if options.task == "restoration":
         probed = {**batched, NO_SYSTEM: lambda sources: [source[:-1] for source in sources]}
         for name, figures in probe(probed, texts[: options.probe_rows], data, tokenizer, options.seed).items():
@@ -375,8 +388,7 @@ def compare(options: argparse.Namespace, arguments: list[str]):
         training = Path(folder, "training.json")
         about[name] = json.loads(training.read_text()) if training.is_file() else {}
         about[name]["parameters"] = model.num_parameters()
-    split = load_splits({"test": options.test_file})["test"]
-    documents = [" ".join(text) if isinstance(text, list) else text for text in split["text"]]
+    documents = read_documents(options.test_file)
     rows = []
     for size in options.sizes:
         rows += measure(systems, documents, size, options, data, tokenizer)
@@ -384,6 +396,58 @@ def compare(options: argparse.Namespace, arguments: list[str]):
         save(options.output, report)  # after every size, so that a run that is cut short loses nothing
     plot(report, options.output.with_suffix(".png"))
     print(table(report))
+
+
+def experts(options: argparse.Namespace, arguments: list[str]):
+    """Writes what single experts are worth."""
+    torch.set_num_threads(options.threads)
+    config = str(ROOT / "examples" / "configs" / f"{options.task}.yaml")
+    ignored = (ModelArguments, Seq2SeqTrainingArguments)
+    (data,) = parse(DataArguments, arguments=[config, *arguments], ignored=ignored)
+    tokenizer, model = load_tokenizer(options.yan), load_model("yan", options.yan)
+    if (model.config.expert_scope, model.config.reselect_experts) != ("target", True):
+        raise SystemExit(f"rewriting.py: {options.yan} has no experts that whole targets choose anew at every step.")
+    texts = paragraphs(read_documents(options.test_file), tokenizer, options.size, options.rows)
+    rows: dict[str, Any] = {}
+    for kind in ("spoilt", "clean") if options.task == "restoration" else ("masked",):
+        examples = make_examples(texts, data, tokenizer, options.seed, clean=kind == "clean")
+        shares: Counter = Counter()
+
+        def write(expert: int | None, examples: list[Example] = examples, shares: Counter = shares) -> Rows:
+            written: Rows = []
+            for sources in batches_of(examples, 32):
+                given = {"expert_selection": "greedy"}
+                if expert is not None:
+                    given["expert_indices"] = torch.full((1, len(sources), data.max_target_length), expert)
+                found = model.generate(
+                    **padded_batch(sources, model.config.pad_token_id),
+                    seeds=list(range(len(sources))),
+                    num_inference_steps=1,
+                    max_new_tokens=data.max_target_length,
+                    return_dict_in_generate=True,
+                    output_expert_indices=True,
+                    **given,
+                )
+                shares.update(found.expert_indices[0, :, 0].tolist() if expert is None else [])
+                written += texts_of(found.sequences, model.config)
+            return written
+
+        written = {"gate": write(None)} | {f"expert {k}": write(k) for k in range(model.config.num_experts)}
+        likeness = [
+            {
+                name: SequenceMatcher(None, ids[row], example.target_ids, autojunk=False).ratio()
+                for name, ids in written.items()
+            }
+            for row, example in enumerate(examples)
+        ]
+        written["best by the reference"] = [written[max(like, key=like.get)][row] for row, like in enumerate(likeness)]
+        rows[kind] = {
+            "gate_chose": [shares[k] / len(examples) for k in range(model.config.num_experts)],
+            "rows": len(examples),
+            **{name: score(options.task, ids, examples, tokenizer) for name, ids in written.items()},
+        }
+        print(kind, json.dumps(rows[kind], indent=1))
+    save(options.output, {"task": options.task, "size": options.size, "seed": options.seed, "kinds": rows})
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -420,6 +484,16 @@ def main():
     command.add_argument("--seed", type=int, default=0, help="of the corruption")
     command.add_argument("--output", type=Path, help="JSON file, the plot next to it (default: the task's results)")
 
+    command = commands.add_parser("experts", help="what single experts write", allow_abbrev=False)
+    command.add_argument("--task", choices=TASKS, required=True)
+    command.add_argument("--yan", type=Path, required=True, help="its checkpoint")
+    command.add_argument("--test-file", required=True, help="documents, in the column `text`")
+    command.add_argument("--size", type=int, default=32, help="tokens of a paragraph")
+    command.add_argument("--rows", type=int, default=160)
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--seed", type=int, default=0, help="of the corruption")
+    command.add_argument("--output", type=Path, help="JSON file (default: among the results)")
+
     command = commands.add_parser("table", help="print the figures as Markdown")
     command.add_argument("task", choices=TASKS)
 
@@ -429,6 +503,9 @@ def main():
     elif options.command == "compare":
         options.output = options.output or RESULTS / f"{options.task}.json"
         compare(options, rest)
+    elif options.command == "experts":
+        options.output = options.output or RESULTS / f"{options.task}_experts.json"
+        experts(options, rest)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:

@@ -297,14 +297,14 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, padding_side="right")
 
 
-def _batch(rows: Rows, pad_token_id: int, left: bool = False) -> dict[str, torch.Tensor]:
+def padded_batch(rows: Rows, pad_token_id: int, left: bool = False) -> dict[str, torch.Tensor]:
     return {
         "input_ids": pad(rows, pad_token_id, left),
         "attention_mask": pad([[1] * len(row) for row in rows], 0, left),
     }
 
 
-def _texts(ids: torch.Tensor, config: Any) -> Rows:
+def texts_of(ids: torch.Tensor, config: Any) -> Rows:
     """Every row's tokens before its end token, without padding."""
     rows = []
     for row in ids.tolist():
@@ -314,17 +314,17 @@ def _texts(ids: torch.Tensor, config: Any) -> Rows:
 
 
 def _yan(model: PreTrainedModel, max_new_tokens: int, steps: int, rows: Rows) -> Rows:
-    batch = _batch(rows, model.config.pad_token_id)
+    batch = padded_batch(rows, model.config.pad_token_id)
     options = {"seeds": list(range(len(rows))), "num_inference_steps": steps, "max_new_tokens": max_new_tokens}
-    return _texts(model.generate(**batch, **options), model.config)
+    return texts_of(model.generate(**batch, **options), model.config)
 
 
 def _autoregressive(model: PreTrainedModel, max_new_tokens: int, lookup: int | None, rows: Rows) -> Rows:
     causal = not model.config.is_encoder_decoder
-    batch = _batch(rows, model.config.pad_token_id, left=causal)
+    batch = padded_batch(rows, model.config.pad_token_id, left=causal)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "prompt_lookup_num_tokens": lookup}
     ids = model.generate(**batch, **options)
-    return _texts(ids[:, batch["input_ids"].shape[1] if causal else 1 :], model.config)
+    return texts_of(ids[:, batch["input_ids"].shape[1] if causal else 1 :], model.config)
 
 
 def _fillings(model: PreTrainedModel, max_new_tokens: int, lookup: int | None, rows: Rows) -> Rows:
@@ -357,20 +357,20 @@ def mask_predict(
 @torch.no_grad()
 def _mask_predict(model: MaskPredictBart, max_new_tokens: int, iterations: int, rows: Rows) -> Rows:
     """[`mask_predict`] with the likeliest length."""
-    batch = _batch(rows, model.config.pad_token_id)
+    batch = padded_batch(rows, model.config.pad_token_id)
     source_ids, source_mask = _with_length_token(model, **batch)
     source = model.model.encoder(source_ids, attention_mask=source_mask).last_hidden_state
     offsets = model.length_head(source[:, 0]).argmax(-1) - model.longest_offset
     lengths = (batch["attention_mask"].sum(-1) + offsets).clamp(1, max_new_tokens)
-    return _texts(mask_predict(model, source, source_mask, lengths, iterations), model.config)
+    return texts_of(mask_predict(model, source, source_mask, lengths, iterations), model.config)
 
 
 @torch.no_grad()
 def _ctc(model: BidirectionalBart, rows: Rows) -> Rows:
     """The likeliest token of every position, repeated ones once, without blanks."""
-    logits, widths = ctc_logits(model, **_batch(rows, model.config.pad_token_id))
+    logits, widths = ctc_logits(model, **padded_batch(rows, model.config.pad_token_id))
     best = [row[:width].unique_consecutive() for row, width in zip(logits.argmax(-1), widths.tolist())]
-    return [_texts(row[None], model.config)[0] for row in best]
+    return [texts_of(row[None], model.config)[0] for row in best]
 
 
 def rewriters(system: str, model: PreTrainedModel, max_new_tokens: int) -> dict[str, Rewriter]:
