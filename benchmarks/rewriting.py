@@ -17,8 +17,9 @@ the learning rate falls to zero as they pass, and preparing the rows does not co
 on where it stopped.
 
 - `yan`: as `examples/finetune.py` trains it, with the checkpoint's tokenizer and configuration;
-- `ar-bart`: source → target, with norms before the layers, as mBART has them, which learns to copy sooner; greedy, and with prompt lookup (`-lookup`) that looks in the source too, which
-  Transformers' own does not in models with an encoder;
+- `ar-bart`: source → target, with norms before the layers, as mBART has them, which learns to copy sooner; greedy, and
+  with prompt lookup (`-lookup`) that looks in the source too, which Transformers' own does not in models with an
+  encoder;
 - `ar-gpt2`: source and target in one sequence, greedy and with prompt lookup; `ar-gpt2-fillings`, for infilling,
   writes the fillings alone, with the mask token between them;
 - `cmlm`: Mask-Predict (Ghazvininejad et al. 2019) with the likeliest length and 1, 3 and 10 iterations;
