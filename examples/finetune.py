@@ -29,7 +29,7 @@ from common import (
 from huggingface_hub import ModelCardData
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, Seq2SeqTrainingArguments
 
-from yan_hf import YanDataCollator, YanForConditionalGeneration, compute_metrics
+from yan_hf import ExpertUsageCallback, YanDataCollator, YanForConditionalGeneration, compute_metrics
 from yan_hf.data.checks import check_vocabulary
 from yan_hf.hub.model_card import CARD_FILE, check_card_file, check_fields
 from yan_hf.training.trainer import YanTrainer
@@ -92,6 +92,8 @@ def train(model: PreTrainedModel, tokenizer, splits: dict, data: DataArguments, 
         compute_metrics=compute_metrics(tokenizer),
         ema_decay=arguments.ema_decay,
     )
+    if model.config.expert_scope != "token":
+        trainer.add_callback(ExpertUsageCallback())  # an expert that never wins learns nothing
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or None)
     trainer.save_model()
     for name, prefix in (("validation", "eval"), ("test", "test")):
