@@ -132,6 +132,7 @@ def service(checkpoint: str, *limits: str) -> Iterator[str]:
                 time.sleep(0.5)
             yield address
         finally:
+            serve.shutdown()
             process.terminate()
             process.wait()
 
@@ -153,8 +154,8 @@ def measures(address: str) -> Counter:
     """What `/metrics` counts."""
     with urllib.request.urlopen(f"{address}/metrics") as answer:
         families = text_string_to_metric_families(answer.read().decode())
-    samples = [sample for family in families for sample in family.samples]
-    return Counter({sample.labels.get("status", sample.name): sample.value for sample in samples})
+    samples = [sample for family in families for sample in family.samples if "le" not in sample.labels]
+    return Counter({" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples})
 
 
 def completions(address: str, retries: int) -> openai.resources.AsyncCompletions:
@@ -203,8 +204,8 @@ async def load(
         "seconds": seconds,
         "answered": answered,
         **outcomes,
-        "answered_twice": int(found["200"]) - answered,
-        "failed_tries": int(found["503"]),
+        "answered_twice": int(found["yan_requests_total 200"]) - answered,
+        "failed_tries": int(found["yan_requests_total 503"]),
         "requests_per_second": answered / seconds,
         "latency_p50": cuts[9],
         "latency_p95": cuts[18],
@@ -277,11 +278,9 @@ async def hang_up(address: str, pool: list[Pair], places: int, temperature: floa
 def measure_service(options: argparse.Namespace) -> dict[str, Any]:
     """All parts of `service`."""
     pool = make_pool(options)
-    by_source = [pool[first : first + SEEDS] for first in range(0, len(pool), SEEDS)]
     report: dict[str, Any] = {
         "pool": len(pool),
-        "sources_whose_texts_all_differ": sum(len({pair.text for pair in pairs}) == SEEDS for pairs in by_source),
-        "sources": len(by_source),
+        "distinct_texts": len({pair.text for pair in pool}),
     }
 
     def run(name: str, address: str, course: Coroutine, **choices: Any):
@@ -353,8 +352,8 @@ def main():
     parser.add_argument("--checkpoint", default="checkpoints/restoration", help="default: %(default)s")
     parser.add_argument("--sources", type=Path, required=True, help="text or JSON Lines, .gz or not")
     parser.add_argument("--column", default="text", help="of JSON Lines (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of a source, at most (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of drawn tokens (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="of a source, at most (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.5, help="of drawn tokens (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=64, help="of the service (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=120, help="of the service (default: %(default)s)")
     parser.add_argument("--pool", type=int, default=200, help="distinct requests (default: %(default)s)")
