@@ -70,7 +70,7 @@ from yan_hf.serving.cluster import start_ray
 
 REPLICAS = 2
 SEEDS = 4  # of each source in the pool
-SLOW = {"num_inference_steps": 64, "num_candidates": 4}
+SLOW = {"num_inference_steps": 64, "num_candidates": 16}
 
 
 class Pair(NamedTuple):
@@ -158,21 +158,21 @@ def measures(address: str) -> Counter:
     return Counter({" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples})
 
 
-def completions(address: str, retries: int) -> openai.resources.AsyncCompletions:
-    """OpenAI's client."""
-    return openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=retries).completions
+def openai_client(address: str, retries: int = 2) -> openai.AsyncOpenAI:
+    """OpenAI's client, whose own default are two retries."""
+    return openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=retries)
 
 
 async def load(
-    address: str,
-    pool: list[Pair],
     options: argparse.Namespace,
+    pool: list[Pair],
+    address: str,
     course: Coroutine,
-    retries: int = 2,
     share_calls: bool = True,
+    **client: int,
 ) -> dict[str, Any]:
-    """Clients that ask until `course` is over: what they got, and what `course` returns. OpenAI's retry twice."""
-    client, before = completions(address, retries), measures(address)
+    """Clients that ask until `course` is over: what they got, and what `course` returns."""
+    before = measures(address)
     outcomes, latencies = Counter(right=0, wrong=0, lost=0, refused=0), []
     running = asyncio.ensure_future(course)
 
@@ -182,7 +182,7 @@ async def load(
             pair, began = draw.choice(pool), time.perf_counter()
             fields = {"prompt": pair.source, "seed": pair.seed, "temperature": temperature}
             try:
-                answer = await client.create(model="yan", **fields)
+                answer = await api.completions.create(model="yan", **fields)
             except openai.RateLimitError:
                 outcomes["refused"] += 1
                 await asyncio.sleep(0.1)
@@ -194,7 +194,8 @@ async def load(
                 latencies.append(time.perf_counter() - began)
 
     began = time.perf_counter()
-    await asyncio.gather(*(ask(number) for number in range(options.clients)))
+    async with openai_client(address, **client) as api:
+        await asyncio.gather(*(ask(number) for number in range(options.clients)))
     seconds, found = time.perf_counter() - began, measures(address)
     found.subtract(before)
     answered = outcomes["right"] + outcomes["wrong"]
@@ -242,62 +243,55 @@ async def kill_a_replica(seconds: float) -> dict[str, Any]:
     return {"seconds_until_ready_again": again}
 
 
-async def hang_up(address: str, pool: list[Pair], places: int, temperature: float) -> dict[str, Any]:
+async def hang_up(address: str, pair: Pair, places: int, temperature: float) -> dict[str, Any]:
     """Slow requests on all places of the queue: what they take, and a new request after they were cancelled."""
-    client, pair = completions(address, retries=0), pool[0]
-    create = partial(client.create, model="yan", prompt=pair.source, temperature=temperature)
+    async with openai_client(address, retries=0) as api:
+        ask = partial(api.completions.create, model="yan", prompt=pair.source, temperature=temperature)
 
-    def ask_slowly() -> list[asyncio.Future]:
-        return [asyncio.ensure_future(create(seed=seed, extra_body=SLOW)) for seed in range(places)]
+        def ask_slowly() -> asyncio.Future:
+            return asyncio.gather(*(ask(seed=seed, extra_body=SLOW) for seed in range(places)))
 
-    began = time.perf_counter()
-    await asyncio.gather(*ask_slowly())
-    found: dict[str, Any] = {"places": places, "slow_seconds": time.perf_counter() - began}
-    slow = ask_slowly()
-    while measures(address)["yan_queued_rows"] < places:
-        await asyncio.sleep(0.02)
-    for request in slow:
-        request.cancel()
-    began, refused = time.perf_counter(), 0
-    while True:
-        try:
-            stream = await create(seed=pair.seed, stream=True)
-            break
-        except openai.RateLimitError:
-            refused += 1
-            await asyncio.sleep(0.01)
-    found["accepted_seconds"] = time.perf_counter() - began
-    text = "".join([event.choices[0].text async for event in stream])
-    found["answered_seconds"] = time.perf_counter() - began
-    cancelled = sum(
-        isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*slow, return_exceptions=True)
-    )
-    return {**found, "cancelled": cancelled, "refused": refused, "right": text == pair.text}
+        began = time.perf_counter()
+        await ask_slowly()
+        seconds, refused, stream = [time.perf_counter() - began], 0, None
+        slow = ask_slowly()
+        while measures(address)["yan_queued_rows"] < places:
+            await asyncio.sleep(0.02)
+        slow.cancel()
+        began = time.perf_counter()
+        while stream is None:
+            try:
+                stream = await ask(seed=pair.seed, stream=True)
+            except openai.RateLimitError:
+                refused += 1
+                await asyncio.sleep(0.01)
+        seconds.append(time.perf_counter() - began)
+        text = "".join([event.choices[0].text async for event in stream])
+        seconds.append(time.perf_counter() - began)
+    names = ("slow_seconds", "accepted_seconds", "answered_seconds")
+    return {"places": places, **dict(zip(names, seconds)), "refused": refused, "right": text == pair.text}
 
 
 def measure_service(options: argparse.Namespace) -> dict[str, Any]:
     """All parts of `service`."""
     pool = make_pool(options)
-    report: dict[str, Any] = {
-        "pool": len(pool),
-        "distinct_texts": len({pair.text for pair in pool}),
-    }
+    report: dict[str, Any] = {"pool": len(pool), "distinct_texts": len({pair.text for pair in pool})}
 
-    def run(name: str, address: str, course: Coroutine, **choices: Any):
-        report[name] = asyncio.run(load(address, pool, options, course, **choices))
+    def run(name: str, address: str, course: Coroutine, **choices: int):
+        report[name] = asyncio.run(load(options, pool, address, course, **choices))
         print(name, json.dumps(report[name], indent=2), flush=True)
 
     start_ray(REPLICAS)
     with service(options.checkpoint) as address:
         run("batched", address, asyncio.sleep(options.seconds))
         run("unbatched", address, asyncio.sleep(options.seconds), share_calls=False)
-        run("killed", address, kill_a_replica(options.seconds / 4))
+        run("killed", address, asyncio.wait_for(kill_a_replica(options.seconds / 4), 900))
     rates = [report[name]["requests_per_second"] for name in ("batched", "unbatched")]
     report["times_faster_batched"] = rates[0] / rates[1]
     places = max(1, options.clients // 4)
     with service(options.checkpoint, "--max-queued-rows", str(places)) as address:
         run("full_queue", address, asyncio.sleep(options.seconds / 4), retries=0)
-        report["hung_up"] = asyncio.run(hang_up(address, pool, places, options.temperature))
+        report["hung_up"] = asyncio.run(hang_up(address, pool[0], places, options.temperature))
     return report
 
 
