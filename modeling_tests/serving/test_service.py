@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,6 +212,40 @@ def test_a_failed_replica_is_a_503_that_clients_retry(loaded):
 def test_a_batch_costs_its_padding():
     rows = [Row((5,) * 3, 0), Row((5,) * 7, 0), Row((5,) * 2, 0, (("num_candidates", 4),))]
     assert padded_tokens(rows) == 6 * 7
+
+
+def test_rows_that_come_while_a_replica_is_busy_are_one_batch(folder, monkeypatch):
+    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e .[serve]")
+    from yan_hf.serving import service
+
+    started, release = threading.Event(), threading.Event()
+
+    def generate(model, tokenizer, rows, put_draft):
+        started.set()
+        release.wait(timeout=20)
+        return [row.seed for row in rows]
+
+    async def ask():
+        writer = service.Writer(str(folder), "cpu", "auto", max_batch_tokens=4 * 3, num_threads=1)
+
+        async def write(seed: int):
+            return [event async for event in writer.write(Row((5,) * 3, seed))]
+
+        tasks = [asyncio.ensure_future(write(0))]
+        await asyncio.to_thread(started.wait, 20)
+        for seed in range(1, 8):
+            tasks.append(asyncio.ensure_future(write(seed)))
+            await asyncio.sleep(4 * service._BATCH_WAIT_SECONDS)
+        tasks.pop(1).cancel()  # its client has hung up
+        release.set()
+        return await asyncio.gather(*tasks)
+
+    deployment = SimpleNamespace(max_ongoing_requests=64)  # which Ray compares with the size of batches
+    monkeypatch.setattr(service.serve, "get_replica_context", lambda: SimpleNamespace(_deployment_config=deployment))
+    monkeypatch.setattr(service, "generate_rows", generate)
+    found = [event for (event,) in asyncio.run(ask())]
+    assert [event["result"] for event in found] == [0, 2, 3, 4, 5, 6, 7]
+    assert sorted(event["batch_rows"] for event in found) == [1, 2, 2, 4, 4, 4, 4]
 
 
 @pytest.fixture

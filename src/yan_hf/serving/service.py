@@ -39,9 +39,13 @@ class Writer:
         self.model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self._batches.set_max_batch_size(max_batch_tokens)
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def write(self, row: Row) -> AsyncIterator[dict[str, Any]]:
         """A row's events, as [`Front`] wants them."""
+        # Ray makes a batch of what comes within the wait below, also while another one runs: small ones would queue.
+        await self._idle.wait()
         async for event in self._batches(row):
             if event is not None:
                 yield event
@@ -64,13 +68,17 @@ class Writer:
             finally:
                 loop.call_soon_threadsafe(queue.put_nowait, None)
 
-        task = loop.run_in_executor(None, generate)
-        while (draft := await queue.get()) is not None:
-            events = [None] * len(rows)
-            events[draft[0]] = {"draft": draft[1]}
-            yield events
-        results = await task
-        yield [{"result": result, "batch_rows": len(rows)} for result in results]
+        self._idle.clear()
+        try:
+            task = loop.run_in_executor(None, generate)
+            while (draft := await queue.get()) is not None:
+                events = [None] * len(rows)
+                events[draft[0]] = {"draft": draft[1]}
+                yield events
+            results = await task
+            yield [{"result": result, "batch_rows": len(rows)} for result in results]
+        finally:
+            self._idle.set()
 
 
 class RayFront(Front):
