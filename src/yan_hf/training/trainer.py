@@ -44,8 +44,9 @@ class LengthGrouping:
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows, name = self.train_dataset if train_dataset is None else train_dataset, self.args.length_column_name
+        columns = rows.column_names if isinstance(rows, Dataset) else []
         is_grouped = self.args.train_sampling_strategy == "group_by_length"
-        if is_grouped and isinstance(rows, Dataset) and name not in rows.column_names:
+        if is_grouped and "input_ids" in columns and name not in columns:
             # The base class would read the rows one by one, for minutes where there are many.
             lengths = compute.list_value_length(rows.with_format("arrow")[:]["input_ids"])
             rows = Dataset.from_dict({name: lengths.to_pylist()})
