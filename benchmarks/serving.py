@@ -27,7 +27,7 @@ text tells its seed: the checkpoint alone may write the same for all seeds.
 half of the parts are there, and compares the rows.
 
 Sources are the lines of a text file, or paragraphs cut from the column `--column` of JSON Lines, as
-`RestorationCorruption` makes them.
+`RestorationCorruption` makes them. It needs `pip install -e .[serve] openai`.
 """
 
 import argparse
@@ -302,9 +302,9 @@ def kill_a_worker(parts: Path, count: int, killed: list[int]):
     """Kills a worker when `count` parts are there."""
     while len(list(parts.glob("*.jsonl"))) < count:
         time.sleep(0.1)
-    worker = own_processes("MapWorker").pop()
-    worker.kill()
-    killed.append(worker.pid)
+    for worker in list(own_processes("MapWorker"))[:1]:
+        worker.kill()
+        killed.append(worker.pid)
 
 
 def measure_batch(options: argparse.Namespace) -> dict[str, Any]:

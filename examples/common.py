@@ -295,6 +295,10 @@ def encode_splits(
 
     Raises `ValueError` for a folder of rows that were made of other data, or by other options or another tokenizer.
     """
+    if not 0 <= data.code_rate <= 1 or (data.code_rate and not data.pack_tokens):
+        raise ValueError(
+            f"`code_rate` must be a share of the paragraphs that `pack_tokens` cuts, not {data.code_rate}."
+        )
     if data.encoded and data.streaming:
         raise ValueError("`encoded` keeps the rows of a run; streamed ones are not kept: leave one of them out.")
     made_by = Path(data.encoded or "", "made_by.json")
@@ -302,6 +306,7 @@ def encode_splits(
     made["tokenizer"] = zlib.crc32(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     if data.encoded and Path(data.encoded).is_dir():
         before = json.loads(made_by.read_text())
+        before = {**vars(DataArguments()), **before}  # options that were not there yet
         if changed := sorted(name for name in made if before.get(name) != made[name]):
             found = f"`{changed[0]}` was {before.get(changed[0])!r} and is {made[changed[0]]!r}"
             raise ValueError(f"{data.encoded} holds rows that were made otherwise: {found}. Name another folder.")

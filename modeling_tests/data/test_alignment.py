@@ -64,14 +64,15 @@ def test_words_stand_for_the_words_that_they_become(tokenizer):
     assert found["i"] == found["want"] == "" and found["play"] == "play!"
 
 
+@pytest.mark.parametrize("is_spoilt", [False, True])
 @pytest.mark.parametrize("before, behind", [(1, 6), (6, 0), (1, 1), (3, 2)])
-def test_of_a_doubled_word_the_first_one_stays(tokenizer, before, behind):
+def test_of_a_doubled_word_the_first_one_stays(tokenizer, before, behind, is_spoilt):
     """Wherever it stands in the text: which of the two it is must be known to be predicted."""
     left, right = (
         ["one", "two", "big", "red", "dog", "day"][:before],
         ["say", "play", "the", "red", "i", "two"][:behind],
     )
-    spoilt = " ".join([*left, "want", "want", *right, "end"])
+    spoilt = " ".join([*left[:-1], left[-1][::-1] if is_spoilt else left[-1], "want", "want", *right, "end"])
     ids, labels = both(tokenizer, spoilt, " ".join([*left, "want", *right, "end"]))
     lengths = align_tokens(tokenizer, ids, labels)
     (doubled,) = [list(token) for token in encode_text(tokenizer, [" want"], add_special_tokens=False)]

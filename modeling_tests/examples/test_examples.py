@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from babi import simulate_many
+from datasets import Dataset
 from demo import evaluate
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -273,6 +274,29 @@ def test_tokenized_rows_are_kept_for_the_same_options(labelled, tmp_path, monkey
     other = train_tokenizer(["good fine bad poor films"] * 20, vocab_size=290)
     with pytest.raises(ValueError, match="`tokenizer` was"):
         common.encode_splits({}, other, common.DataArguments(**options))
+
+
+def test_a_share_of_the_paragraphs_gets_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import common
+
+    from yan_hf import train_tokenizer
+
+    tokenizer = train_tokenizer(["the old man went to the sea and saw a red boat"] * 20, vocab_size=300)
+    rows = [{"text": f"the old man went to the sea {'and saw a boat ' * (row % 7)}."} for row in range(7)] * 20
+    rows += [{"text": f"man {row} saw the `red boat` ."} for row in range(3)]
+    options = {"task": "restoration", "pack_tokens": [60], "max_source_length": 90, "max_target_length": 90}
+    texts = {}
+    for rate in (0.0, 1.0):
+        data = common.DataArguments(**options, code_rate=rate)
+        found = common.encode_splits(dict.fromkeys(("train", "test"), Dataset.from_list(rows)), tokenizer, data)
+        texts[rate] = tokenizer.batch_decode(found["train"]["labels"][:], skip_special_tokens=True)
+        assert sum("`" in text for text in tokenizer.batch_decode(found["test"]["labels"][:])) == 3
+    assert [text.replace("`", "") for text in texts[1.0]] == [text.replace("`", "") for text in texts[0.0]]
+    assert all(text.count("`") == 2 for text in texts[1.0]) and sum("`" in text for text in texts[0.0]) == 3
+    for change in ({"code_rate": 3.0}, {"code_rate": 0.1, "pack_tokens": None}):
+        with pytest.raises(ValueError, match="`code_rate` must be a share"):
+            common.encode_splits({}, tokenizer, common.DataArguments(**{**options, **change}))
 
 
 def test_configurations_are_read_with_care(tmp_path):

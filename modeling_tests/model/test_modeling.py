@@ -417,6 +417,18 @@ def test_length_head_leaves_the_encoder_alone_unless_asked():
         assert model.length_head.down_proj.weight.grad.any()
 
 
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_the_length_of_a_target_whose_masks_have_theirs_leaves_the_encoder_alone(has_masks):
+    """Its head learns it nevertheless, for sources without masks."""
+    weights = dict.fromkeys(["flow", "latent", "token", "load_balance", "mmd", "l2"], 0)
+    model = small_model(loss_weights=weights, detach_length_head=False, start_state="aligned", mask_token_id=4)
+    torch.nn.init.zeros_(model.token_length_head.down_proj.weight)  # no gradient goes through it
+    ids = torch.tensor([[7, 4 if has_masks else 9, 8, 2]])
+    model(input_ids=ids, labels=torch.tensor([[7, 10, 8, 2]] if has_masks else [[7, 10, 2]])).loss.backward()
+    assert model.model.encoder.norm.weight.grad.any() == (not has_masks)
+    assert model.length_head.down_proj.weight.grad.any()
+
+
 def test_length_head_starts_as_a_mean_and_learns_where_to_look():
     """One token of the source tells the length; a mean over the source does not show which."""
     torch.manual_seed(0)

@@ -56,8 +56,11 @@ def test_experts_that_each_serve_their_kind_are_left_alone(skew):
     assert not callback.revived
 
 
-def test_it_only_reports_where_it_is_told_to():
-    model, callback = callback_after([[[-1.0, -90.0, -90.0]] * 4], ratio=0)
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_it_only_reports_where_it_is_told_to_or_experts_are_frozen(is_frozen):
+    model, callback = callback_after([[[-1.0, -90.0, -90.0]] * 4], **({} if is_frozen else {"ratio": 0}))
+    if is_frozen:
+        model.freeze("flow")
     callback.revive(model, None, 1)
     assert not callback.revived
 

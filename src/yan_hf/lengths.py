@@ -395,7 +395,7 @@ def training_token_lengths(
                 '`start_state="fertility"` is trained with `token_lengths` beside the labels, how many target tokens '
                 "each source token stands for: `TaskEncoder(align=True)` adds them to the examples."
             )
-        token_lengths = torch.zeros_like(source.input_ids)
+        token_lengths = torch.zeros_like(source.input_ids, dtype=torch.long)
         is_real = source.mask.bool()
         for row in is_predicted.any(dim=-1).nonzero()[:, 0].tolist():
             ids, target = source.input_ids[row, is_real[row]].tolist(), labels[row, canvas[row]].tolist()

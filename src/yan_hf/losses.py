@@ -382,12 +382,9 @@ def _mmd(inputs: LossInputs) -> torch.Tensor | None:
 
 
 def _length(inputs: LossInputs) -> torch.Tensor:
+    loss = length_loss(inputs.length_logits, inputs.lengths, inputs.group)
     if inputs.token_lengths is None:
-        return length_loss(inputs.length_logits, inputs.lengths, inputs.group)
-    # The text's own length is asked for in rows without predicted tokens alone: elsewhere it is the sum of theirs.
-    loss = length_loss(
-        inputs.length_logits, inputs.lengths.masked_fill(inputs.is_predicted.any(dim=-1), 0), inputs.group
-    )
+        return loss
     # Longer ones than the head knows count as the longest.
     labels = inputs.token_lengths.clamp(max=inputs.token_length_logits.shape[-1] - 1)
     return loss + token_loss(inputs.token_length_logits, labels, inputs.is_predicted, group=inputs.group)

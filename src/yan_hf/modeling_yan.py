@@ -1264,6 +1264,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             counted = counted & (by_token[1].gather(1, places) | ~by_token[1].any(dim=-1, keepdim=True))
         mask = (counted & canvas).to(torch.float32)
         token_lengths, is_predicted = by_token or (None, None)
+        whole = source_latents
+        if is_predicted is not None:
+            # The length of a target whose tokens have their own: its head learns it, the encoder need not.
+            whole = torch.where(is_predicted.any(dim=-1)[:, None, None], whole.detach(), whole)
         inputs = LossInputs(
             config=config,
             group=loss_group(self),
@@ -1274,7 +1278,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             mask=mask,
             token_weights=mask if token_weights is None else mask * token_weights,
             target_latents=target_latents,
-            length_logits=self.predict_lengths(source_latents, source.attention_mask),
+            length_logits=self.predict_lengths(whole, source.attention_mask),
             lengths=self._target_lengths(labels, canvas),
             token_length_logits=self.predict_token_lengths(source_latents),
             token_lengths=token_lengths,

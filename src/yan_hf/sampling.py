@@ -247,7 +247,7 @@ def decode_tokens(
     Reads a token off every position, a block of positions at a time.
 
     Args:
-        head: The vocabulary head, from `(T, d)` to logits `(T, V)`.
+        head: The vocabulary head, from `(T, d)` to logits `(T, V)`, which may be changed in place.
         states: What it reads, `(B, L, d)`.
         processors: Applied to the logits, float32, of each position by itself, `(T, V)`.
         uniform: Uniform noise `(B, L)`, float64, for a draw from the processed distribution; `None` takes the argmax.

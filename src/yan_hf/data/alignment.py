@@ -95,7 +95,7 @@ def _matched_parts(source: Sequence[Any], target: Sequence[Any]) -> list[tuple[i
     pairs = [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
     parts, start, first = [], 0, 0
     for place, other in [*pairs, (len(source), len(target))]:
-        while place > start and other == first and source[place - 1 : place] == source[place : place + 1]:
+        while place - start > other - first and source[place - 1 : place] == source[place : place + 1]:
             place -= 1
         if place - start == other - first:
             parts += [(start + i, start + i + 1, first + i, first + i + 1) for i in range(place - start)]

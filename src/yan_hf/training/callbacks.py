@@ -187,6 +187,8 @@ class ExpertUsageCallback(TrainerCallback):
         counts, self._watched = _joined(self._watched.clone()), None
         _, lacking, missed, *_ = counts
         idle, source = int(missed.argmin()), int(lacking.argmax())
+        if not all(weight.requires_grad for weight in _part_with(model, "expert_velocity").experts.parameters()):
+            return  # frozen, or trained through adapters
         if idle == source or missed[idle] >= self.ratio * lacking[source]:
             return
         self._copy(_part_with(model, "expert_velocity"), source, idle, step, optimizer)

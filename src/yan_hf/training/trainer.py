@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,20 @@ class BatchShuffledSampler(LengthGroupedSampler):
     """
     Batches of like lengths in random order, the longest example's first. The base class gives fifty in a row from the
     longest to the shortest, so that a model that predicts lengths follows them instead of learning.
+
+    Args:
+        batch_size: Of all processes together.
+        lengths: Of the examples.
+        seed: Of the order, which is a function of it and the epoch: for all processes, and in a run that goes on.
+        epoch: Tells the epoch whenever examples are asked for.
     """
 
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, epoch
+
     def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         indices, size = list(super().__iter__()), self.batch_size
         full = range(size, len(indices) // size * size, size)
         starts = [0, *(full[i] for i in torch.randperm(len(full), generator=self.generator).tolist())]
@@ -48,12 +60,15 @@ class LengthGrouping:
         is_grouped = self.args.train_sampling_strategy == "group_by_length"
         if is_grouped and "input_ids" in columns and name not in columns:
             # The base class would read the rows one by one, for minutes where there are many.
-            lengths = compute.list_value_length(rows.with_format("arrow")[:]["input_ids"])
-            rows = Dataset.from_dict({name: lengths.to_pylist()})
+            tables = rows.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
+            lengths = [compute.list_value_length(table["input_ids"]).to_pylist() for table in tables]
+            rows = Dataset.from_dict({name: list(chain.from_iterable(lengths))})
         sampler = super()._get_train_sampler(rows)
-        if isinstance(sampler, LengthGroupedSampler):
-            return BatchShuffledSampler(sampler.batch_size, lengths=list(sampler.lengths))
-        return sampler
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        size = sampler.batch_size * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return BatchShuffledSampler(size, list(sampler.lengths), seed, lambda: int(self.state.epoch or 0))
 
 
 class YanTrainer(LengthGrouping, Seq2SeqTrainer):
