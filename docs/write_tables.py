@@ -320,6 +320,22 @@ def gpu_tests() -> str:
     return f"Of the tests marked `gpu` {passed} passed, {found['skipped']} were skipped and {failed}:{names}."
 
 
+def expert_table() -> str:
+    rows = []
+    for task, metrics in (
+        ("restoration", ("word_error_rate", "punctuation_f1", "capitalization_f1")),
+        ("infilling", ("fillings_right", "exact_match", "f1")),
+    ):
+        for kind, found in result(f"rewriting/{task}_experts")["kinds"].items():
+            writers = [name for name, figures in found.items() if isinstance(figures, dict)]
+            for name in writers:
+                expert = name.removeprefix("expert ")
+                share = f"{100 * found['gate_chose'][int(expert)]:.0f} %" if expert.isdigit() else ""
+                figures = ", ".join(f"{metric} {100 * found[name][metric]:.1f} %" for metric in metrics)
+                rows.append([f"{task}, {kind}", name, share, figures.replace("_", " ")])
+    return grid(["paragraphs", "who writes", "the gate's choice", "result"], rows)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results},
     "examples/README.md": {"examples": examples},
@@ -348,7 +364,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/gpu.md": {"gpu-profile": gpu_profile, "gpu-tests": gpu_tests},
     "docs/mamba.md": {"mamba": mamba},
-    "docs/rewriting.md": {"rewriting": lambda: rewriting_report.table(result("rewriting/restoration"))},
+    "docs/rewriting.md": {
+        "rewriting": lambda: rewriting_report.table(result("rewriting/restoration")),
+        "rewriting-experts": expert_table,
+        "infilling": lambda: rewriting_report.table(result("rewriting/infilling")),
+    },
     "docs/reliability.md": {"reliability": lambda: reliability.table(result("reliability"))},
     "docs/compatibility.md": {"conformance": conformance},
 }

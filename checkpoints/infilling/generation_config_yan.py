@@ -1,0 +1,1 @@
+../../src/yan_hf/generation_config_yan.py

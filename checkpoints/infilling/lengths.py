@@ -1,0 +1,1 @@
+../../src/yan_hf/lengths.py
