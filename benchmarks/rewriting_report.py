@@ -89,6 +89,7 @@ def plot(report: dict[str, Any], file: Path):
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(axis="x", labelsize=7)  # of a narrow range there are many
             axis.grid(alpha=0.3)
         axes[0, column].set_title(f"{report['task']}, {size} tokens", fontsize=10)
         if less_is_better:
