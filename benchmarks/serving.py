@@ -30,6 +30,8 @@ Sources are the lines of a text file, or paragraphs cut from the column `--colum
 `RestorationCorruption` makes them. It needs `pip install -e .[serve] openai`.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import json
@@ -51,12 +53,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple
 
-import openai
-import psutil
-import ray
 import torch
-from prometheus_client.parser import text_string_to_metric_families
-from ray import serve
 from report import save
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -65,8 +62,18 @@ from yan_hf.data.corruption import RestorationCorruption
 from yan_hf.data.files import iterate_column
 from yan_hf.data.tasks import pack_sentences
 from yan_hf.serving.batch import generate_file
-from yan_hf.serving.cluster import start_ray
 
+
+try:
+    import openai
+    import psutil
+    import ray
+    from prometheus_client.parser import text_string_to_metric_families
+    from ray import serve
+
+    from yan_hf.serving.cluster import start_ray
+except ImportError:  # for `--help`
+    openai = None
 
 REPLICAS = 2
 SEEDS = 4  # of each source in the pool
@@ -355,6 +362,8 @@ def main():
     parser.add_argument("--part-size", type=int, default=256, help="of the batch (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="a JSON file for the result")
     options = parser.parse_args()
+    if openai is None:
+        raise SystemExit("serving.py needs more packages: pip install -e .[serve] openai")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts Ray slowly
     torch.set_num_threads(1)
     report = {"cores": os.cpu_count(), "tokens": options.tokens, "temperature": options.temperature}

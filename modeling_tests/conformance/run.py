@@ -62,7 +62,8 @@ def fetch_sources(package: str) -> Path:
             )
     with tempfile.TemporaryDirectory(dir=CACHE) as partial:
         with tarfile.open(archive) as file:
-            file.extractall(partial, filter="data")
+            # The patch releases before 3.10.12 and 3.11.4 have no filters.
+            file.extractall(partial, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         os.replace(Path(partial, release), folder)
