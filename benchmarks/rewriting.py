@@ -183,6 +183,13 @@ class Example(NamedTuple):
     target_ids: list[int]
 
 
+def data_arguments(task: str, arguments: list[str]) -> DataArguments:
+    """The task's, with options of the command line."""
+    config = str(ROOT / "examples" / "configs" / f"{task}.yaml")
+    ignored = (ModelArguments, Seq2SeqTrainingArguments)
+    return parse(DataArguments, arguments=[config, *arguments], ignored=ignored)[0]
+
+
 def read_documents(file: str) -> list[str]:
     """The texts in the column `text`, lists of sentences joined."""
     split = load_splits({"test": file})["test"]
@@ -376,9 +383,7 @@ def measure(
 def compare(options: argparse.Namespace, arguments: list[str]):
     """Evaluates YAN and the baselines on the same paragraphs; writes figures, plot and table."""
     torch.set_num_threads(options.threads)
-    config = str(ROOT / "examples" / "configs" / f"{options.task}.yaml")
-    ignored = (ModelArguments, Seq2SeqTrainingArguments)
-    (data,) = parse(DataArguments, arguments=[config, *arguments], ignored=ignored)
+    data = data_arguments(options.task, arguments)
     tokenizer = load_tokenizer(options.yan)
     systems, about = {}, {}
     for name, folder in (("yan", options.yan), *options.systems):
@@ -402,9 +407,7 @@ def compare(options: argparse.Namespace, arguments: list[str]):
 def experts(options: argparse.Namespace, arguments: list[str]):
     """Writes what single experts are worth."""
     torch.set_num_threads(options.threads)
-    config = str(ROOT / "examples" / "configs" / f"{options.task}.yaml")
-    ignored = (ModelArguments, Seq2SeqTrainingArguments)
-    (data,) = parse(DataArguments, arguments=[config, *arguments], ignored=ignored)
+    data = data_arguments(options.task, arguments)
     tokenizer, model = load_tokenizer(options.yan), load_model("yan", options.yan)
     if (model.config.expert_scope, model.config.reselect_experts) != ("target", True):
         raise SystemExit(f"rewriting.py: {options.yan} has no experts that whole targets choose anew at every step.")

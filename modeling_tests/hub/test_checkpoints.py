@@ -39,6 +39,10 @@ def checkpoint(request):
     return folder, tokenizer, AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
 
+def only(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("checkpoint", [ROOT / "checkpoints" / name], ids=[name], indirect=True)
+
+
 def texts_of(checkpoint, sources, **options):
     _, tokenizer, model = checkpoint
     batch = tokenizer(sources, return_tensors="pt", padding=True)
@@ -66,9 +70,8 @@ def test_any_number_of_steps_gives_the_same_text_alone_and_in_a_batch(checkpoint
     assert together[:1] == alone and all(together)
 
 
+@only("restoration")
 def test_restored_text_is_nearer_to_the_clean_one(checkpoint):
-    if checkpoint[0].name != "restoration":
-        pytest.skip("restores nothing")
     sources = SOURCES["restoration"]
     restored = texts_of(checkpoint, sources)
     metrics = ["word_error_rate", "punctuation_f1"]
@@ -77,9 +80,8 @@ def test_restored_text_is_nearer_to_the_clean_one(checkpoint):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
+@only("infilling")
 def test_what_stands_around_a_mask_stays(checkpoint, steps):
-    if checkpoint[0].name != "infilling":
-        pytest.skip("fills no masks")
     for source, text in zip(
         SOURCES["infilling"], texts_of(checkpoint, SOURCES["infilling"], num_inference_steps=steps)
     ):

@@ -187,11 +187,12 @@ class ExpertUsageCallback(TrainerCallback):
         counts, self._watched = _joined(self._watched.clone()), None
         _, lacking, missed, *_ = counts
         idle, source = int(missed.argmin()), int(lacking.argmax())
-        if not all(weight.requires_grad for weight in _part_with(model, "expert_velocity").experts.parameters()):
+        flow = _part_with(model, "expert_velocity")
+        if not all(weight.requires_grad for weight in flow.experts.parameters()):
             return  # frozen, or trained through adapters
         if idle == source or missed[idle] >= self.ratio * lacking[source]:
             return
-        self._copy(_part_with(model, "expert_velocity"), source, idle, step, optimizer)
+        self._copy(flow, source, idle, step, optimizer)
         self.revived.append((step, idle, source))
         logger.info(
             f"Expert {idle}, which won {counts[0, idle] / counts[0].sum():.1%} of the choices, becomes a copy of "

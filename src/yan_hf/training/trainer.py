@@ -44,11 +44,10 @@ class BatchShuffledSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         indices, size = list(super().__iter__()), self.batch_size
-        full = range(size, len(indices) // size * size, size)
-        starts = [0, *(full[i] for i in torch.randperm(len(full), generator=self.generator).tolist())]
-        # What is left of the last batch stays at the end.
-        starts += [] if len(indices) % size == 0 or len(indices) < size else [len(indices) // size * size]
-        return (index for start in starts for index in indices[start : start + size])
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        full = max(1, len(indices) // size)  # a smaller one stays at the end
+        middle = (1 + torch.randperm(full - 1, generator=self.generator)).tolist()
+        return chain.from_iterable(batches[i] for i in (0, *middle, *range(full, len(batches))))
 
 
 class LengthGrouping:
