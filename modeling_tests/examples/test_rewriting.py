@@ -126,6 +126,33 @@ def test_a_budget_goes_on_from_the_minutes_of_its_checkpoint():
     assert budget.share() == 1.0 and control.should_training_stop
 
 
+@pytest.mark.parametrize("task, start", [("restoration", "fertility"), ("infilling", "aligned")])
+def test_every_expert_writes_all_rows(task, start, config, tokenizer, tmp_path, monkeypatch):
+    """What the gate writes, where it always takes the second one, is what that one writes."""
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": f"{STORY} Number {i}."}) + "\n" for i in range(3)))
+    torch.manual_seed(0)
+    for scope in ("target", "token"):
+        fields = {"start_state": start, "expert_scope": scope, "reselect_experts": scope == "target", "num_experts": 3}
+        model = YanForConditionalGeneration(YanConfig(**{**config.to_dict(), **fields}))
+        model.model.flow.gate.down_proj.bias.data[1] = 50.0
+        model.save_pretrained(tmp_path / scope)
+        tokenizer.save_pretrained(tmp_path / scope)
+    options = ["--task", task, "--test-file", str(documents), "--size", "60", "--output", str(tmp_path / "out.json")]
+    options += ["--max-source-length", "120", "--max-target-length", "60"]
+    monkeypatch.setattr(sys, "argv", ["rewriting.py", "experts", *options, "--yan", str(tmp_path / "target")])
+    rewriting.main()
+    kinds = json.loads((tmp_path / "out.json").read_text())["kinds"]
+    assert list(kinds) == (["masked"] if task == "infilling" else ["spoilt", "clean"])
+    for found in kinds.values():
+        assert found["gate_chose"] == [0, 1, 0] and found["rows"] == 3
+        assert found["gate"] == found["expert 1"] != found["expert 0"]
+        assert {"expert 0", "expert 2", "best by the reference"} < set(found)
+    sys.argv[-1] = str(tmp_path / "token")
+    with pytest.raises(SystemExit, match="no experts that whole targets choose"):
+        rewriting.main()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", rewriting.TASKS)
 def test_from_documents_to_the_table(task, config, tokenizer, tmp_path, monkeypatch, capsys):
