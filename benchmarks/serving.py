@@ -10,10 +10,8 @@ full and when clients hang up. On a Ray cluster of this script's own, on the CPU
 client. Every text is compared with that of a single call of `generate`. Tokens are drawn (`--temperature`), so that a
 text tells its seed: the checkpoint alone may write the same for all seeds.
 
-- `batched`, `unbatched`: the clients for `--seconds`, and again with one row in each call of the model: requests whose
-  options differ share none, and every client then has a temperature of its own, by less than float32 tells apart. The
-  service has no other switch for it. Of `unbatched` only the throughput means something, since texts of calls one
-  after the other still come together.
+- `drawn`, `drawn_unbatched`: the clients for `--seconds`, and again before a service with `--max-batch-rows 1`.
+- `likeliest`, `likeliest_unbatched`: the same with the service's default, the likeliest tokens, which are cheaper.
 - `killed`: one replica is killed under load. `lost` requests are those that the client gave up after its own retries;
   `answered_twice` are answers of the service that no client counted.
 - `full_queue`: a service with places for a quarter of the clients, which do not retry; `refused` are answers of 429.
@@ -81,11 +79,12 @@ SLOW = {"num_inference_steps": 64, "num_candidates": 16}
 
 
 class Pair(NamedTuple):
-    """A request, and the text that one call of `generate` gives."""
+    """A request, and the texts that one call of `generate` gives, of drawn and of the likeliest tokens."""
 
     source: str
     seed: int
-    text: str
+    drawn: str
+    likeliest: str
 
 
 def read_sources(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
@@ -110,9 +109,11 @@ def make_pool(options: argparse.Namespace) -> list[Pair]:
     for source in islice(read_sources(options, tokenizer), options.pool // SEEDS):
         ids = torch.tensor(encode_text(tokenizer, [source]))
         for seed in range(len(pool), len(pool) + SEEDS):
-            choices = {"do_sample": True, "temperature": options.temperature, "max_new_tokens": longest}
-            found = model.generate(ids, seeds=[seed], **choices)
-            pool.append(Pair(source, seed, tokenizer.batch_decode(found, skip_special_tokens=True)[0]))
+            texts = []
+            for choices in ({"do_sample": True, "temperature": options.temperature}, {}):
+                found = model.generate(ids, seeds=[seed], max_new_tokens=longest, **choices)
+                texts += tokenizer.batch_decode(found, skip_special_tokens=True)
+            pool.append(Pair(source, seed, *texts))
     return pool
 
 
@@ -175,7 +176,7 @@ async def load(
     pool: list[Pair],
     address: str,
     course: Coroutine,
-    share_calls: bool = True,
+    drawn: bool = True,
     **client: int,
 ) -> dict[str, Any]:
     """Clients that ask until `course` is over: what they got, and what `course` returns."""
@@ -184,7 +185,7 @@ async def load(
     running = asyncio.ensure_future(course)
 
     async def ask(number: int):
-        draw, temperature = random.Random(number), options.temperature + (0 if share_calls else number * 1e-10)
+        draw, temperature = random.Random(number), options.temperature if drawn else 0
         while not running.done():
             pair, began = draw.choice(pool), time.perf_counter()
             fields = {"prompt": pair.source, "seed": pair.seed, "temperature": temperature}
@@ -197,7 +198,8 @@ async def load(
                 outcomes["lost"] += 1
                 print(f"lost: {type(error).__name__}: {error}", flush=True)
             else:
-                outcomes["right" if answer.choices[0].text == pair.text else "wrong"] += 1
+                text = pair.drawn if drawn else pair.likeliest
+                outcomes["right" if answer.choices[0].text == text else "wrong"] += 1
                 latencies.append(time.perf_counter() - began)
 
     began = time.perf_counter()
@@ -276,13 +278,13 @@ async def hang_up(address: str, pair: Pair, places: int, temperature: float) -> 
         text = "".join([event.choices[0].text async for event in stream])
         seconds.append(time.perf_counter() - began)
     names = ("slow_seconds", "accepted_seconds", "answered_seconds")
-    return {"places": places, **dict(zip(names, seconds)), "refused": refused, "right": text == pair.text}
+    return {"places": places, **dict(zip(names, seconds)), "refused": refused, "right": text == pair.drawn}
 
 
 def measure_service(options: argparse.Namespace) -> dict[str, Any]:
     """All parts of `service`."""
     pool = make_pool(options)
-    report: dict[str, Any] = {"pool": len(pool), "distinct_texts": len({pair.text for pair in pool})}
+    report: dict[str, Any] = {"pool": len(pool), "distinct_texts": len({pair.drawn for pair in pool})}
 
     def run(name: str, address: str, course: Coroutine, **choices: int):
         report[name] = asyncio.run(load(options, pool, address, course, **choices))
@@ -290,11 +292,14 @@ def measure_service(options: argparse.Namespace) -> dict[str, Any]:
 
     start_ray(REPLICAS)
     with service(options.checkpoint) as address:
-        run("batched", address, asyncio.sleep(options.seconds))
-        run("unbatched", address, asyncio.sleep(options.seconds), share_calls=False)
+        run("drawn", address, asyncio.sleep(options.seconds))
+        run("likeliest", address, asyncio.sleep(options.seconds), drawn=False)
         run("killed", address, asyncio.wait_for(kill_a_replica(options.seconds / 4), 900))
-    rates = [report[name]["requests_per_second"] for name in ("batched", "unbatched")]
-    report["times_faster_batched"] = rates[0] / rates[1]
+    with service(options.checkpoint, "--max-batch-rows", "1") as address:
+        for name in ("drawn", "likeliest"):
+            run(f"{name}_unbatched", address, asyncio.sleep(options.seconds / 2), drawn=name == "drawn")
+            rates = [report[key]["requests_per_second"] for key in (name, f"{name}_unbatched")]
+            report[f"times_faster_batched_{name}"] = rates[0] / rates[1]
     places = max(1, options.clients // 4)
     with service(options.checkpoint, "--max-queued-rows", str(places)) as address:
         run("full_queue", address, asyncio.sleep(options.seconds / 4), retries=0)

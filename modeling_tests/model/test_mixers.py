@@ -2,7 +2,10 @@
 """The Mamba mixers and models with a Mamba backbone in encoder, flow or both."""
 
 import math
+from functools import cache
+from inspect import signature
 from itertools import pairwise
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +13,17 @@ from peft import LoraConfig, get_peft_model
 from testing_utils import batch_of_rows, small_config, small_model
 from torch import nn
 from torch.nn.functional import conv1d, silu, softplus
+from transformers.utils import is_kernels_available
 
 from yan_hf import YanConfig, YanForAutoEncoding, YanForConditionalGeneration
 from yan_hf import selective_scan as scan_module
-from yan_hf.mixers import YanBidirectionalMamba, YanMambaMixer, scan_orders
+from yan_hf.mixers import (
+    YanBidirectionalMamba,
+    YanCausalConvFunction,
+    YanMambaMixer,
+    YanSelectiveScan,
+    scan_orders,
+)
 
 
 SIDES = ["left", "right"]
@@ -437,6 +447,132 @@ def test_compiled_generation_gives_the_same_tokens():
     settings = {"backend": "aot_eager", "mode": None, "fullgraph": True}
     result = model.generate(ids, attention_mask=mask, compile=True, compile_config=settings, **options)
     assert torch.equal(result, expected)
+
+
+# Kernels of the Hub
+
+
+class ScanKernel(nn.Module):
+    """As `kernels-community/mamba-ssm` has `selective_scan_fn`."""
+
+    def forward(
+        self,
+        hidden_states,
+        dt,
+        A,
+        B,
+        C,
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+        use_mambapy=False,
+        use_associative_scan=False,
+        **kwargs,
+    ):
+        KERNEL_CALLS.append(("scan", *(values.dtype for values in (hidden_states, dt, A, B, C, D, z))))
+        return scan_module.selective_scan_sequential(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+class ConvKernel(nn.Module):
+    """As it has `causal_conv1d_fn`."""
+
+    def forward(self, hidden_states, weight, bias=None, activation=None, **kwargs):
+        assert hidden_states.is_contiguous() and activation == "silu"
+        KERNEL_CALLS.append(("conv", hidden_states.dtype, weight.dtype, bias.dtype))
+        return scan_module.causal_conv(hidden_states, weight[:, None], bias)
+
+
+KERNEL_CALLS = []
+KERNELS = {YanSelectiveScan: ScanKernel, YanCausalConvFunction: ConvKernel}
+
+
+def put_kernels(model):
+    """Replaces the functions as `kernels.kernelize` does it."""
+    for module in model.modules():
+        if type(module) in KERNELS:
+            module.forward = MethodType(KERNELS[type(module)].forward, module)
+    KERNEL_CALLS.clear()
+    return model
+
+
+@torch.no_grad()
+def test_kernels_of_the_hub_take_the_place_of_the_scan_and_the_convolution():
+    plain, model = small_model(**BOTH), put_kernels(small_model(**BOTH))
+    _, ids, mask = batch_of_rows([3, 6])
+    options = {"attention_mask": mask, "target_lengths": 5, "seeds": [1, 2]}
+    assert torch.equal(model.generate(ids, **options), plain.generate(ids, **options))
+    assert {call[0] for call in KERNEL_CALLS} == {"scan", "conv"}
+    KERNEL_CALLS.clear()
+    model.to(torch.bfloat16).generate(ids, **options)
+    bf16, f32 = torch.bfloat16, torch.float32
+    assert set(KERNEL_CALLS) == {("scan", bf16, bf16, f32, bf16, bf16, f32, bf16), ("conv", bf16, bf16, bf16)}
+    KERNEL_CALLS.clear()
+    plain.generate(ids, **options)  # another model of the process keeps its own way
+    model.double().generate(ids, **options)  # which the kernels do not know
+    put_kernels(small_model(mamba_implementation="torch", **BOTH)).generate(ids, **options)
+    assert not KERNEL_CALLS
+    put_kernels(small_model(mamba_conv_kernel=5, **BOTH)).generate(ids, **options)  # wider than the kernels
+    assert {call[0] for call in KERNEL_CALLS} == {"scan"}
+
+
+def test_kernels_are_trained_through():
+    _, ids, mask = batch_of_rows([3, 6])
+    gradients = []
+    for put in (put_kernels, lambda model: model):
+        model = put(small_model(**BOTH)).train()
+        torch.manual_seed(0)
+        model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert KERNEL_CALLS
+    for grad, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_model_keeps_kernels_out_of_its_graph():
+    mixer = put_kernels(make_mixer())
+    x = torch.randn(2, 5, mixer.proj.out_features)
+    torch.testing.assert_close(torch.compile(mixer, backend="eager", fullgraph=True)(x), make_mixer()(x))
+    assert not KERNEL_CALLS
+
+
+@pytest.mark.skipif(not is_kernels_available(), reason="needs the version of `kernels` that Transformers asks for")
+@torch.no_grad()
+def test_use_kernels_finds_the_functions():
+    import kernels
+
+    for function, kernel in KERNELS.items():
+        names = [list(signature(cls.forward).parameters.values()) for cls in (function, kernel)]
+        assert [parameter.kind for parameter in names[0]] == [parameter.kind for parameter in names[1]]
+
+    class Repository:
+        def __init__(self, kernel):
+            self.load = lambda: kernel
+
+    mapping = {
+        function.kernel_layer_name: {"cpu": {kernels.Mode.INFERENCE: Repository(kernel)}}
+        for function, kernel in KERNELS.items()
+    }
+    assert set(mapping) == {"selective_scan_fn", "causal_conv1d_fn"}
+    model = small_model(**BOTH)
+    with kernels.use_kernel_mapping(mapping):
+        kernels.kernelize(model, mode=kernels.Mode.INFERENCE, device="cpu")
+    KERNEL_CALLS.clear()
+    _, ids, mask = batch_of_rows([3, 6])
+    model.generate(ids, attention_mask=mask, seeds=[1, 2])
+    assert {call[0] for call in KERNEL_CALLS} == {"scan", "conv"}
+
+
+def test_the_way_of_the_scan_is_logged_once(monkeypatch):
+    lines = []
+    logger = SimpleNamespace(info_once=cache(lines.append))
+    monkeypatch.setattr(scan_module, "logger", logger)
+    mixer, x = make_mixer(), torch.randn(2, 5, 32)
+    mixer(x), mixer(x)
+    put_kernels(mixer)(x)
+    assert len(lines) == 2 and "PyTorch's operations on cpu" in lines[0] and "use_kernels" in lines[1]
 
 
 # Configuration

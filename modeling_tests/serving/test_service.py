@@ -226,10 +226,12 @@ def test_rows_that_come_while_a_replica_is_busy_are_one_batch(folder, monkeypatc
         return [row.seed for row in rows]
 
     async def ask():
-        writer = service.Writer(str(folder), "cpu", "auto", max_batch_tokens=4 * 3, num_threads=1)
+        writer = service.Writer(str(folder), "cpu", "auto", Limits(max_batch_tokens=4 * 3), num_threads=1)
 
         async def write(seed: int):
-            return [event async for event in writer.write(Row((5,) * 3, seed))]
+            if seed % 2:
+                return [event async for event in writer.stream(Row((5,) * 3, seed))]
+            return [await writer.generate(Row((5,) * 3, seed))]
 
         tasks = [asyncio.ensure_future(write(0))]
         await asyncio.to_thread(started.wait, 20)

@@ -5,13 +5,15 @@ section 3.4), and two of those as a bidirectional one.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.integrations import use_kernel_forward_from_hub
 
 from .configuration_yan import YanConfig
-from .selective_scan import causal_conv, resolve_implementation, selective_scan
+from .selective_scan import causal_conv, resolve_implementation, selective_scan, tell_once
 
 
 # The range that the initial step sizes are drawn from, and their floor, as in mamba-ssm.
@@ -33,17 +35,79 @@ class YanTimeStepProjection(nn.Linear):
         init.copy_(self.bias, steps + torch.log(-torch.expm1(-steps)))  # the softplus's inverse
 
 
+class YanKernelFunction(nn.Module):
+    """
+    A function that `from_pretrained(..., use_kernels=True)` may replace by a kernel of the Hub, where Transformers'
+    mapping or a `KernelConfig` has one for the model's device. A module for each use, so that models do not share it.
+
+    Args:
+        implementation: `config.mamba_implementation`; with `"torch"` no kernel is taken.
+    """
+
+    def __init__(self, implementation: str):
+        super().__init__()
+        self.is_open = implementation != "torch"
+
+    def takes_kernel(self, states: torch.Tensor) -> bool:
+        """Whether a kernel stands here. Kernels are opaque to the compiler, and do not know float64."""
+        has_kernel = getattr(self.forward, "__func__", type(self).forward) is not type(self).forward
+        suits = states.dtype != torch.float64 and not torch.compiler.is_compiling()
+        return self.is_open and has_kernel and suits
+
+
+@use_kernel_forward_from_hub("selective_scan_fn")
+class YanSelectiveScan(YanKernelFunction):
+    """[`selective_scan`] in the form in which kernels of the Hub have it."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
+        delta_bias: torch.Tensor | None = None,
+        delta_softplus: bool = False,
+        return_last_state: bool = False,
+        use_mambapy: bool = False,
+        use_associative_scan: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        return selective_scan(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, **kwargs)
+
+
+@use_kernel_forward_from_hub("causal_conv1d_fn")
+class YanCausalConvFunction(YanKernelFunction):
+    """[`causal_conv`] in the form in which kernels of the Hub have it, for weights `(D, K)`."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        return causal_conv(hidden_states, weight[:, None], bias, **kwargs)
+
+
 class YanCausalConv(nn.Conv1d):
     """
     The depthwise convolution with its SiLU, `(B, D, L)` → `(B, D, L)`. A layer of its own, so that what hooks into a
     layer's call (as FSDP, which gathers its weights then) finds this one too.
     """
 
-    def __init__(self, size: int, kernel_size: int, implementation: str):
-        super().__init__(size, size, kernel_size, groups=size)
+    def __init__(self, config: YanConfig, size: int, implementation: str):
+        super().__init__(size, size, config.mamba_conv_kernel, groups=size)
         self.implementation = implementation
+        self.function = YanCausalConvFunction(config.mamba_implementation)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if 2 <= self.weight.shape[-1] <= 4 and self.function.takes_kernel(states):
+            weight, bias = self.weight[:, 0].to(states.dtype), self.bias.to(states.dtype)
+            return self.function(states.contiguous(), weight, bias, activation="silu")
         return causal_conv(states, self.weight, self.bias, self.implementation)
 
 
@@ -63,13 +127,14 @@ class YanMambaMixer(nn.Module):
         self.step_rank = math.ceil(size / 16)
         self.implementation = resolve_implementation(config.mamba_implementation, "mamba_implementation")
         self.in_proj = nn.Linear(size, 2 * inner_size, bias=False)
-        self.conv1d = YanCausalConv(inner_size, config.mamba_conv_kernel, self.implementation)
+        self.conv1d = YanCausalConv(config, inner_size, self.implementation)
         self.x_proj = nn.Linear(inner_size, self.step_rank + 2 * self.state_size, bias=False)
         self.dt_proj = YanTimeStepProjection(self.step_rank, inner_size)
         self.A_log = nn.Parameter(torch.empty(inner_size, self.state_size, dtype=torch.float32))
         self.D = nn.Parameter(torch.empty(inner_size, dtype=torch.float32))
         self.out_proj = nn.Linear(inner_size, size, bias=False)
         self.out_proj.ends_residual = True
+        self.scan = YanSelectiveScan(config.mamba_implementation)
         self.mark_undecayed()
 
     def mark_undecayed(self):
@@ -89,8 +154,12 @@ class YanMambaMixer(nn.Module):
         states = self.conv1d(states)
         steps, b, c = self.x_proj(states.mT).split([self.step_rank, self.state_size, self.state_size], dim=-1)
         rates = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        options = {"delta_softplus": True, "implementation": self.implementation}
-        output = selective_scan(states, self.dt_proj(steps).mT, rates, b.mT, c.mT, self.D, gate, **options)
+        inputs = (states, self.dt_proj(steps).mT, rates, b.mT, c.mT, self.D.to(rates.dtype), gate)
+        if self.scan.takes_kernel(states):
+            tell_once(states, "a kernel that `use_kernels` has put there")
+            output = self.scan(*inputs, delta_softplus=True)
+        else:
+            output = selective_scan(*inputs, delta_softplus=True, implementation=self.implementation)
         return self.out_proj(output.mT)
 
 

@@ -26,9 +26,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
+from transformers.utils import logging
 
 from .configuration_yan import MambaImplementation
 
+
+logger = logging.get_logger(__name__)
 
 # Numbers in a chunk's states: few enough to stay in a CPU's cache; on other devices, enough to fill it.
 _CHUNK_NUMBERS = {"cpu": 2**19}
@@ -80,6 +83,12 @@ def _use_kernels(implementation: str, states: Tensor, supported: bool = True) ->
             "there, or choose 'auto' or 'torch'."
         )
     return _cuda_kernels() is not None
+
+
+def tell_once(states: Tensor, way: str):
+    """Logs by what the scan runs on a kind of device, once; not in a compiler's graph."""
+    if not torch.compiler.is_compiling():
+        logger.info_once(f"Mamba's scan runs by {way} on {states.device.type}.")
 
 
 def selective_scan_sequential(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False) -> Tensor:
@@ -363,11 +372,13 @@ def selective_scan(
         output = _scan_by_operator(u.mT, steps, A, B.mT, C.mT)
         return _skip_and_gate(output, u.mT, D, None if z is None else z.mT).mT
     if _use_kernels(implementation, u):
+        tell_once(u, "mamba-ssm's kernel")
         kernel, _ = _cuda_kernels()
         delta, B, C = (values.to(u.dtype) for values in (delta, B, C))
         D, delta_bias = (None if values is None else values.float() for values in (D, delta_bias))
         z = None if z is None else z.to(u.dtype)
         return kernel(u, delta, A.float(), B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    tell_once(u, "PyTorch's operations")
     # As the linear layers of a mixer make them, these are views; a caller's own layout is changed once, here.
     u, delta = u.mT.contiguous(), delta.mT.contiguous()
     delta = _step_sizes(delta, delta_bias, delta_softplus)

@@ -31,6 +31,7 @@ class Limits:
     """What a service accepts."""
 
     max_batch_tokens: int = _limit(4096, "source tokens of a batch with its padding, for each candidate")
+    max_batch_rows: int = _limit(256, "texts of a batch")
     max_queued_rows: int = _limit(256, "texts that wait or are being generated; over it the answer is 429")
     max_n: int = _limit(16, "texts for each prompt of a request")
     max_prompts: int = _limit(64, "prompts of a request")
@@ -84,6 +85,12 @@ def generate_rows(
     for index, row in enumerate(rows):
         groups.setdefault((row.options, row.with_drafts), []).append(index)
     end_ids = set(model.generation_config.end_token_ids())
+
+    def unpadded(ids: list[int]) -> list[int]:
+        while ids and ids[-1] == tokenizer.pad_token_id:
+            ids.pop()
+        return ids
+
     for (options, with_drafts), group in groups.items():
 
         def told(row: Row, ids: list[int]) -> str:
@@ -92,9 +99,7 @@ def generate_rows(
             return text[: min((text.find(stop) for stop in row.stop if stop in text), default=len(text))]
 
         def show(drafts: torch.Tensor, group: list[int] = group):
-            for index, ids in zip(group, drafts.tolist()):
-                while ids and ids[-1] == tokenizer.pad_token_id:
-                    ids.pop()
+            for index, ids in zip(group, map(unpadded, drafts.tolist())):
                 put_draft(index, told(rows[index], ids))
 
         batch = tokenizer.pad({"input_ids": [list(rows[index].input_ids) for index in group]}, return_tensors="pt")
@@ -102,20 +107,19 @@ def generate_rows(
         seeds = [rows[index].seed for index in group]
         streamer = DraftStreamer(show) if with_drafts and put_draft is not None else None
         try:
-            found = model.generate(
-                **batch, seeds=seeds, streamer=streamer, return_dict_in_generate=True, **dict(options)
-            )
+            # Without the scores that a dictionary of results holds: they take a fifth of the time.
+            found = model.generate(**batch, seeds=seeds, streamer=streamer, **dict(options))
         except ValueError as error:
             for index in group:
                 results[index] = {"error": str(error)}
             continue
         longest = dict(options).get("max_new_tokens")
-        for index, ids, length in zip(group, found.sequences.tolist(), found.lengths.tolist()):
-            ids, row = ids[:length], rows[index]
-            is_cut = length == longest and ids[-1] not in end_ids and not any(row.known)
+        for index, ids in zip(group, map(unpadded, found.tolist())):
+            row = rows[index]
+            is_cut = len(ids) == longest and ids[-1] not in end_ids and not any(row.known)
             results[index] = {
                 "text": told(row, ids),
-                "num_tokens": max(0, length - sum(row.known)),
+                "num_tokens": max(0, len(ids) - sum(row.known)),
                 "finish_reason": "length" if is_cut else "stop",
             }
     return results

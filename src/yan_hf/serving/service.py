@@ -2,7 +2,7 @@
 """The online service on Ray Serve: replicas that generate in dynamic batches, and a front that speaks HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ except ImportError as error:
 _BATCH_WAIT_SECONDS = 0.005  # for others to come, once a row is there and no batch is running
 
 
+_Item = tuple[Row, Callable[[str], None] | None]  # what gets the drafts
+
+
 class Writer:
     """
     A replica: one model, which generates the rows that came while it was busy as a batch.
@@ -30,68 +33,87 @@ class Writer:
         checkpoint: Its folder, or its name on the Hub.
         device: Where it runs.
         dtype: Of the weights; `"auto"` is the checkpoint's.
-        max_batch_tokens: Source tokens of a batch with its padding, at most.
+        limits: What a batch may hold.
         num_threads: CPU threads of this replica.
     """
 
-    def __init__(self, checkpoint: str, device: str, dtype: str, max_batch_tokens: int, num_threads: int):
+    def __init__(self, checkpoint: str, device: str, dtype: str, limits: Limits, num_threads: int):
+        def size_of(items: list[_Item]) -> int:
+            # Where the rows are what limits a batch, each counts as much as so many could.
+            rows = len(items) * limits.max_batch_tokens // limits.max_batch_rows
+            return max(padded_tokens([row for row, _ in items]), rows)
+
         torch.set_num_threads(num_threads)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self._batches.set_max_batch_size(max_batch_tokens)
+        options = {"max_batch_size": limits.max_batch_tokens, "batch_size_fn": size_of}
+        self._batch = serve.batch(self._generate_batch, batch_wait_timeout_s=_BATCH_WAIT_SECONDS, **options)
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def write(self, row: Row) -> AsyncIterator[dict[str, Any]]:
-        """A row's events, as [`Front`] wants them."""
+    async def generate(self, row: Row, put_draft: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """A row's `result`, and how many rows its batch had; `put_draft` gets the text after every solver step."""
         # Ray makes a batch of what comes within the wait below, also while another one runs: small ones would queue.
         await self._idle.wait()
-        async for event in self._batches(row):
-            if event is not None:
+        return await self._batch((row, put_draft))
+
+    async def stream(self, row: Row) -> AsyncIterator[dict[str, Any]]:
+        """A row's events, as [`Front`] wants them."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+
+        def put_draft(text: str):
+            loop.call_soon_threadsafe(events.put_nowait, {"draft": text})
+
+        task = asyncio.ensure_future(self.generate(row, put_draft))
+        task.add_done_callback(lambda task: events.put_nowait(None))  # behind the drafts
+        try:
+            while (event := await events.get()) is not None:
                 yield event
+            yield await task
+        finally:
+            task.cancel()
 
     async def ready(self) -> bool:
         """Whether it answers at all."""
         return True
 
-    @serve.batch(batch_wait_timeout_s=_BATCH_WAIT_SECONDS, batch_size_fn=padded_tokens)
-    async def _batches(self, rows: list[Row]) -> AsyncIterator[list[dict[str, Any] | None]]:
-        """One event for each row at a time, or `None`."""
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+    async def _generate_batch(self, items: list[_Item]) -> list[dict[str, Any]]:
+        rows, put_drafts = zip(*items)
 
-        def put_draft(index: int, text: str):
-            loop.call_soon_threadsafe(queue.put_nowait, (index, text))
-
-        def generate():
-            try:
-                return generate_rows(self.model, self.tokenizer, rows, put_draft)
-            finally:
-                loop.call_soon_threadsafe(queue.put_nowait, None)
+        def generate() -> list[dict[str, Any]]:
+            return generate_rows(self.model, self.tokenizer, rows, lambda index, text: put_drafts[index](text))
 
         self._idle.clear()
         try:
-            task = loop.run_in_executor(None, generate)
-            while (draft := await queue.get()) is not None:
-                events = [None] * len(rows)
-                events[draft[0]] = {"draft": draft[1]}
-                yield events
-            results = await task
-            yield [{"result": result, "batch_rows": len(rows)} for result in results]
+            results = await asyncio.get_running_loop().run_in_executor(None, generate)
         finally:
             self._idle.set()
+        return [{"result": result, "batch_rows": len(rows)} for result in results]
 
 
 class RayFront(Front):
     """[`Front`] before replicas of [`Writer`]."""
 
     def __init__(self, writer: Any, checkpoint: str, model_name: str, limits: Limits):
-        stream, config = writer.options(stream=True), AutoConfig.from_pretrained(checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        config, tokenizer = AutoConfig.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+        streaming = writer.options(stream=True)
+
+        async def write(row: Row) -> AsyncIterator[dict[str, Any]]:
+            if row.with_drafts:
+                async for event in streaming.stream.remote(row):
+                    yield event
+            else:  # one answer is several times cheaper than a stream of one
+                response = writer.generate.remote(row)
+                try:
+                    yield await response
+                except asyncio.CancelledError:
+                    response.cancel()
+                    raise
 
         async def check_ready():
             return await writer.ready.remote()
 
-        super().__init__(stream.write.remote, check_ready, model_name, config, tokenizer, limits)
+        super().__init__(write, check_ready, model_name, config, tokenizer, limits)
 
 
 def build_application(
@@ -128,7 +150,7 @@ def build_application(
         num_replicas=replicas, max_ongoing_requests=rows, ray_actor_options=resources
     )
     front = serve.deployment(RayFront).options(max_ongoing_requests=4 * rows, ray_actor_options={"num_cpus": 0})
-    bound = writer.bind(checkpoint, device, dtype, limits.max_batch_tokens, num_threads)
+    bound = writer.bind(checkpoint, device, dtype, limits, num_threads)
     name = model_name or checkpoint.rstrip("/").rpartition("/")[2]
     return front.bind(bound, checkpoint, name, limits)
 
