@@ -1,9 +1,9 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-int8 on the CPU: which library multiplies fastest, and what a checkpoint loses.
+int8 on the CPU: which library multiplies fastest, and what a checkpoint loses and gains.
 
     python benchmarks/quantization.py products --output benchmarks/results/int8_products.json
-    python benchmarks/quantization.py quality --checkpoint runs/restoration --test-file validation.jsonl \\
+    python benchmarks/quantization.py checkpoint --task restoration --test-file test.jsonl.gz \\
         --output benchmarks/results/int8_restoration.json
 
 `products` times one linear layer of the `base` size by every way that is installed, in turns, on one
@@ -15,12 +15,14 @@ thread, in seconds of the processor:
 - `torchao-dynamic`, `torchao-weight-only`: `quantize_` with torchao's configurations (`pip install torchao`);
 - `onnxruntime`: dynamic quantisation, one scale for all activations (`pip install onnx onnxruntime`).
 
-`quality` writes the same texts with a restoration checkpoint in float32 and in int8, with the same seeds: the share of
-positions and of texts that are the same, every metric in both, and the size of both files.
+`checkpoint` writes the same texts with the same seeds by a checkpoint in `float32`, in `bfloat16`, in `int8`
+(`YanInt8Config`), with torchao's weights in 8 bits (`weight-only`, `YanInt8WeightOnlyConfig`) and by ONNX Runtime in
+float32 (`onnx`), as far as the packages are there: each one's metrics, the share of positions and of texts that are
+those of `float32`, the size of its files, and its time for a text at batch 1 on one thread, in turns, in seconds of
+the processor.
 """
 
 import argparse
-import gzip
 import importlib.util
 import json
 import tempfile
@@ -28,12 +30,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from report import save
 
 from yan_hf.inference.int8 import YanInt8Config, int8_linear, quantize_rows
 
+
+KINDS = ("float32", "bfloat16", "int8", "weight-only", "onnx")
 
 # Tokens, inputs and outputs of the layers: a projection, both of a feed-forward network, and the vocabulary.
 SHAPES = [(m, *layer) for m in (16, 64, 256) for layer in ((512, 512), (512, 2048), (2048, 512))] + [
@@ -132,45 +137,63 @@ def products(options: argparse.Namespace):
     save(options.output, {"seed": 0, "rounds": options.rounds, "rows": rows})
 
 
-def quality(options: argparse.Namespace):
-    """Writes texts in float32 and in int8."""
-    from rewriting import RESTORATION_METRICS, paragraphs, score_texts
-    from rewriting_systems import load_tokenizer, rewriters
+def load_in(kind: str, checkpoint: str, folder: str) -> tuple[Any, int]:
+    """A checkpoint in one of the kinds, and the bytes of its weights when it is saved."""
     from transformers import AutoModelForSeq2SeqLM
 
-    from yan_hf import RestorationCorruption, encode_text
+    from yan_hf import OnnxYan, YanInt8WeightOnlyConfig, export_to_onnx
 
-    tokenizer = load_tokenizer(options.checkpoint)
-    read = gzip.open if options.test_file.suffix == ".gz" else open
-    with read(options.test_file, "rt", encoding="utf-8") as file:
-        documents = [json.loads(line)["text"] for line in file]
-    texts = paragraphs(documents, tokenizer, options.tokens, options.rows)
-    written = [RestorationCorruption()(text) for text in texts]
-    sources = encode_text(tokenizer, written)
-    kinds = {"float32": {}, "int8": {"quantization_config": YanInt8Config()}}
-    ids, metrics, sizes = {}, {}, {}
-    for name, how in kinds.items():
-        model = AutoModelForSeq2SeqLM.from_pretrained(options.checkpoint, **how).eval()
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            sizes[name] = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        rewrite = rewriters("yan", model, 2 * options.tokens)["yan-3"]
-        ids[name] = [row for start in range(0, len(sources), 32) for row in rewrite(sources[start : start + 32])]
-        found = tokenizer.batch_decode(ids[name], skip_special_tokens=True)
-        metrics[name] = score_texts(found, texts, RESTORATION_METRICS, written)
-    pairs = list(zip(*ids.values(), strict=True))
-    positions = sum(max(map(len, pair)) for pair in pairs)
-    report = {
-        "texts": len(texts),
-        "positions": positions,
-        "same_positions": sum(a == b for pair in pairs for a, b in zip(*pair)) / positions,
-        "same_texts": sum(first == second for first, second in pairs) / len(pairs),
-        "metrics": metrics,
-        "file_bytes": sizes,
-        "file_share": sizes["int8"] / sizes["float32"],
-    }
-    print(json.dumps(report, indent=2))
-    save(options.output, report)
+    if kind == "onnx":
+        from onnxruntime import SessionOptions
+
+        threads = SessionOptions()
+        threads.intra_op_num_threads = torch.get_num_threads()
+        export_to_onnx(checkpoint, folder)
+        return OnnxYan(folder, sess_options=threads), sum(file.stat().st_size for file in Path(folder).glob("*.onnx*"))
+    how: dict[str, Any] = {
+        "float32": lambda: {"dtype": "float32"},
+        "bfloat16": lambda: {"dtype": "bfloat16"},
+        "int8": lambda: {"quantization_config": YanInt8Config()},
+        "weight-only": lambda: {"quantization_config": YanInt8WeightOnlyConfig(), "dtype": "float32"},
+    }[kind]()
+    model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, **how).eval()
+    model.save_pretrained(folder)
+    return model, sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def checkpoint(options: argparse.Namespace):
+    """Writes the same texts in every kind."""
+    from rewriting import batches_of, data_arguments, make_examples, paragraphs, read_documents, run, score
+    from rewriting_systems import load_tokenizer, rewriters
+
+    torch.set_num_threads(1)
+    needs = {"weight-only": ("torchao",), "onnx": ("onnxscript", "onnxruntime")}
+    kinds = [kind for kind in KINDS if all(map(importlib.util.find_spec, needs.get(kind, ())))]
+    data, folder = data_arguments(options.task, []), options.checkpoint or f"checkpoints/{options.task}"
+    tokenizer = load_tokenizer(folder)
+    texts = paragraphs(read_documents(options.test_file), tokenizer, options.tokens, options.rows)
+    examples = make_examples(texts, data, tokenizer, 0)
+    systems, rows = {}, {}
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as saved:
+            model, size = load_in(kind, folder, saved)
+        rows[kind] = {"file_bytes": size}
+        systems[kind] = rewriters("yan", model, data.max_target_length)["yan-3"]
+    written, _ = run(systems, batches_of(examples, 32))
+    few = batches_of(examples[: options.timed_rows], 1)
+    run(systems, few)
+    timed = run(systems, few, time.process_time)[1]
+    for kind, found in written.items():
+        pairs = list(zip(found, written["float32"], strict=True))
+        positions = sum(max(map(len, pair)) for pair in pairs)
+        rows[kind] |= {
+            "same_positions": sum(a == b for pair in pairs for a, b in zip(*pair)) / positions,
+            "same_texts": sum(first == second for first, second in pairs) / len(pairs),
+            "processor_seconds": median(timed[kind]),
+            "metrics": score(options.task, found, examples, tokenizer),
+        }
+        print(kind, json.dumps(rows[kind], indent=2), flush=True)
+    save(options.output, {"task": options.task, "texts": len(examples), "tokens": options.tokens, "systems": rows})
 
 
 def main():
@@ -180,13 +203,15 @@ def main():
     command.add_argument("--rounds", type=int, default=31)
     command.set_defaults(run=products)
     command.add_argument("--output", type=Path, required=True)
-    command = commands.add_parser("quality")
-    command.add_argument("--checkpoint", type=Path, required=True)
-    command.add_argument("--test-file", type=Path, required=True, help="JSON lines with `text`")
+    command = commands.add_parser("checkpoint")
+    command.add_argument("--task", choices=("restoration", "infilling"), required=True)
+    command.add_argument("--checkpoint", help="default: the task's in `checkpoints/`")
+    command.add_argument("--test-file", required=True, help="JSON lines with `text`")
     command.add_argument("--tokens", type=int, default=64, help="of a paragraph")
     command.add_argument("--rows", type=int, default=320)
+    command.add_argument("--timed-rows", type=int, default=20)
     command.add_argument("--output", type=Path, required=True)
-    command.set_defaults(run=quality)
+    command.set_defaults(run=checkpoint)
     options = parser.parse_args()
     options.run(options)
 

@@ -8,7 +8,7 @@ Measures the latency of `generate` against other decoders of the same size, inte
 Systems, all with the same vocabulary, width, dtype, source and target lengths, and parameters within 5 % of YAN's:
 
 - `yan`: this package, three Euler steps; `yan-compiled`: the same with `compile=True`; `yan-bfloat16` and, on the
-  CPU, `yan-int8`, in these;
+  CPU, `yan-int8`, in these; `yan-onnx`: exported, by ONNX Runtime on the CPU;
 - `yan-naive`: the research schedule (one pass more than steps, every expert computed for every token, nothing of the
   source kept between steps), in plain PyTorch;
 - `ar-gpt2`, `ar-bart`: Transformers' models, `generate` with their cache, greedy, forced to the same target length;
@@ -46,6 +46,7 @@ from transformers.generation import CompileConfig
 
 from yan_hf import YanConfig, YanForConditionalGeneration, YanInt8Config
 from yan_hf.inference import cpu_kernels
+from yan_hf.inference.onnx import OnnxYan, write_onnx
 from yan_hf.layers import KERNELS, linear
 
 
@@ -64,7 +65,9 @@ OTHERS = {
     "masked-diffusion": "masked-diffusion",
     "masked-diffusion-32": "masked-diffusion",
 }
-SYSTEMS = ("yan", "yan-bfloat16", "yan-int8", "yan-compiled", "yan-naive", *OTHERS)
+SYSTEMS = ("yan", "yan-bfloat16", "yan-int8", "yan-onnx", "yan-compiled", "yan-naive", *OTHERS)
+# What the start of a system's name asks for, beside the CPU.
+CPU_PACKAGES = {"ct2": ("ctranslate2",), "yan-int8": (), "yan-onnx": ("onnxscript", "onnxruntime")}
 STEPS = 3
 
 
@@ -83,8 +86,10 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     return 2 * source.numel() * source.element_size() / copy, size**3 / product
 
 
-def has_ctranslate2() -> bool:
-    return importlib.util.find_spec("ctranslate2") is not None
+def is_missing(name: str, device: torch.device) -> bool:
+    """Whether a system wants another device, or packages that are not there."""
+    packages = next((needed for start, needed in CPU_PACKAGES.items() if name.startswith(start)), None)
+    return packages is not None and not (device.type == "cpu" and all(map(importlib.util.find_spec, packages)))
 
 
 def build_models(systems: Iterable[str], config: YanConfig, device: torch.device, dtype: torch.dtype) -> dict:
@@ -101,10 +106,17 @@ def build_models(systems: Iterable[str], config: YanConfig, device: torch.device
             models[name] = translator(models[OTHERS[name]], "int8" if name.endswith("int8") else "float32")
     if "yan-bfloat16" in systems:
         models["yan-bfloat16"] = copy.deepcopy(yan).to(torch.bfloat16)
-    if "yan-int8" in systems:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        if "yan-int8" in systems:
             yan.save_pretrained(folder)
             models["yan-int8"] = type(yan).from_pretrained(folder, quantization_config=YanInt8Config())
+        if "yan-onnx" in systems:
+            from onnxruntime import SessionOptions
+
+            threads = SessionOptions()
+            threads.intra_op_num_threads = torch.get_num_threads()
+            write_onnx(yan, folder)
+            models["yan-onnx"] = OnnxYan(folder, sess_options=threads)
     if "ar-bart-lookup" in systems:
         models["ar-bart-lookup"] = LookupBart(models["ar-bart"].config).to(device, dtype).eval()
     return models
@@ -155,7 +167,7 @@ def make_systems(
         "cmlm-3": (mask_predicted, mask_predicted, 3),
         "ctc": (one_pass, one_pass, 1),
     }
-    for name in ("yan", "yan-bfloat16", "yan-int8"):
+    for name in ("yan", "yan-bfloat16", "yan-int8", "yan-onnx"):
         systems[name] = (generate(name), generate(name), STEPS)
     for name in ("ar-gpt2", "ar-bart"):
         systems[name] = (autoregressive(name, length), autoregressive(name, 4), length)
@@ -193,7 +205,7 @@ def plot(rows: list[dict], title: str, file: Path):
 
     batch_size = min(row["batch_size"] for row in rows)
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for name, marker in zip(SYSTEMS, "ospPv^<>DdhHxX*+1"):
+    for name, marker in zip(SYSTEMS, "ospPv^<>DdhHxX*+12"):
         points = [row for row in rows if row["system"] == name and row["batch_size"] == batch_size]
         if points:
             points.sort(key=lambda row: row["target_length"])
@@ -244,10 +256,9 @@ def main():
     dtype = getattr(torch, options.dtype)
     fields = {**SIZES[options.size], **({"num_experts": options.experts} if options.experts else {})}
     config = YanConfig(max_position_embeddings=max(1024, *options.lengths), **fields)
-    missing = [name for name in options.systems if name.startswith("ct2") and not has_ctranslate2()]
-    missing += [name for name in options.systems if name.startswith(("ct2", "yan-int8")) and device.type != "cpu"]
+    missing = [name for name in options.systems if is_missing(name, device)]
     if missing:
-        print(f"Left out: {', '.join(missing)}, which need the CPU and, for ct2, `pip install ctranslate2`.")
+        print(f"Left out: {', '.join(missing)}, which need the CPU, and ctranslate2 or `yan-hf[onnx]`.")
     asked = [name for name in options.systems if name not in missing]
     models = build_models(asked, config, device, dtype)
     bandwidth, rate = machine_rates(device, dtype)
@@ -306,7 +317,9 @@ def main():
                         "left_out": missing,
                         "load_average": os.getloadavg(),
                         "parameters": {
-                            name: model.num_parameters() for name, model in models.items() if name[:3] != "ct2"
+                            name: model.num_parameters()
+                            for name, model in models.items()
+                            if hasattr(model, "num_parameters")
                         },
                         "copy_bytes_per_second": bandwidth,
                         "multiply_adds_per_second": rate,

@@ -37,9 +37,9 @@ class EncoderArguments:
     """The texts, and the encoder's size."""
 
     train_files: list[str] = field(
-        metadata={"help": "text files, or .jsonl / .jsonl.gz files with a column of texts; one named twice counts twice"}
+        metadata={"help": "text files, or .jsonl / .jsonl.gz files with a column of texts; named twice, it counts twice"}
     )
-    column: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "that column, or one for every file"})
+    column: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "that column, or one for each file"})
     lower_case: bool = field(default=False, metadata={"help": "texts in small letters"})
     tokenizer: str | None = field(default=None, metadata={"help": "by default one is trained on the texts"})
     vocab_size: int = field(default=8_000, metadata={"help": "of a new tokenizer"})

@@ -30,6 +30,7 @@ _IMPORT_STRUCTURE = {
     "inference.int8": ["YanInt8Config"],
     "inference.offload": ["OffloadStats", "OffloadedExperts"],
     "inference.onnx": ["OnnxYan"],
+    "inference.weight_only": ["YanInt8WeightOnlyConfig"],
     "modeling_yan": [
         "YanAutoEncodingOutput",
         "YanForAutoEncoding",
@@ -50,4 +51,5 @@ sys.modules[__name__] = _LazyModule(
 # Under the lazy module, which then has what is imported as attributes.
 import_module(f"{__name__}.auto").register()
 import_module(f"{__name__}.serving.pipeline").register()
-import_module(f"{__name__}.inference.int8")  # registers its quantisation
+for name in ("int8", "weight_only"):
+    import_module(f"{__name__}.inference.{name}")  # registers its quantisation

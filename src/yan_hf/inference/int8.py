@@ -106,7 +106,18 @@ class Int8Embedding(nn.Module):
         return self.weight[ids] * self.weight_scale[ids][..., None]
 
 
-class Int8Experts(YanExperts):
+class IndexedExperts(YanExperts):
+    """Experts that are computed one after the other: their weights know no product of several."""
+
+    def implementation(self, hidden_states: Tensor) -> str:
+        return "eager"
+
+    def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
+        number = self.num_experts if only is None else 1
+        return _all_by_index(lambda *given: _EAGER_FORWARD(self, *given), hidden_states, number, only or 0)
+
+
+class Int8Experts(IndexedExperts):
     """The experts with quantised weights."""
 
     def __init__(self, experts: YanExperts):
@@ -120,19 +131,12 @@ class Int8Experts(YanExperts):
             self.register_parameter(f"{name}_scale", _scale_parameter(*shape[:2]))
             self.register_parameter(f"{name}_bias", getattr(experts, f"{name}_bias"))
 
-    def implementation(self, hidden_states: Tensor) -> str:
-        return "eager"
-
     def field(self, expert: int, states: Tensor) -> Tensor:
         inner = states
         for name in ("up_proj", "down_proj"):
             weight, scale, bias = (getattr(self, f"{name}{part}")[expert] for part in ("", "_scale", "_bias"))
             inner = int8_linear(inner if name == "up_proj" else self.act_fn(inner), weight, scale, bias)
         return inner
-
-    def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
-        number = self.num_experts if only is None else 1
-        return _all_by_index(lambda *given: _EAGER_FORWARD(self, *given), hidden_states, number, only or 0)
 
 
 # Small, computed once for each text, and an error in them would change it all: lengths, times, the choice of experts.
