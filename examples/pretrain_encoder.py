@@ -37,7 +37,7 @@ class EncoderArguments:
     """The texts, and the encoder's size."""
 
     train_files: list[str] = field(
-        metadata={"help": "text files, or .jsonl / .jsonl.gz files with a column of texts; named twice, it counts twice"}
+        metadata={"help": "texts, or .jsonl / .jsonl.gz files with a column of them; a file named twice counts twice"}
     )
     column: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "that column, or one for each file"})
     lower_case: bool = field(default=False, metadata={"help": "texts in small letters"})

@@ -85,5 +85,5 @@ class YanInt8WeightOnlyQuantizer(TorchAoHfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-        tied = model.all_tied_weights_keys
-        return flatten_tensor_state_dict({name: value for name, value in model.state_dict().items() if name not in tied})
+        values, tied = model.state_dict(), model.all_tied_weights_keys
+        return flatten_tensor_state_dict({name: values[name] for name in values if name not in tied})
