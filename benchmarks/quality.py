@@ -4,6 +4,7 @@ Trains YAN or an autoregressive model of its size on a task from scratch, and ev
 
     python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output quality/babi_yan.json
     python benchmarks/quality.py --task babi --system ar-bart --data babi_qa1 --output ...
+    python benchmarks/quality.py --task sst2 --train-rows 1000 --system yan --encoder runs/encoder --encoder-mode frozen
 
 All systems of a task get the same rows, tokenizer, width, depth, parameters (within 5 %) and batch size. YAN trains in
 two stages, the auto-encoder with the answer masked and the flow; the others on source and target
@@ -11,23 +12,29 @@ throughout, for as many optimiser steps as both stages together. Where several v
 each trains for a tenth of the steps first, and the one with the lowest loss at the end of it is taken. Without
 `--data`, a folder of `.jsonl.gz` files, rows come from the Hub.
 
+With `--encoder` a pretrained encoder (`examples/pretrain_encoder.py`, or one of the Hub) stands in YAN and in
+`ar-encoder-decoder`, Transformers' `EncoderDecoderModel`, and is trained, kept or adapted (`--encoder-mode`); YAN then
+trains in one stage of `--flow-steps`. `scratch` has the encoder's shape with random weights.
+
 YAN is evaluated with predicted lengths and every number of solver steps in `--sweep`; and in three steps with the best
 of three predicted lengths, and with the true lengths.
 """
 
 import argparse
 import json
+import random
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
 import yaml
 from decoders import matching_model
 from huggingface_hub import ModelCardData
+from quality_encoders import MODES, train_with_encoder
 from quality_systems import (
     AR_SYSTEMS,
     SYSTEMS,
@@ -37,6 +44,7 @@ from quality_systems import (
     CurriculumTrainer,
     evaluate_by_seed,
     fit,
+    generate_texts,
     new_config,
     start_flow,
 )
@@ -48,11 +56,14 @@ from yan_hf import (
     YanForAutoEncoding,
     YanForConditionalGeneration,
     create_model_card,
+    prepare_tokenizer,
 )
 from yan_hf.hub.model_card import describe_hardware
 
 
-_NOT_RECORDED = ("work", "progress", "card", "again")
+_NOT_RECORDED = ("work", "progress", "card", "again", "config_fields")
+
+TIMED_ROWS = 20  # at batch 1
 
 # Options of `generate` besides the sweep of solver steps with predicted lengths.
 THREE_LENGTHS = {"num_length_candidates": 3, "rerank": "joint"}
@@ -70,7 +81,7 @@ def best_rate(rates: list[float], pilot: Callable[[float], float]) -> tuple[floa
 def train(options, task, system: str, tokenizer, draw, folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A trained model; and the minutes that its training took, the learning rate, and the pilot's losses."""
     set_seed(options.seed)
-    config = new_config(task, tokenizer, system, num_experts=options.experts, **json.loads(options.config))
+    config = new_config(task, tokenizer, system, num_experts=options.experts, **options.config_fields)
     autoencoder_steps = options.autoencoder_steps or task.autoencoder_steps
     flow_steps = options.flow_steps or task.flow_steps
     settings = {
@@ -131,6 +142,7 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
     """The task's metrics in every mode; an autoregressive system has one, greedy decoding."""
     examples = encoded_examples(task, tokenizer, pairs)
     references = [pair.target for pair in pairs]
+    few = examples[:TIMED_ROWS]
     modes = [{}]
     if system not in AR_SYSTEMS:
         # True lengths with the default number of steps alone: what they change does not hang on the steps.
@@ -149,10 +161,21 @@ def evaluate(options, task, system: str, model, tokenizer, pairs) -> list[dict]:
                 **{name: sum(values) / len(values) for name, values in found.items()},
                 **{f"{name}_by_sampling_seed": values for name, values in found.items()},
                 "tokens_per_second": sum(map(sum, lengths)) / (time.monotonic() - began),
+                "latency_seconds": median(latencies(model, system, tokenizer, task, few, **mode)),
             }
         )
         print(system, mode, {name: round(rows[-1][name], 4) for name in found}, flush=True)
     return rows
+
+
+def latencies(model, system: str, tokenizer, task, examples, **mode) -> list[float]:
+    """Seconds of each example by itself, after one to warm up."""
+    seconds = []
+    for example in examples[:1] + examples:
+        began = time.perf_counter()
+        generate_texts(model, system, tokenizer, [example], task.max_new_tokens, seed=0, **mode)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
 
 
 def write_card(path: Path, options, task, model, trained: dict[str, Any], rows: list[dict]):
@@ -210,6 +233,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", help="rows to evaluate on (use validation to tune)")
     parser.add_argument("--max-rows", type=int, help="use only the first rows")
+    parser.add_argument("--train-rows", type=int, help="train on so many rows, drawn by a fixed seed")
+    parser.add_argument("--encoder", help="a pretrained encoder, with its tokenizer")
+    parser.add_argument("--encoder-mode", choices=MODES, default="trained", help="(default: %(default)s)")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--again", action="store_true", help="evaluate the model that an earlier run left in --work")
@@ -217,9 +243,17 @@ def main():
     parser.add_argument("--card", type=Path, help="file for YAN's model card")
     options = parser.parse_args()
 
+    if options.system == "ar-encoder-decoder" and not options.encoder:
+        parser.error("ar-encoder-decoder needs --encoder")
+    options.config_fields = json.loads(options.config)
     task = TASKS[options.task]
     rows = read_rows(task, options.data, "train")
-    tokenizer = tokenizer_of(task, rows)
+    if options.train_rows:
+        rows = random.Random(0).sample(rows, options.train_rows)
+    if options.encoder:
+        tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(options.encoder))
+    else:
+        tokenizer = tokenizer_of(task, rows)
     folder = options.work / f"{options.task}_{options.system}"
     if options.again:
         trained = json.loads((folder / "trained.json").read_text())
@@ -227,9 +261,14 @@ def main():
         model = kind.from_pretrained(folder / "checkpoint").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
     else:
-        draw = examples_of(task, tokenizer, rows)
-        model, trained = train(options, task, options.system, tokenizer, draw, folder)
-        model.save_pretrained(folder / "checkpoint")
+        if options.encoder:
+            pairs = fitting_pairs(task, tokenizer, rows)
+            model, trained = train_with_encoder(options, task, tokenizer, pairs, folder)
+        else:
+            draw = examples_of(task, tokenizer, rows)
+            model, trained = train(options, task, options.system, tokenizer, draw, folder)
+        if not (options.encoder and options.encoder_mode == "lora"):  # adapters inside an encoder have no files
+            model.save_pretrained(folder / "checkpoint")
         tokenizer.save_pretrained(folder / "checkpoint")
         (folder / "trained.json").write_text(json.dumps(trained))
     pairs = fitting_pairs(task, tokenizer, read_rows(task, options.data, options.split))[: options.max_rows]

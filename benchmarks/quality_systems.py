@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 from curriculum import Curriculum, CurriculumStream, CurriculumTrainer, train_by_curriculum
 
 
-AR_SYSTEMS = ("ar-gpt2", "ar-bart")
+AR_SYSTEMS = ("ar-gpt2", "ar-bart", "ar-encoder-decoder")
 SYSTEMS = ("yan", "yan-mamba", *AR_SYSTEMS)
 
 

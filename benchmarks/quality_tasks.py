@@ -134,6 +134,18 @@ def _answer_sentences(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
     return pairs
 
 
+def _paragraph_questions(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
+    """Questions with the paragraph that holds the answer, which has at most 8 words; in small letters."""
+    pairs = []
+    for row in rows:
+        context = (row.get("context") or row["content"]).replace("\n", " ").lower()
+        for item in row.get("qas") or [{**row, "answer": row.get("answer") or row["answers"]["text"][0]}]:
+            answer = item["answer"].lower()
+            if len(answer.split()) <= 8:
+                pairs.append(space_with_answer(question_answering(context, item["question"].lower(), answer)))
+    return pairs
+
+
 TASKS = {
     "babi": Task(
         hub_name="facebook/babi_qa",
@@ -195,6 +207,28 @@ TASKS = {
         max_source_length=160,
         max_new_tokens=24,
         autoencoder_steps=2_000,
+        flow_steps=1_000,
+        metrics=("exact_match", "f1"),
+        config=TEXT_CONFIG,
+    ),
+    "squad_paragraph": Task(
+        hub_name="rajpurkar/squad",
+        pairs=_paragraph_questions,
+        vocab_size=8_000,
+        max_source_length=224,
+        max_new_tokens=24,
+        autoencoder_steps=1_000,
+        flow_steps=1_000,
+        metrics=("exact_match", "f1"),
+        config=TEXT_CONFIG,
+    ),
+    "fairytaleqa": Task(
+        hub_name="GEM/FairytaleQA",
+        pairs=_paragraph_questions,
+        vocab_size=8_000,
+        max_source_length=224,
+        max_new_tokens=24,
+        autoencoder_steps=1_000,
         flow_steps=1_000,
         metrics=("exact_match", "f1"),
         config=TEXT_CONFIG,

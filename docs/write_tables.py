@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +40,7 @@ TASKS = {
     "infilling": ("infilling a story's sentence, token F1", "f1"),
     "squad": ("SQuAD, the answer's sentence given", "exact_match"),
 }
+METRICS = {"exact_match": "exact match", "f1": "F1"}
 CARDS = {"babi": "babi_qa1", "sst2": "sst2", "ag_news": "ag_news", "last_word": "last_word", "infilling": "infilling"}
 YAN, GPT2, BART = "yan, K = 4", "ar-gpt2", "ar-bart"
 
@@ -336,6 +338,38 @@ def expert_table() -> str:
     return grid(["paragraphs", "who writes", "the gate's choice", "result"], rows)
 
 
+ENCODER_TASKS = {
+    "sst2": ("SST-2, 1,000 rows", ("exact_match",)),
+    "ag_news": ("AG News, 1,000 rows", ("exact_match",)),
+    "squad_paragraph": ("SQuAD, the answer's paragraph", ("exact_match", "f1")),
+    "fairytaleqa": ("FairytaleQA", ("exact_match", "f1")),
+}
+
+
+def encoder_quality() -> str:
+    """Runs of a task, system and mode as one, with the mean over training seeds and their standard deviation."""
+    groups: dict[tuple, list[dict]] = {}
+    for path in sorted((RESULTS / "quality" / "encoders").glob("*.json")):
+        run = json.loads(path.read_text())
+        options = run["options"]
+        mode = options["encoder_mode"] if options["encoder"] else "its own encoder"
+        groups.setdefault((options["task"], options["system"], mode), []).append(run)
+    order = {name: place for place, name in enumerate(ENCODER_TASKS)}
+    rows = []
+    for (task, system, mode), runs in sorted(groups.items(), key=lambda item: (order[item[0][0]], *item[0][1:])):
+        chosen = [next(row for row in run["rows"] if row.get("num_inference_steps", 3) == 3) for run in runs]
+        cells = []
+        for metric in ENCODER_TASKS[task][1]:
+            values = [row[metric] for row in chosen]
+            spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{METRICS[metric]} {100 * mean(values):.1f}{spread} %")
+        latency = f"{1000 * mean(row['latency_seconds'] for row in chosen):.0f} ms"
+        sizes = f"{runs[0]['parameters'] / 1e6:.1f} M"
+        minutes = f"{mean(run['training_minutes'] for run in runs):.1f}"
+        rows.append([ENCODER_TASKS[task][0], f"`{system}`", mode, sizes, minutes, ", ".join(cells), latency])
+    return grid(["task", "system", "encoder", "parameters", "minutes", "test rows", "latency, batch 1"], rows)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results},
     "examples/README.md": {"examples": examples},
@@ -362,6 +396,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "routing": routing,
         "offload": offload,
     },
+    "docs/encoders.md": {"encoder-quality": encoder_quality},
     "docs/gpu.md": {"gpu-profile": gpu_profile, "gpu-tests": gpu_tests},
     "docs/mamba.md": {"mamba": mamba},
     "docs/rewriting.md": {

@@ -1,6 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The quality benchmarks: what is compared is comparable, and every system runs from rows to figures."""
 
+import argparse
 import dataclasses
 import gzip
 import json
@@ -14,17 +15,20 @@ import torch
 from decoders import matching_model
 from length_modes import MODES
 from quality import best_rate
+from quality_encoders import MODES as ENCODER_MODES
+from quality_encoders import new_yan, train_with_encoder
 from quality_report import at, load, spread, table
 from quality_systems import AutoregressiveCollator, generate_texts, new_config
 from quality_tasks import MASK, TASKS, fitting_pairs
+from transformers import AutoModel, ModernBertConfig, ModernBertModel
 
 from yan_hf import YanForConditionalGeneration, encode_text, train_tokenizer
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # What the scripts import.
-PARTS = [f"{name}.py" for name in ("ctranslate", "decoders", "quality_systems", "quality_tasks", "report")]
-PARTS += ["rewriting_report.py", "rewriting_systems.py"]
+PARTS = [f"{name}.py" for name in ("ctranslate", "decoders", "quality_encoders", "quality_systems", "quality_tasks")]
+PARTS += ["report.py", "rewriting_report.py", "rewriting_systems.py"]
 STORY = "Once there was a small dog named Max. He liked to run in the big park. One day he saw a red ball. "
 
 
@@ -167,6 +171,56 @@ def test_a_run_writes_figures_that_the_report_reads(system, stories, tmp_path):
     same = json.loads((tmp_path / "again.json").read_text())
     assert [row["f1"] for row in same["rows"]] == [row["f1"] for row in found["rows"]]
     assert same["training_minutes"] == found["training_minutes"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, tokenizer):
+    """A pretrained encoder's folder, with random weights."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    ends = {"cls_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.eos_token_id}
+    folder = tmp_path_factory.mktemp("encoder")
+    ModernBertModel(ModernBertConfig(vocab_size=len(tokenizer), **sizes, **special, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ENCODER_MODES)
+@pytest.mark.parametrize("system", ("yan", "ar-encoder-decoder"))
+def test_what_learns_around_a_pretrained_encoder(system, mode, encoder, tokenizer, tmp_path):
+    """The pretrained weights stay or learn as the mode says; the rest always learns; sizes are alike."""
+    options = argparse.Namespace(
+        system=system, encoder=str(encoder), encoder_mode=mode, experts=2, config_fields={}, seed=0, batch_size=4,
+        learning_rate=[1e-3], flow_steps=3, progress=False,
+    )  # fmt: skip
+    pairs = TASKS["last_word"].pairs([{"text": STORY}])
+    model, trained = train_with_encoder(options, TASKS["last_word"], tokenizer, pairs, tmp_path)
+    assert trained["flow_steps"] == 3
+    inner = model.encoder if system == "ar-encoder-decoder" else model.model.encoder.model
+    before = AutoModel.from_pretrained(encoder).state_dict()
+    now = {name.replace(".base_layer", ""): value for name, value in inner.state_dict().items() if "lora" not in name}
+    is_kept = all(torch.equal(now[name], value) for name, value in before.items())
+    assert is_kept == (mode in ("frozen", "lora"))
+    adapters = {name: value for name, value in inner.state_dict().items() if "lora_B" in name}
+    assert bool(adapters) == (mode == "lora") and all(value.any() for value in adapters.values())
+    if system == "yan":
+        assert model.model.encoder.latent_mean.any() == (mode != "scratch")
+    else:
+        yan = new_yan(options, TASKS["last_word"], tokenizer)
+        assert abs(model.num_parameters() / yan.num_parameters() - 1) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ("yan", "ar-encoder-decoder"))
+def test_a_run_with_an_encoder(system, encoder, stories, tmp_path):
+    options = ["--task", "last_word", "--data", stories, "--train-rows", 20, "--flow-steps", 4, "--sweep", 3]
+    options += ["--system", system, "--encoder", encoder, "--max-rows", 10, "--work", tmp_path, "--batch-size", 8]
+    finished = run("quality.py", *options, "--encoder-mode", "frozen", "--output", tmp_path / "found.json")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["train_rows"] == 20 and found["options"]["encoder_mode"] == "frozen"
+    assert all(row["latency_seconds"] > 0 for row in found["rows"])
+    assert found["trainable_parameters"] < found["parameters"]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError(f"Ray Serve cannot be used ({error}). Install it: pip install yan-hf[serve]") from error
 
 
+_LOGGING = {"enable_access_log": False}  # lines for every request cost time; `/metrics` counts them
 _BATCH_WAIT_SECONDS = 0.005  # for others to come, once a row is there and no batch is running
 
 
@@ -161,6 +162,5 @@ def run_service(application: Any, host: str, port: int, replicas: int, num_threa
     it answers.
     """
     start_ray(replicas * num_threads)
-    # A line for every request and replica takes a tenth of the processor; `/metrics` counts them.
-    serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
-    serve.run(application, name="yan", route_prefix="/")
+    serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
+    serve.run(application, name="yan", route_prefix="/", logging_config=_LOGGING)
