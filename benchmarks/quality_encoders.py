@@ -82,6 +82,10 @@ def new_encoder_decoder(
     """The same encoder before a BERT that decodes from left to right, as wide as the parameters allow."""
     encoder = load_encoder(options.encoder, options.encoder_mode, len(tokenizer))
     size = encoder.config.hidden_size
+    if options.encoder_mode == "frozen":
+        encoder.requires_grad_(False)
+    elif options.encoder_mode == "lora":
+        adapt(encoder)
 
     def build(width: int) -> EncoderDecoderModel:
         config = BertConfig(
@@ -98,14 +102,14 @@ def new_encoder_decoder(
 
     widths = range(64, 32 * size, 64)
     model = build(min(widths, key=lambda width: abs(build(width).num_parameters() - parameters)))
-    if options.encoder_mode == "frozen":
-        model.encoder.requires_grad_(False)
-    elif options.encoder_mode == "lora":
-        adapt(model.encoder)
     config = model.config
+    config.max_position_embeddings = positions
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.bos_token_id
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = config.pad_token_id, config.eos_token_id
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = (
+        config.pad_token_id,
+        config.eos_token_id,
+    )
     return model
 
 
