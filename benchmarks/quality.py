@@ -4,7 +4,7 @@ Trains YAN or an autoregressive model of its size on a task from scratch, and ev
 
     python benchmarks/quality.py --task babi --system yan --data babi_qa1 --output quality/babi_yan.json
     python benchmarks/quality.py --task babi --system ar-bart --data babi_qa1 --output ...
-    python benchmarks/quality.py --task sst2 --train-rows 1000 --system yan --encoder runs/encoder --encoder-mode frozen
+    python benchmarks/quality.py --task sst2 --train-rows 1000 --system yan --encoder runs/encoder --encoder-mode lora
 
 All systems of a task get the same rows, tokenizer, width, depth, parameters (within 5 %) and batch size. YAN trains in
 two stages, the auto-encoder with the answer masked and the flow; the others on source and target
