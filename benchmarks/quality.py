@@ -21,6 +21,7 @@ of three predicted lengths, and with the true lengths.
 """
 
 import argparse
+import dataclasses
 import json
 import random
 import re
@@ -247,6 +248,10 @@ def main():
         parser.error("ar-encoder-decoder needs --encoder")
     options.config_fields = json.loads(options.config)
     task = TASKS[options.task]
+    if options.train_rows:
+        task = dataclasses.replace(
+            task, train_file="train"
+        )  # whole sentences of SST-2, phrases of which are more rows
     rows = read_rows(task, options.data, "train")
     if options.train_rows:
         rows = random.Random(0).sample(rows, options.train_rows)

@@ -184,6 +184,16 @@ def int8_products() -> str:
     return grid(["tokens × inputs → outputs", "float32", *(f"`{name}`" for name in systems)], lines)
 
 
+def cuda_code() -> str:
+    """Operations and kernels of each program, both halves apart and together."""
+    lines = []
+    for name, programs in result("cuda_code")["programs"].items():
+        cells = [f"{found['operations']} / {found['kernels']} / {found['binaries']}" for found in programs]
+        lines.append([name, *cells])
+    heading = ("the source", "the sampler", "both, lengths given")
+    return grid(["model", *(f"{part}: operations / kernels / binaries" for part in heading)], lines)
+
+
 def speed_cuda() -> str:
     """Lowest and highest beside the median: rounds on a GPU spread far."""
     lines = []
@@ -387,6 +397,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "int8-products": int8_products,
         "speed": speed,
         "speed-cuda": speed_cuda,
+        "cuda-code": cuda_code,
         "batches": speed_batches,
     },
     "docs/experts.md": {

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from testing_utils import SHALLOW, DraftCounter, batch_of_rows, small_model
+from testing_utils import SHALLOW, DraftCounter, batch_of_rows, small_config, small_model
 from torch._dynamo.utils import counters
 from transformers.generation import CompileConfig
 
@@ -196,3 +196,15 @@ def test_cuda_graphs_give_the_same_results_without_waiting_in_the_loop():
         expected = generate(model, ids, mask, seeds=[1, 2, 3], **options)
         for _ in range(3):  # the third call replays
             assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, **options), expected)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a PyTorch that is built for CUDA; no GPU")
+@pytest.mark.parametrize("fields", [{}, {"encoder_backbone": "mamba", "flow_backbone": "mamba"}], ids=str)
+@pytest.mark.slow
+def test_code_for_cuda_is_generated_without_a_gpu(fields):
+    """Down to the kernels' binaries for sm_90, of both halves and of the whole."""
+    from cuda_code import generate_code
+
+    programs = generate_code(small_config(**SHALLOW, **fields))
+    assert len(programs) == 3 and all(program["binaries"] >= program["kernels"] > 5 for program in programs)
+    assert not torch.cuda.is_initialized()
