@@ -249,9 +249,7 @@ def main():
     options.config_fields = json.loads(options.config)
     task = TASKS[options.task]
     if options.train_rows:
-        task = dataclasses.replace(
-            task, train_file="train"
-        )  # whole sentences of SST-2, phrases of which are more rows
+        task = dataclasses.replace(task, train_file="train")  # of SST-2 sentences, not their phrases
     rows = read_rows(task, options.data, "train")
     if options.train_rows:
         rows = random.Random(0).sample(rows, options.train_rows)
