@@ -235,7 +235,7 @@ def main():
     parser.add_argument("--split", default="test", help="rows to evaluate on (use validation to tune)")
     parser.add_argument("--max-rows", type=int, help="use only the first rows")
     parser.add_argument("--train-rows", type=int, help="train on so many rows, drawn by a fixed seed")
-    parser.add_argument("--encoder", help="a pretrained encoder, with its tokenizer")
+    parser.add_argument("--encoder", type=Path, help="a pretrained encoder, with its tokenizer")
     parser.add_argument("--encoder-mode", choices=MODES, default="trained", help="(default: %(default)s)")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))

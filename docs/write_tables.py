@@ -362,7 +362,7 @@ def encoder_quality() -> str:
     for path in sorted((RESULTS / "quality" / "encoders").glob("*.json")):
         run = json.loads(path.read_text())
         options = run["options"]
-        mode = options["encoder_mode"] if options["encoder"] else "its own encoder"
+        mode = f"{options['encoder']}, {options['encoder_mode']}" if options["encoder"] else "its own"
         groups.setdefault((options["task"], options["system"], mode), []).append(run)
     order = {name: place for place, name in enumerate(ENCODER_TASKS)}
     rows = []
