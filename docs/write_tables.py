@@ -184,6 +184,22 @@ def int8_products() -> str:
     return grid(["tokens × inputs → outputs", "float32", *(f"`{name}`" for name in systems)], lines)
 
 
+def int8_checkpoints() -> str:
+    """What each kind of weights loses and gains, by checkpoint."""
+    shown = {
+        "restoration": {"word error rate": "word_error_rate", "punctuation F1": "punctuation_f1"},
+        "infilling": {"fillings right": "fillings_right", "exact match": "exact_match"},
+    }
+    lines = []
+    for task, metrics in shown.items():
+        for kind, row in result(f"int8_{task}")["systems"].items():
+            figures = ", ".join(f"{name} {percent(row['metrics'][key])}" for name, key in metrics.items())
+            same = f"{percent(row['same_positions'])}, {percent(row['same_texts'])}"
+            size, time = f"{row['file_bytes'] / 1e6:.1f} MB", f"{1000 * row['processor_seconds']:.1f} ms"
+            lines.append([task, f"`{kind}`", size, time, figures, same])
+    return grid(["checkpoint", "weights", "files", "a text", "quality", "positions and texts as in float32"], lines)
+
+
 def cuda_code() -> str:
     """Operations and kernels of each program, both halves apart and together."""
     lines = []
@@ -394,6 +410,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/speed.md": {
         "engines": partial(speed_engines, "speed_cpu_engines"),
         "engines-tiny": partial(speed_engines, "speed_cpu_engines_tiny"),
+        "int8-checkpoints": int8_checkpoints,
         "int8-products": int8_products,
         "speed": speed,
         "speed-cuda": speed_cuda,
