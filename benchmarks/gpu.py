@@ -92,7 +92,7 @@ def tests(run: Run) -> dict:
 def checkpoints(run: Run) -> dict:
     """The share of tokens that are the CPU's, for every checkpoint in the repository and either dtype."""
     rows = []
-    for folder in sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json")):
+    for folder in sorted(path.parent for path in (ROOT / "checkpoints").glob("*/modeling_yan.py")):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
         texts = ["the little girl found a red ball in the garden", "he said <mask> and went home"]
         batch = tokenizer(texts, return_tensors="pt", padding=True)

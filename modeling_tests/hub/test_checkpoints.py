@@ -17,7 +17,6 @@ from yan_hf.evaluation.metrics import score_texts
 
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
 TEXTS = [
     "The city was founded in 1850 by German settlers. It is now the capital of the state.",
     "She was born in London, England, and died in 1912. Her father was a doctor.",
@@ -30,6 +29,8 @@ SOURCES = {
         "One day, a <mask> saw a <mask> in the garden and was happy.",
     ],
 }
+
+CHECKPOINTS = [ROOT / "checkpoints" / name for name in SOURCES]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS, ids=lambda path: path.name)
@@ -50,8 +51,21 @@ def texts_of(checkpoint, sources, **options):
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def test_there_are_some():
-    assert {path.name for path in CHECKPOINTS} == set(SOURCES)
+def test_each_one_is_tested():
+    assert {path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json")} == {*SOURCES, "rival"}
+
+
+def test_the_rival_is_a_plain_model_of_the_size():
+    """Autoregressive, with the tokenizer of the restoration, and learned."""
+    folder, other = (ROOT / "checkpoints" / name for name in ("rival", "restoration"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6 and not list(folder.glob("*.py"))
+    tokenizer, rival = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(other).get_vocab()
+    size = AutoModelForSeq2SeqLM.from_pretrained(other).num_parameters()
+    assert abs(rival.num_parameters() / size - 1) < 0.05 and rival.dtype == torch.float32
+    batch = tokenizer(SOURCES["restoration"], return_tensors="pt", padding=True)
+    found = tokenizer.batch_decode(rival.generate(**batch), skip_special_tokens=True)
+    assert score_texts(found, TEXTS, ("word_error_rate",))["word_error_rate"] < 0.2
 
 
 def test_a_checkpoint_is_small_and_complete(checkpoint):
