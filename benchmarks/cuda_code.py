@@ -54,7 +54,7 @@ SETTINGS = {"compile_threads": 1, "force_disable_caches": True, "joint_graph_con
 MODELS = {
     "paper": {},
     "target scope": {"expert_scope": "target", "reselect_experts": True},
-    "fertility": {"start_state": "fertility"},
+    "from the source": {"start_state": "stretched"},
     "mamba": {"encoder_backbone": "mamba", "flow_backbone": "mamba"},
 }
 WIDTH = 24
