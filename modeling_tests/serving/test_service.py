@@ -214,7 +214,15 @@ def test_a_batch_costs_its_padding():
     assert padded_tokens(rows) == 6 * 7
 
 
-def test_rows_that_come_while_a_replica_is_busy_are_one_batch(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [
+        ({"max_batch_tokens": 4 * 3}, [1, 2, 2, 4, 4, 4, 4]),
+        ({"max_batch_tokens": 4 * 3, "max_batch_rows": 3}, [1, 3, 3, 3, 3, 3, 3]),
+        ({"max_batch_tokens": 5 * 3, "max_batch_rows": 1}, [1] * 7),
+    ],
+)
+def test_rows_that_come_while_a_replica_is_busy_are_one_batch(limits, sizes, folder, monkeypatch):
     pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install -e .[serve]")
     from yan_hf.serving import service
 
@@ -226,7 +234,7 @@ def test_rows_that_come_while_a_replica_is_busy_are_one_batch(folder, monkeypatc
         return [row.seed for row in rows]
 
     async def ask():
-        writer = service.Writer(str(folder), "cpu", "auto", Limits(max_batch_tokens=4 * 3), num_threads=1)
+        writer = service.Writer(str(folder), "cpu", "auto", Limits(**limits), num_threads=1)
 
         async def write(seed: int):
             if seed % 2:
@@ -247,7 +255,7 @@ def test_rows_that_come_while_a_replica_is_busy_are_one_batch(folder, monkeypatc
     monkeypatch.setattr(service, "generate_rows", generate)
     found = [event for (event,) in asyncio.run(ask())]
     assert [event["result"] for event in found] == [0, 2, 3, 4, 5, 6, 7]
-    assert sorted(event["batch_rows"] for event in found) == [1, 2, 2, 4, 4, 4, 4]
+    assert sorted(event["batch_rows"] for event in found) == sizes
 
 
 @pytest.fixture
