@@ -91,7 +91,7 @@ space-folder:
 	rm -rf build/space
 	mkdir -p build/space
 	cp -R spaces/yan/. src/yan_hf build/space/
-	if [ -d checkpoints ]; then cp -R checkpoints build/space/; fi
+	if [ -d checkpoints ]; then cp -RL checkpoints build/space/; fi
 	find build/space -name __pycache__ -prune -exec rm -r {} +
 
 clean:
