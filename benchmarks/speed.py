@@ -223,7 +223,7 @@ def plot(rows: list[dict], title: str, file: Path):
     axes.set_ylabel("latency in seconds")
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the lines
     figure.savefig(file, dpi=120)
 
 
