@@ -209,14 +209,21 @@ class YanInt8Quantizer(HfQuantizer):
         return True
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        module, _, name = param_name.rpartition(".")
-        return model.get_submodule(module)._parameters[name].dtype == torch.int8
+        return param_name in self.quantized_names
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize()
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         _replace_modules(model)
+        parameters = model.named_parameters(remove_duplicate=False)
+        self.quantized_names = {name for name, value in parameters if value.dtype == torch.int8}
+        if not self.pre_quantized:
+            # Transformers 5.17 casts what it loads to the dtype that stands here, before it is quantised.
+            for name in self.quantized_names:
+                module, _, leaf = name.rpartition(".")
+                parameters = model.get_submodule(module)._parameters
+                parameters[leaf] = nn.Parameter(parameters[leaf].float(), requires_grad=False)
         tied = model.all_tied_weights_keys
         model.all_tied_weights_keys = tied | {f"{new}_scale": f"{old}_scale" for new, old in tied.items()}
         return model
