@@ -102,14 +102,10 @@ def new_encoder_decoder(
 
     widths = range(64, 32 * size, 64)
     model = build(min(widths, key=lambda width: abs(build(width).num_parameters() - parameters)))
-    config = model.config
-    config.max_position_embeddings = positions
-    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.bos_token_id
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = (
-        config.pad_token_id,
-        config.eos_token_id,
-    )
+    model.config.max_position_embeddings = positions
+    for config in (model.config, model.generation_config):
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+        config.decoder_start_token_id = tokenizer.bos_token_id
     return model
 
 

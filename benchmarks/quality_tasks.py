@@ -3,7 +3,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,17 @@ def _masked_spans(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
     return pairs
 
 
+def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The questions of a row, a paragraph's or its own, each with its `answer`."""
+    return row.get("qas") or [{**row, "answer": row.get("answer") or row["answers"]["text"][0]}]
+
+
 def _answer_sentences(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
     """Questions with the sentence of the paragraph that holds the answer, where it is no longer than 40 words."""
     pairs = []
     for row in rows:
         sentences = split_sentences(row["context"].replace("\n", " "))
-        for item in row.get("qas") or [{**row, "answer": row["answers"]["text"][0]}]:
+        for item in _asked(row):
             context = next((sentence for sentence in sentences if item["answer"] in sentence), None)
             if context is not None and len(context.split()) <= 40 and len(item["answer"].split()) <= 8:
                 pairs.append(space_with_answer(question_answering(context, item["question"], item["answer"])))
@@ -139,7 +144,7 @@ def _paragraph_questions(rows: Iterable[dict[str, Any]]) -> list[TextPair]:
     pairs = []
     for row in rows:
         context = (row.get("context") or row["content"]).replace("\n", " ").lower()
-        for item in row.get("qas") or [{**row, "answer": row.get("answer") or row["answers"]["text"][0]}]:
+        for item in _asked(row):
             answer = item["answer"].lower()
             if len(answer.split()) <= 8:
                 pairs.append(space_with_answer(question_answering(context, item["question"].lower(), answer)))
@@ -211,29 +216,11 @@ TASKS = {
         metrics=("exact_match", "f1"),
         config=TEXT_CONFIG,
     ),
-    "squad_paragraph": Task(
-        hub_name="rajpurkar/squad",
-        pairs=_paragraph_questions,
-        vocab_size=8_000,
-        max_source_length=224,
-        max_new_tokens=24,
-        autoencoder_steps=1_000,
-        flow_steps=1_000,
-        metrics=("exact_match", "f1"),
-        config=TEXT_CONFIG,
-    ),
-    "fairytaleqa": Task(
-        hub_name="GEM/FairytaleQA",
-        pairs=_paragraph_questions,
-        vocab_size=8_000,
-        max_source_length=224,
-        max_new_tokens=24,
-        autoencoder_steps=1_000,
-        flow_steps=1_000,
-        metrics=("exact_match", "f1"),
-        config=TEXT_CONFIG,
-    ),
 }
+TASKS["squad_paragraph"] = replace(
+    TASKS["squad"], pairs=_paragraph_questions, max_source_length=224, autoencoder_steps=1_000
+)
+TASKS["fairytaleqa"] = replace(TASKS["squad_paragraph"], hub_name="GEM/FairytaleQA")
 
 
 def read_rows(task: Task, folder: Path | None, split: str) -> list[dict[str, Any]]:

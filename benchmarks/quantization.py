@@ -33,7 +33,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from report import save
+from report import onnx_session_options, save
 
 from yan_hf.inference.int8 import YanInt8Config, int8_linear, quantize_rows
 
@@ -64,9 +64,7 @@ def _onnxruntime(layer: torch.nn.Linear, folder: str) -> Callable[[torch.Tensor]
     files = [f"{folder}/{name}.onnx" for name in ("float", "int8")]
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), files[0])
     quantize_dynamic(*files, per_channel=True, weight_type=QuantType.QInt8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(files[1], options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(files[1], onnx_session_options(), providers=["CPUExecutionProvider"])
     return lambda states: torch.from_numpy(session.run(None, {"x": states.numpy()})[0])
 
 
@@ -144,12 +142,9 @@ def load_in(kind: str, checkpoint: str, folder: str) -> tuple[Any, int]:
     from yan_hf import OnnxYan, YanInt8WeightOnlyConfig, export_to_onnx
 
     if kind == "onnx":
-        from onnxruntime import SessionOptions
-
-        threads = SessionOptions()
-        threads.intra_op_num_threads = torch.get_num_threads()
         export_to_onnx(checkpoint, folder)
-        return OnnxYan(folder, sess_options=threads), sum(file.stat().st_size for file in Path(folder).glob("*.onnx*"))
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.onnx*"))
+        return OnnxYan(folder, sess_options=onnx_session_options()), size
     how: dict[str, Any] = {
         "float32": lambda: {"dtype": "float32"},
         "bfloat16": lambda: {"dtype": "bfloat16"},

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from ctranslate import translator
 from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
-from report import peak_memory, save, timed
+from report import onnx_session_options, peak_memory, save, timed
 from rewriting_systems import LOOKUP_TOKENS, LookupBart, ctc_logits, mask_predict
 from transformers.generation import CompileConfig
 
@@ -111,12 +111,8 @@ def build_models(systems: Iterable[str], config: YanConfig, device: torch.device
             yan.save_pretrained(folder)
             models["yan-int8"] = type(yan).from_pretrained(folder, quantization_config=YanInt8Config())
         if "yan-onnx" in systems:
-            from onnxruntime import SessionOptions
-
-            threads = SessionOptions()
-            threads.intra_op_num_threads = torch.get_num_threads()
             write_onnx(yan, folder)
-            models["yan-onnx"] = OnnxYan(folder, sess_options=threads)
+            models["yan-onnx"] = OnnxYan(folder, sess_options=onnx_session_options())
     if "ar-bart-lookup" in systems:
         models["ar-bart-lookup"] = LookupBart(models["ar-bart"].config).to(device, dtype).eval()
     return models
