@@ -11,9 +11,10 @@ from torch.distributions import Normal
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
-from yan_hf.experts import RoutingOptions, choice_log_probs, share_choice, sum_over_blocks
+from yan_hf.experts import RoutingOptions, choice_log_probs, gate_log_probs, share_choice, sum_over_blocks
 from yan_hf.lengths import stretch
 from yan_hf.losses import block_flow_matching_nll, token_log_probs
+from yan_hf.modeling_yan import YanFlow
 
 
 SCOPES = [("token", False), ("token", True), ("block", False), ("block", True), ("target", False), ("target", True)]
@@ -250,6 +251,58 @@ def test_the_winner_explains_the_target_best(anew):
                 assert torch.equal(torch.stack(scores, -1).argmax(-1), choice[:, 0])
             state = state + fields.gather(2, choice[..., None, None].expand(-1, -1, 1, 32))[:, :, 0] / steps
     torch.testing.assert_close(output.latents[counted], state[counted], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("keep_known", [False, True])
+def test_what_training_shares_and_fuses_changes_no_gradient(monkeypatch, anew, keep_known):
+    """
+    Against gradients through every expert's field, keys and values of each evaluation's own, and the logits of every
+    step.
+    """
+    start = {"start": "aligned", "keep_known": True} if keep_known else {"start": "noise"}
+    weights = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 1.0)
+    model = model_with("target", anew, init_noise=0.0, loss_weights=weights, **start).train()
+    batch = labelled()
+    if keep_known:
+        batch = {"input_ids": torch.tensor([[7, 4, 9, 2], [8, 4, 4, 2]])}
+        batch["labels"] = torch.tensor([[7, 20, 21, 9, 2], [8, 22, 23, 24, 2]])
+    if anew:
+        batch["token_weights"] = torch.rand(batch["labels"].shape)
+    plain_forward = YanFlow.forward
+
+    def through_all_fields(self, *args, field_selector=None, expert_indices=None, **kwargs):
+        flow = plain_forward(self, *args, **kwargs)
+        if field_selector is not None:
+            log_probs = gate_log_probs(flow.gate_logits, args[2].canvas_mask)
+            expert_indices = field_selector(log_probs, flow.expert_fields.detach())
+        if expert_indices is not None:
+            index = expert_indices[..., None, None].expand(-1, -1, 1, 32)
+            flow.velocity = flow.expert_fields.gather(2, index)[:, :, 0]
+        return flow
+
+    found = []
+    for is_plain in (False, True):
+        if is_plain:
+            monkeypatch.setattr(YanFlow, "forward", through_all_fields)
+            monkeypatch.setattr(YanFlow, "keys_can_be_shared", lambda self: False)
+            monkeypatch.setattr("yan_hf.modeling_yan.can_fuse", lambda *_: False)
+        model.zero_grad()
+        torch.manual_seed(0)
+        output = model(**batch)
+        output.loss.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        assert {"model.flow.experts.up_proj", "lm_head.weight"} <= set(gradients)
+        found.append((output.loss_terms, gradients))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_winners_fields_are_part_of_the_graph():
+    model = model_with("target", True, loss_weights={"flow": 0.0}).train()
+    output = model(**labelled())
+    assert output.velocity.requires_grad and not output.expert_fields.requires_grad
+    chosen = output.expert_fields.gather(2, output.expert_indices[0, ..., None, None].expand(-1, -1, 1, 32))[:, :, 0]
+    torch.testing.assert_close(output.velocity, chosen)
 
 
 @pytest.mark.parametrize("scope", ["block", "target"])

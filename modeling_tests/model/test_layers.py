@@ -3,9 +3,12 @@
 
 import math
 
+import pytest
 import torch
 from testing_utils import small_model
 from torch.nn.functional import gelu, layer_norm, softmax
+
+from yan_hf.layers import sdpa_in_float32
 
 
 def linear(module, x):
@@ -54,6 +57,34 @@ def test_encoder():
         x = x + attention(layer.self_attn, normed, normed)
         x = x + feed_forward(layer.feed_forward, norm(layer.feed_forward_norm, x))
     torch.testing.assert_close(model.encode(ids).last_hidden_state, norm(model.encoder.norm, x))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("length", [5, 257])
+def test_attention_trains_in_bfloat16_by_the_way_that_is_faster_on_a_cpu(monkeypatch, autocast, length):
+    found, calls = [], []
+    plain = sdpa_in_float32
+    monkeypatch.setattr(
+        "yan_hf.layers.sdpa_in_float32", lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)
+    )
+    for is_half in (True, False):
+        layer = small_model().model.encoder.layers[0].self_attn
+        torch.manual_seed(0)
+        states = torch.randn(2, length, 32)
+        mask = torch.ones(2, 1, length, length, dtype=torch.bool).tril(2)
+        if is_half and not autocast:
+            layer, states = layer.bfloat16(), states.bfloat16()
+        states.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half and autocast):
+            output, _ = layer(states, mask)
+        assert not is_half or output.dtype == torch.bfloat16
+        output.float().square().sum().backward()
+        found.append((output.float(), states.grad.float(), layer.k_proj.weight.grad.float()))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+    assert len(calls) == (1 if length < 257 else 0)
+    with torch.no_grad():
+        layer.bfloat16()(states.bfloat16(), mask)
+    assert len(calls) == (1 if length < 257 else 0)
 
 
 def test_time_embedding():

@@ -2,6 +2,7 @@
 """The objective against independent renderings of its formulas, and its limits."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -105,18 +106,22 @@ def test_mmd_by_loops():
     torch.manual_seed(3)
     latents = torch.randn(2, 4, 3, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    result = losses.mmd_loss(latents, mask, torch.Generator().manual_seed(5))
-    reference = torch.randn(8, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    keep = mask.flatten().bool()
-    x, y = latents.flatten(0, 1)[keep], reference[keep]
+    points = latents.flatten(0, 1)[mask.flatten().bool()]
+    # The kernel's means over normal points by a sum over a fine grid, dimension by dimension.
+    grid = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    density = torch.exp(-grid.square() / 2) / (2 * math.pi) ** 0.5 * (grid[1] - grid[0])
+    wider = torch.exp(-grid.square() / 4) / (4 * math.pi) ** 0.5 * (grid[1] - grid[0])  # of a difference of two
 
-    def kernel(a, b):
-        return sum(math.exp(-float((a - b).square().sum()) / (2 * width**2)) for width in (0.2, 0.5, 1, 2, 5))
+    def kernel(difference, width):
+        return torch.exp(-difference.square() / (2 * width**2))
 
-    n = len(x)
-    within = sum(kernel(v[i], v[j]) for v in (x, y) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    across = sum(kernel(a, b) for a in x for b in y) / n**2
-    assert float(result) == pytest.approx(within - 2 * across, rel=1e-9)
+    expected = 0.0
+    for width in (0.2, 0.5, 1, 2, 5):
+        pairs = [kernel(a - b, width).prod() for a, b in permutations(points, 2)]
+        across = [math.prod((kernel(value - grid, width) * density).sum() for value in point) for point in points]
+        expected += sum(pairs) / len(pairs) - 2 * sum(across) / len(across) + (kernel(grid, width) * wider).sum() ** 3
+    assert len(pairs) == 20
+    assert float(losses.mmd_loss(latents, mask)) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_mmd_is_about_zero_for_equal_distributions_and_positive_otherwise():
@@ -141,6 +146,35 @@ def test_mmd_looks_at_real_tokens_only_when_it_subsamples():
     latents[mask == 0] = 100.0
     assert abs(float(losses.mmd_loss(latents, mask, generator))) < 0.02
     assert float(losses.mmd_loss(latents, torch.zeros(40, 100), generator)) == 0.0
+
+
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="needs PyTorch 2.13")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "autocast"])
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_the_fused_token_loss_is_the_plain_one(monkeypatch, dtype, has_weights):
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 7 * 50)  # chunks of seven tokens
+    torch.manual_seed(5)
+    head, states = torch.nn.Linear(8, 50), torch.randn(30, 8)
+    labels, mask = torch.randint(50, (30,)), (torch.rand(30) > 0.3).float()
+    mask = mask * torch.rand(30) if has_weights else mask
+    if dtype == torch.bfloat16:
+        head, states = head.to(dtype), states.to(dtype)
+    found = []
+    for fused in (True, False):
+        head.zero_grad()
+        leaf = states.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+            assert losses.can_fuse(head, leaf, 0.0)
+            if fused:
+                loss = losses.fused_token_loss(leaf, head, labels, mask, has_weights)
+            else:
+                loss = losses.token_loss(head(leaf)[None], labels[None], mask[None])
+        assert loss.dtype == torch.float32
+        loss.backward(retain_graph=True)
+        loss.backward()
+        found.append([loss.detach(), leaf.grad.float(), head.weight.grad.float(), head.bias.grad.float()])
+    close = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 2e-3}
+    torch.testing.assert_close(found[0], found[1], **close)
 
 
 def test_masked_positions_change_no_term():

@@ -1,7 +1,7 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The mixture: expert vector fields, the gate over them, and routing: which expert serves which token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,8 @@ from .layers import KERNELS, apply_linear, linear, linear_gelu, positions_from_m
 @use_experts_implementation(is_concatenated=True, is_transposed=False, has_bias=True, has_gate=False)
 class YanRoutedExperts(nn.Module):
     """`K` feed-forward networks with their weights stacked: 3-D parameters that Transformers' MoE kernels take."""
+
+    parts = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 
     def __init__(self, config: YanConfig):
         super().__init__()
@@ -39,18 +41,24 @@ class YanRoutedExperts(nn.Module):
         counts = torch.bincount(top_k_index.flatten(), minlength=self.num_experts).tolist()[: self.num_experts]
         tokens, weights = slots // top_k_index.shape[-1], top_k_weights.flatten()[slots, None]
         start = 0
-        for expert, count in enumerate(counts):
+        for count, parts in zip(counts, self.parts_by_expert()):
             if count == 0:
                 continue
             group = slice(start, start := start + count)
-            field = self.field(expert, hidden_states[tokens[group]])
+            field = self.field(hidden_states[tokens[group]], *parts)
             output.index_add_(0, tokens[group], (field * weights[group]).to(output.dtype))
         return output
 
-    def field(self, expert: int, states: Tensor) -> Tensor:
+    def parts_by_expert(self) -> Iterable[tuple[Tensor, ...]]:
+        """What [`field`] takes of each expert."""
+        # Taken apart once: the gradient of an index into all experts is as large as all experts, for each of them.
+        return zip(*(getattr(self, name).unbind() for name in self.parts))
+
+    def field(
+        self, states: Tensor, up_proj: Tensor, up_proj_bias: Tensor, down_proj: Tensor, down_proj_bias: Tensor
+    ) -> Tensor:
         """One expert's field, `(T, d)` → `(T, d)`."""
-        inner = linear_gelu(states, self.up_proj[expert], self.up_proj_bias[expert], self.act_fn)
-        return linear(inner, self.down_proj[expert], self.down_proj_bias[expert])
+        return linear(linear_gelu(states, up_proj, up_proj_bias, self.act_fn), down_proj, down_proj_bias)
 
 
 # Under the decorator; looked up once, since a compiler does not look into bound methods.

@@ -14,7 +14,7 @@ its share of the joined batch's, times the number of processes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.generic import maybe_autocast
 
 from .experts import RoutingOptions, sum_over_blocks
+from .layers import is_plain_linear
 
 
 # Bandwidths of the RBF kernels of the MMD term, and how many latents it looks at.
@@ -97,8 +98,12 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor, group: LossGroup | None
     mask = mask.to(values.dtype)
     # `where` and not a product alone: a non-finite value at a masked position must not reach the sum.
     values = torch.where(mask > 0, values, 0.0)
+    return (values * mask).sum() / _token_count(mask, group)
+
+
+def _token_count(mask: torch.Tensor, group: LossGroup | None) -> torch.Tensor:
     count = mask.sum() if group is None else group.total(mask.sum()) / group.size
-    return (values * mask).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)
+    return count.clamp(min=torch.finfo(mask.dtype).tiny)
 
 
 def sample_times(
@@ -172,6 +177,48 @@ def token_loss(
     return token_mean(losses.view(labels.shape), mask, group)
 
 
+def can_fuse(head: nn.Module, states: torch.Tensor, label_smoothing: float) -> bool:
+    """Whether [`fused_token_loss`] can take a vocabulary head's `states`."""
+    return (
+        hasattr(nn, "LinearCrossEntropyOptions")  # PyTorch 2.13
+        and is_plain_linear(head)
+        and label_smoothing == 0
+        and states.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and states.device.type in ("cpu", "cuda")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def fused_token_loss(
+    states: torch.Tensor,
+    head: nn.Linear,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    has_weights: bool,
+    group: LossGroup | None = None,
+) -> torch.Tensor:
+    """
+    [`token_loss`] of `head(states)`, for states `(N, d)`, labels and mask `(N,)`, which is 0 or 1 unless it
+    `has_weights`. By PyTorch's chunked product and cross-entropy: the logits of all are never there at once, nor are
+    their gradients.
+    """
+    weight, bias = head.weight, head.bias
+    if torch.is_autocast_enabled(states.device.type):
+        dtype = torch.get_autocast_dtype(states.device.type)
+        states, weight, bias = states.to(dtype), weight.to(dtype), bias.to(dtype)
+    # Small enough for a cache, large enough that a pass over the vocabulary is worth it.
+    size = max(1, min(512, _CHUNK_ELEMENTS // len(weight)))
+    options = nn.LinearCrossEntropyOptions(
+        batch_chunk_size=size, chunking_method=None, acc_policy="balanced", allow_retain_graph=True
+    )
+    ids = labels.masked_fill(mask == 0, -100)
+    cross_entropy = partial(nn.functional.linear_cross_entropy, linear_bias=bias, ignore_index=-100, options=options)
+    if states.dtype == torch.float32 and not has_weights:
+        # Its gradients come with it, but a sum in half precision would be rounded as a whole.
+        return cross_entropy(states, weight, ids, reduction="sum") / _token_count(mask, group)
+    return token_mean(cross_entropy(states, weight, ids, reduction="none"), mask, group)
+
+
 # Logits of one chunk: 2^25 values are 128 MiB in float32, however many tokens and experts there are.
 _CHUNK_ELEMENTS = 2**25
 
@@ -226,8 +273,10 @@ def mmd_loss(
     Unbiased squared maximum mean discrepancy, `()`, between the target latents `(B, Ly, d)` and `N(0, I)`, over the
     tokens whose `mask` `(B, Ly)` is positive; 0 where they are fewer than two.
 
-    The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). A random subset is
-    taken of more than `max_points` tokens, those of all processes of the `group` together.
+    The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). Its means over the
+    normal distribution are taken in closed form, where the paper's code draws points: the same expectation, with less
+    noise and a third of the arithmetic. A random subset is taken of more than `max_points` tokens, those of all
+    processes of the `group` together.
     """
     points = upcast(latents).flatten(0, 1)  # (n, d)
     # Weights rather than a selection by mask keep the shapes static, for `torch.compile`.
@@ -236,37 +285,39 @@ def mmd_loss(
         padding = group.largest(len(points), points.device) - len(points)
         points, weights = nn.functional.pad(points, (0, 0, 0, padding)), nn.functional.pad(weights, (0, padding))
     size = len(points) * (1 if group is None else group.size)
-    reference = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
     if size > max_points:
         # Random keys in [0, 1) and one more for a real token: real tokens come first, in random order.
         keys = torch.rand(len(points), generator=generator, device=points.device) + weights
         chosen = keys.topk(min(max_points, len(points))).indices
-        points, weights, reference, keys = points[chosen], weights[chosen], reference[chosen], keys[chosen]
+        points, weights, keys = points[chosen], weights[chosen], keys[chosen]
     if group is not None:
-        points, weights, reference = group.gather(points), group.gather(weights), group.gather(reference)
+        points, weights = group.gather(points), group.gather(weights)
         if size > max_points:
             chosen = group.gather(keys).topk(max_points).indices
-            points, weights, reference = points[chosen], weights[chosen], reference[chosen]
-    count = weights.sum()
-    pairs = (count * (count - 1)).clamp(min=1)
+            points, weights = points[chosen], weights[chosen]
+    count, width = weights.sum(), points.shape[-1]
     with maybe_autocast(points.device.type, enabled=False):
-        within = sum(_kernel_sum(x, x, weights, bandwidths) for x in (points, reference))
-        across = _kernel_sum(points, reference, weights, bandwidths)
-    # Each point's kernel with itself, 1 for each bandwidth, is left out of the unbiased estimate.
-    estimate = (within - 2 * len(bandwidths) * count) / pairs - 2 * across / count.clamp(min=1).square()
-    return torch.where(count >= 2, estimate, 0.0)
+        within = 2 * _kernel_sum(points, weights, bandwidths) / (count * (count - 1)).clamp(min=1)
+        across, normal = 0.0, 0.0
+        for variance in (bandwidth**2 for bandwidth in bandwidths):
+            # E exp(-‖x - y‖² / 2b²) for y of N(0, I), and for x too.
+            kernel = torch.exp(points.square().sum(dim=-1) * (-0.5 / (variance + 1)))
+            across = across + (variance / (variance + 1)) ** (width / 2) * kernel
+            normal += (variance / (variance + 2)) ** (width / 2)
+    return torch.where(count >= 2, within - 2 * (weights @ across) / count.clamp(min=1) + normal, 0.0)
 
 
-def _kernel_sum(
-    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, bandwidths: tuple[float, ...]
-) -> torch.Tensor:
-    # |x|² + |y|² - 2xy needs no (n, n, d) tensor and, unlike `cdist`, has a gradient at distance zero.
-    squared = (x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :] - 2 * x @ y.T).clamp(min=0)
-    if x is y:
-        # A point's distance to itself is zero, not the rounding error of the line above.
-        squared = squared.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
-    kernel = sum(torch.exp(squared / (-2 * bandwidth**2)) for bandwidth in bandwidths)
-    return weights @ kernel @ weights
+def _kernel_sum(points: torch.Tensor, weights: torch.Tensor, bandwidths: tuple[float, ...]) -> torch.Tensor:
+    """Sum of the kernel over all pairs of points, each pair once and none of a point with itself."""
+    norms, total = points.square().sum(dim=-1), points.new_zeros(())
+    for start in range(0, len(points), 256):  # in parts that fit a cache
+        rows, others = slice(start, start + 256), slice(start, None)
+        # |x|² + |y|² - 2xy needs no (n, n, d) tensor and, unlike `cdist`, has a gradient at distance zero.
+        squared = (norms[rows, None] + norms[others] - 2 * points[rows] @ points[others].T).clamp(min=0)
+        squared = squared.masked_fill(torch.ones_like(squared, dtype=torch.bool).tril(), torch.inf)
+        kernel = sum(torch.exp(squared * (-0.5 / bandwidth**2)) for bandwidth in bandwidths)
+        total = total + weights[rows] @ kernel @ weights[others]
+    return total
 
 
 def l2_loss(latents: torch.Tensor, mask: torch.Tensor, group: LossGroup | None = None) -> torch.Tensor:
@@ -342,6 +393,7 @@ class LossInputs:
     # (B, Ly, V) for each supervised end point: the ODE's end, or that of every solver step; (N, V), of the tokens that
     # count, with `config.keep_known`.
     logits: list[torch.Tensor] = field(default_factory=list)
+    early_losses: list[torch.Tensor] = field(default_factory=list)  # token losses of end points without logits
     # For each solver step that chose: the shared gate, (B, Ly, K), and the winners, (B, Ly).
     choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     expert_scores: list[torch.Tensor] = field(default_factory=list)  # what these were found by, (B, Ly, K)
@@ -366,13 +418,16 @@ def _latent(inputs: LossInputs) -> torch.Tensor | None:
     return latent_loss(inputs.latents, inputs.target_latents, inputs.token_weights, inputs.group)
 
 
-def _token(inputs: LossInputs, logits: list[torch.Tensor], smoothing: float = 0.0) -> torch.Tensor | None:
+def _token(
+    inputs: LossInputs, logits: list[torch.Tensor], smoothing: float = 0.0, others: Sequence[torch.Tensor] = ()
+) -> torch.Tensor | None:
     labels, weights = inputs.labels, inputs.token_weights
     if inputs.config.keep_known:
         logits, counted = [values[None] for values in logits], inputs.mask > 0
         labels, weights = labels[counted][None], weights[counted][None]
     arguments = (labels, weights, smoothing, inputs.group)
-    return sum(token_loss(values, *arguments) for values in logits) / len(logits) if logits else None
+    losses = [*others, *(token_loss(values, *arguments) for values in logits)]
+    return sum(losses) / len(losses) if losses else None
 
 
 def _mmd(inputs: LossInputs) -> torch.Tensor | None:
@@ -400,7 +455,7 @@ def _gate(inputs: LossInputs) -> torch.Tensor | None:
 LOSS_FUNCTIONS: dict[str, Callable[[LossInputs], torch.Tensor | None]] = {
     "flow": _flow,
     "latent": _latent,
-    "token": lambda inputs: _token(inputs, inputs.logits, inputs.config.label_smoothing),
+    "token": lambda inputs: _token(inputs, inputs.logits, inputs.config.label_smoothing, inputs.early_losses),
     # The whole gate: an expert outside every core set must be able to come back.
     "gate_entropy": lambda inputs: gate_entropy_loss(inputs.gate_log_probs, inputs.mask, inputs.group),
     "load_balance": lambda inputs: load_balance_loss(inputs.gate_log_probs, inputs.mask, inputs.group),

@@ -69,6 +69,8 @@ from .lengths import SourceInputs, lay_out, source_places, training_token_length
 from .losses import (
     LossGroup,
     LossInputs,
+    can_fuse,
+    fused_token_loss,
     l2_loss,
     loss_group,
     loss_terms,
@@ -803,6 +805,17 @@ class YanFlow(YanPreTrainedModel):
             for layer in self.layers
         ]
 
+    def keys_can_be_shared(self) -> bool:
+        """
+        Whether training's evaluations may share the keys and values of the source, computed outside the layers: not
+        where these gather their weights from ranks, nor where checkpointing computes a layer anew from its inputs.
+        """
+        if self.gradient_checkpointing:
+            return False
+        layers = (layer.cross_attn for layer in self.layers if layer.has_cross_attention)
+        weights = [getattr(proj, "weight", None) for layer in layers for proj in (layer.k_proj, layer.v_proj)]
+        return all(type(weight) is nn.Parameter and weight.dim() == 2 for weight in weights)
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -813,11 +826,12 @@ class YanFlow(YanPreTrainedModel):
         modulation: TimeModulation | None = None,
         expert_indices: torch.Tensor | None = None,
         expert_selector: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        field_selector: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> YanFlowOutput:
         """
-        One evaluation of the vector field: of the experts that are given or that the gate's selector chooses, or else
-        of all of them, with the mixture's mean.
+        One evaluation of the vector field: of the experts that are given or that a selector chooses, or else of all of
+        them, with the mixture's mean.
 
         Args:
             latents: The state `z_t`, `(B, Ly, d)`.
@@ -827,6 +841,8 @@ class YanFlow(YanPreTrainedModel):
             expert_indices: The experts to compute, `(B, Ly)`.
             expert_selector: From the gate's log-probabilities `(B, Ly, K)` to the experts to compute. Of these alone:
                 offloaded experts are predicted by calling it for an earlier state first.
+            field_selector: From the same and every expert's field, `(B, Ly, K, d)`, to the experts to compute. Only
+                the chosen ones' fields have a gradient, which takes far less than one through all of them.
         """
         if modulation is None:
             # The scales are left to the layers, whose weights may be gathered layer by layer.
@@ -836,12 +852,18 @@ class YanFlow(YanPreTrainedModel):
         gate_logits = fields = None
         if expert_indices is None:
             gate_logits = self.gate(hidden_states, context.pooled_source, modulation.time_embedding)
+            log_probs = gate_log_probs(gate_logits, context.canvas_mask)
             if expert_selector is not None:
-                expert_indices = expert_selector(gate_log_probs(gate_logits, context.canvas_mask))
+                expert_indices = expert_selector(log_probs)
+            elif field_selector is not None:
+                with torch.no_grad():
+                    fields = self.all_fields(hidden_states)
+                expert_indices = field_selector(log_probs, fields)
         if expert_indices is not None:
             velocity = self.expert_velocity(hidden_states, expert_indices)
         else:
-            fields, velocity = self.mixture_velocity(hidden_states, gate_logits, context.canvas_mask)
+            fields = self.all_fields(hidden_states)
+            velocity = self.mixture_velocity(fields, log_probs, context.canvas_mask)
         return YanFlowOutput(hidden_states, velocity, fields, gate_logits, expert_indices)
 
     def encode_state(
@@ -863,16 +885,18 @@ class YanFlow(YanPreTrainedModel):
         weights = torch.ones_like(index, dtype=hidden_states.dtype)
         return self._routed_fields(hidden_states.flatten(0, 1), index, weights).view(hidden_states.shape)
 
-    def mixture_velocity(
-        self, hidden_states: torch.Tensor, gate_logits: torch.Tensor, canvas_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every expert's field `u_k`, `(B, Ly, K, d)`, and their mean under the gate, `(B, Ly, d)`."""
+    def all_fields(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Every expert's field `u_k`: `r` `(B, Ly, d)` → `(B, Ly, K, d)`."""
         states, num_experts = hidden_states.flatten(0, 1), self.config.num_experts
         fields = expert_fields(self.experts, self._routed_fields, states, num_experts)
-        fields = fields.unflatten(0, hidden_states.shape[:2])
-        log_probs, routing = gate_log_probs(gate_logits, canvas_mask), RoutingOptions.from_config(self.config)
-        log_probs, _ = restrict_to_core(log_probs, canvas_mask, routing)
-        return fields, (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
+        return fields.unflatten(0, hidden_states.shape[:2])
+
+    def mixture_velocity(
+        self, fields: torch.Tensor, log_probs: torch.Tensor, canvas_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean under the gate `(B, Ly, K)` of the experts' fields `(B, Ly, K, d)`, `(B, Ly, d)`."""
+        log_probs, _ = restrict_to_core(log_probs, canvas_mask, RoutingOptions.from_config(self.config))
+        return (log_probs.exp().to(fields.dtype)[..., None] * fields).sum(dim=2)
 
     def _routed_fields(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         _, weights, index = self.routes(index, weights)
@@ -1284,7 +1308,10 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             token_lengths=token_lengths,
             is_predicted=is_predicted,
         )
-        return inputs, state, self.model.prepare_context(source_latents, source.attention_mask, canvas)
+        context = self.model.prepare_context(source_latents, source.attention_mask, canvas)
+        if self.model.flow.keys_can_be_shared():
+            context.source_key_values = self.model.flow.cache_cross_attention(source_latents)
+        return inputs, state, context
 
     def _lay_out_source(
         self, source: SourceInputs, labels: torch.Tensor, canvas: torch.Tensor, token_lengths: torch.Tensor | None
@@ -1362,24 +1389,45 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         first: YanFlowOutput | None = None
 
         def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
-            nonlocal first
-            flow = self.model.flow(state, torch.full((1,), time, device=state.device, dtype=dtype), context)
-            first = first or flow
-            if not inputs.choices or self.config.reselect_experts:
-                gate, _ = share_choice(gate_log_probs(flow.gate_logits, canvas), None, canvas, routing)
-                end_points = state[:, :, None] + (1 - time) * flow.expert_fields
-                winners, scores = self._winners(end_points, gate, canvas, inputs, routing)
+            def select(log_probs: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
+                gate, _ = share_choice(log_probs, None, canvas, routing)
+                ends = state[:, :, None] + (1 - time) * fields
+                winners, scores = self._winners(ends, gate, canvas, inputs, routing)
                 inputs.choices.append((gate, winners))
                 inputs.expert_scores.append(scores)
-            index = inputs.choices[-1][1][..., None, None].expand(-1, -1, 1, state.shape[-1])
-            chosen = flow.expert_fields.gather(2, index)[:, :, 0]
-            inputs.logits.append(self._decode_counted(state + (1 - time) * chosen, inputs))
-            return chosen
+                return winners
 
+            nonlocal first
+            timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
+            if not inputs.choices or self.config.reselect_experts:
+                flow = self.model.flow(state, timesteps, context, field_selector=select)
+            else:
+                flow = self.model.flow(state, timesteps, context, expert_indices=inputs.choices[-1][1])
+            first = first or flow
+            end_points.append(state + (1 - time) * flow.velocity)
+            return flow.velocity
+
+        end_points: list[torch.Tensor] = []
         state = integrate(velocity, state, time_grid(self._num_steps(inputs.group, inputs.generator)))
+        self._supervise(end_points, inputs)
         if inputs.gate_log_probs is None:
             inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
         return state, first
+
+    def _supervise(self, end_points: list[torch.Tensor], inputs: LossInputs):
+        """Decodes every step's end point `(B, Ly, d)` for the token term; only the last one's logits must be kept."""
+        *early, last = end_points
+        if early and can_fuse(self.lm_head, last, self.config.label_smoothing):
+            labels, weights = inputs.labels, inputs.token_weights
+            if self.config.keep_known:
+                counted = inputs.mask > 0
+                early, labels, weights = [latents[counted] for latents in early], labels[counted], weights[counted]
+            states = self.model.decoder(torch.stack(early)).flatten(0, -2)
+            labels, weights = (values.flatten().repeat(len(early)) for values in (labels, weights))
+            has_weights = inputs.token_weights is not inputs.mask
+            loss = fused_token_loss(states, self.lm_head, labels, weights, has_weights, inputs.group)
+            inputs.early_losses, early = [loss] * len(early), []
+        inputs.logits = [self._decode_counted(latents, inputs) for latents in (*early, last)]
 
     @torch.no_grad()
     def _winners(

@@ -7,7 +7,7 @@ A weight has one scale for each output, states have one for each token: sums of 
 depends neither on its neighbours nor on the batch. The product is PyTorch's own, oneDNN's where the processor has it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,10 @@ class IndexedExperts(YanExperts):
     def implementation(self, hidden_states: Tensor) -> str:
         return "eager"
 
+    def parts_by_expert(self) -> Iterable[tuple[Tensor, ...]]:
+        parts = [getattr(self, name) for name in self.parts]
+        return (tuple(part[expert] for part in parts) for expert in range(self.num_experts))
+
     def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
         number = self.num_experts if only is None else 1
         return _all_by_index(lambda *given: _EAGER_FORWARD(self, *given), hidden_states, number, only or 0)
@@ -119,6 +123,8 @@ class IndexedExperts(YanExperts):
 
 class Int8Experts(IndexedExperts):
     """The experts with quantised weights."""
+
+    parts = ("up_proj", "up_proj_scale", "up_proj_bias", "down_proj", "down_proj_scale", "down_proj_bias")
 
     def __init__(self, experts: YanExperts):
         nn.Module.__init__(self)
@@ -131,12 +137,8 @@ class Int8Experts(IndexedExperts):
             self.register_parameter(f"{name}_scale", _scale_parameter(*shape[:2]))
             self.register_parameter(f"{name}_bias", getattr(experts, f"{name}_bias"))
 
-    def field(self, expert: int, states: Tensor) -> Tensor:
-        inner = states
-        for name in ("up_proj", "down_proj"):
-            weight, scale, bias = (getattr(self, f"{name}{part}")[expert] for part in ("", "_scale", "_bias"))
-            inner = int8_linear(inner if name == "up_proj" else self.act_fn(inner), weight, scale, bias)
-        return inner
+    def field(self, states: Tensor, *parts: Tensor) -> Tensor:
+        return int8_linear(self.act_fn(int8_linear(states, *parts[:3])), *parts[3:])
 
 
 # Small, computed once for each text, and an error in them would change it all: lengths, times, the choice of experts.
