@@ -140,12 +140,8 @@ class Step:
         report: dict[str, object] = {"parameters": self.model.num_parameters()}
         if self.options.copy:
             tenth = -(-len(self.losses) // 10)
-            return report | {
-                "token_losses": [
-                    fmean(part)
-                    for part in (self.losses[start : start + tenth] for start in range(0, len(self.losses), tenth))
-                ]
-            }
+            parts = [self.losses[start : start + tenth] for start in range(0, len(self.losses), tenth)]
+            return report | {"token_losses": [fmean(part) for part in parts]}
         return report | {"peak_memory_bytes": peak_memory(self.run, self.device)}
 
 
@@ -222,7 +218,8 @@ def main():
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.size:
-        vars(options).update(SIZES[options.size])
+        parser.set_defaults(**SIZES[options.size])
+        options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = make_steps(options, device)
     for round_number in range(options.rounds + 1):
