@@ -396,6 +396,49 @@ def encoder_quality() -> str:
     return grid(["task", "system", "encoder", "parameters", "minutes", "test rows", "latency, batch 1"], rows)
 
 
+def training_steps() -> str:
+    """A step of every system in both types, beside YAN's before, and the memory it takes."""
+    rows = []
+    for size in ("5m", "50m"):
+        for dtype in ("float32", "bfloat16"):
+            found = {row["variant"]: row for row in result(f"training_step_{size}_{dtype}")["rows"]}
+            for name, row in found.items():
+                if name.endswith(", before"):
+                    continue
+                before = found.get(f"{name}, before")
+                cells = [f"{row['parameters'] / 1e6:.0f} M", f"`{dtype}`", name, f"{row['seconds']:.2f} s"]
+                cells.append("" if before is None else f"{before['seconds'] / row['seconds']:.2f}×")
+                cells += [f"{row['tokens_per_second']:,.0f}", _mebibytes(row["peak_memory_bytes"])]
+                cells.append("" if before is None else _mebibytes(before["peak_memory_bytes"]))
+                rows.append(cells)
+    heading = ["parameters", "type", "system", "a step", "faster than before", "target tokens a second", "memory"]
+    return grid([*heading, "before"], rows)
+
+
+def training_copy() -> str:
+    """Token losses of models that learn to copy, before and now."""
+    rows = []
+    for name, dtype in (("training_copy_5m", "float32"), ("training_copy_5m_bfloat16", "bfloat16")):
+        for row in result(name)["rows"]:
+            rows.append([f"`{dtype}`", row["variant"], *(f"{loss:.2f}" for loss in row["token_losses"])])
+    return grid(["type", "system", *(f"tenth {number}" for number in range(1, len(rows[0]) - 1))], rows)
+
+
+def memory() -> str:
+    """What loading and writing a text take, beside other systems."""
+    return grid(
+        ["system", "file", "loading", "loading and a text of 64 tokens"],
+        (
+            [f"`{row['system']}`", *(_mebibytes(row[f"{name}_bytes"]) for name in ("file", "loading", "generate"))]
+            for row in result("memory_cpu_base")["rows"]
+        ),
+    )
+
+
+def _mebibytes(value: float) -> str:
+    return f"{value / 2**20:,.0f} MiB"
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results},
     "examples/README.md": {"examples": examples},
@@ -415,6 +458,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "speed": speed,
         "speed-cuda": speed_cuda,
         "cuda-code": cuda_code,
+        "training-steps": training_steps,
+        "training-copy": training_copy,
+        "memory": memory,
         "batches": speed_batches,
     },
     "docs/experts.md": {
