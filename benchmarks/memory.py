@@ -4,14 +4,14 @@ The memory that a process needs to load a checkpoint and to write a text with it
 
     python benchmarks/memory.py --size base --output benchmarks/results/memory_cpu_base.json
 
-Every system is saved once and loaded in a process of its own. Peaks are the operating system's (`ru_maxrss`: all
-resident pages, mapped files among them), beyond what the process had after its imports: after `from_pretrained`, and
+Every system is saved once and loaded in a process of its own. Peaks are the operating system's (all resident
+pages, mapped files among them), beyond what the process had after its imports: after `from_pretrained`, and
 after `generate` has written `--length` tokens for a source of 64, greedily. Linux and the CPU; random weights.
 """
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,8 +50,8 @@ def save_systems(folder: Path, size: str, length: int):
 
 
 def peak() -> int:
-    """Most bytes that this process has had resident."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Most bytes that this process has had resident. (`ru_maxrss` would be no less than the parent's.)"""
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def measure(system: str, folder: Path, length: int) -> dict[str, object]:

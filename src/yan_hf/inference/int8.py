@@ -28,7 +28,9 @@ METHOD = "yan_int8"
 
 def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 `(..., n)` as integers from -127 to 127 `(..., n)`, int8, and the scales that give it back, `(...)`."""
-    largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    # Rather than a maximum of absolute values, for which a copy of all would be made.
+    largest = torch.maximum(values.amax(dim=-1, keepdim=True), -values.amin(dim=-1, keepdim=True))
+    largest = largest.clamp(min=torch.finfo(torch.float32).tiny)
     return (values * (127 / largest)).round_().to(torch.int8), largest[..., 0] / 127
 
 
@@ -58,9 +60,27 @@ def int8_linear(
     return product.view(*states.shape[:-1], -1).to(states.dtype)
 
 
-def _product(integers: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    product = torch._int_mm(integers, weight.t()) * scale
-    return product.mul_(scales[:, None]) if bias is None else torch.addcmul(bias, product, scales[:, None])
+def _product(
+    integers: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    buffers: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    # In place, and in the `buffers` of a loop: memory that is new to the process costs more than the arithmetic.
+    if buffers is None:
+        product = torch._int_mm(integers, weight.t()).float()
+    else:
+        counts, product = (buffer[: len(weight)].view(len(integers), -1) for buffer in buffers)
+        product.copy_(torch._int_mm(integers, weight.t(), out=counts))
+    product = product.mul_(scale).mul_(scales[:, None])
+    return product if bias is None else product.add_(bias)
+
+
+def _product_buffers(rows: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """Memory for products of `rows` states and at most so many outputs."""
+    return torch.empty(outputs, rows, dtype=torch.int32), torch.empty(outputs, rows)
 
 
 def _int8_parameter(*shape: int) -> nn.Parameter:
@@ -86,11 +106,22 @@ class Int8Linear(nn.Module):
         return int8_linear(states, self.weight, self.weight_scale, self.bias, self.precise)
 
     def by_part(self, states: Tensor) -> Callable[[slice], Tensor]:
-        """What gives the layer's result for states `(T, d)` at some of its outputs, `(T, n)`; quantises them once."""
+        """
+        What gives the layer's result for states `(T, d)` at some of its outputs, `(T, n)`, no more than at first;
+        quantises them once. A result is gone with the next call.
+        """
         _check(states)
         integers, scales = quantize_rows(states.float())
         bias = torch.zeros(()).expand(self.out_features) if self.bias is None else self.bias
-        return lambda part: _product(integers, scales, self.weight[part], self.weight_scale[part], bias[part])
+        buffers: tuple[Tensor, Tensor] | None = None
+
+        def outputs(part: slice) -> Tensor:
+            nonlocal buffers
+            weight, scale = self.weight[part], self.weight_scale[part]
+            buffers = buffers or _product_buffers(len(states), len(weight))
+            return _product(integers, scales, weight, scale, bias[part], buffers)
+
+        return outputs
 
 
 class Int8Embedding(nn.Module):
@@ -290,11 +321,11 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
     rounding = 2 * (states.shape[1] + 8) * torch.finfo(torch.float32).eps
     by_norm = (states - read).norm(dim=-1) + rounding * states.norm(dim=-1)  # (T,), for each unit of ‖w‖
     by_error = read.norm(dim=-1)
-    parts = []
+    parts, buffers = [], _product_buffers(len(states), part_size)
     for start in range(0, len(weight), part_size):
         part = slice(start, start + part_size)
         part_bias = None if bias is None else bias[part]
-        logits = _product(integers, scales, head.integers[part], head.scale[part], part_bias)
+        logits = _product(integers, scales, head.integers[part], head.scale[part], part_bias, buffers)
         if surplus := -logits.shape[1] % _GROUP:
             logits = nn.functional.pad(logits, (0, surplus), value=-torch.inf)
         highest = logits.view(len(states), _GROUP, -1).amax(dim=1)  # a group is every so many-th entry
@@ -309,8 +340,13 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
     rows, tokens = torch.cat(rows), torch.cat(tokens).clamp(max=len(weight) - 1)
     if tokens.numel() > len(weight):
         return None
-    candidates = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
-    logits = torch.bmm(candidates, states[rows, :, None])[..., 0]  # (groups found, group)
+    logits = weight.new_empty(tokens.shape)  # (groups found, group)
+    candidates = weight.new_empty(min(1024, len(tokens)), _GROUP, weight.shape[1])
+    for start in range(0, len(tokens), 1024):
+        part = slice(start, start + 1024)
+        chosen = candidates[: len(tokens[part])]
+        torch.index_select(weight, 0, tokens[part].flatten(), out=chosen.view(-1, weight.shape[1]))
+        torch.matmul(chosen, states[rows[part], :, None], out=logits[part, :, None])
     if bias is not None:
         logits = logits + bias[tokens]
     best = torch.full((len(states),), -torch.inf).scatter_reduce(0, rows, logits.amax(dim=1), "amax")
