@@ -23,6 +23,7 @@ Every round runs each system once; the median of the rounds after a warm-up coun
 `--patience` seconds takes part in two rounds only, which its row says. Where others use the processor too, the
 process's own time on it (`processor_seconds`) tells what latency cannot. The floor is the larger of the bytes of
 weights over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, measured here.
+With several threads CTranslate2's systems need a run of their own: after them PyTorch's threads are woken late.
 """
 
 import argparse
@@ -69,6 +70,8 @@ SYSTEMS = ("yan", "yan-bfloat16", "yan-int8", "yan-onnx", "yan-compiled", "yan-n
 # What the start of a system's name asks for, beside the CPU.
 CPU_PACKAGES = {"ct2": ("ctranslate2",), "yan-int8": (), "yan-onnx": ("onnxscript", "onnxruntime")}
 STEPS = 3
+# Seconds before each call: threads of the engine before wait for more work on the processor for a while.
+PAUSE = 0.5
 
 
 @torch.no_grad()
@@ -186,6 +189,7 @@ def measure(
     for index in range(rounds):
         for name, (run, _, _) in systems.items():
             if index < 2 or seconds[name][0] <= patience:
+                time.sleep(PAUSE)
                 began = time.process_time()
                 seconds[name].append(timed(run, device))
                 processor[name].append(time.process_time() - began)

@@ -153,10 +153,10 @@ def speed() -> str:
     )
 
 
-def speed_engines(name: str) -> str:
-    """The processor's time, since others used it too; behind it, how many times that of `yan`."""
-    rows = result(name)["rows"]
-    found = {(row["system"], row["batch_size"], row["target_length"]): row["processor_seconds"] for row in rows}
+def speed_engines(*names: str, clock: str = "latency_seconds") -> str:
+    """Times of a call and, behind them, how many times that of `yan`, from results that are one table."""
+    rows = [row for name in names for row in result(name)["rows"]]
+    found = {(row["system"], row["batch_size"], row["target_length"]): row[clock] for row in rows}
     columns = sorted({key[1:] for key in found})
     lines = []
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -417,11 +417,10 @@ def training_steps() -> str:
 
 def training_copy() -> str:
     """Token losses of models that learn to copy, before and now."""
-    rows = []
-    for name, dtype in (("training_copy_5m", "float32"), ("training_copy_5m_bfloat16", "bfloat16")):
-        for row in result(name)["rows"]:
-            rows.append([f"`{dtype}`", row["variant"], *(f"{loss:.2f}" for loss in row["token_losses"])])
-    return grid(["type", "system", *(f"tenth {number}" for number in range(1, len(rows[0]) - 1))], rows)
+    rows = [
+        [row["variant"], *(f"{loss:.2f}" for loss in row["token_losses"])] for row in result("training_copy_5m")["rows"]
+    ]
+    return grid(["system", *(f"tenth {number}" for number in range(1, len(rows[0])))], rows)
 
 
 def memory() -> str:
@@ -452,7 +451,12 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {
         "engines": partial(speed_engines, "speed_cpu_engines"),
-        "engines-tiny": partial(speed_engines, "speed_cpu_engines_tiny"),
+        "engines-two-threads": partial(
+            speed_engines, "speed_cpu_engines_two_threads", "speed_cpu_engines_two_threads_ct2"
+        ),
+        "engines-batches": partial(speed_engines, "speed_cpu_engines_batches", "speed_cpu_engines_batches_ct2"),
+        # Others used the processor, so that its own time counts.
+        "engines-tiny": partial(speed_engines, "speed_cpu_engines_tiny", clock="processor_seconds"),
         "int8-checkpoints": int8_checkpoints,
         "int8-products": int8_products,
         "speed": speed,
