@@ -286,8 +286,8 @@ MUTATIONS = [
     Mutation(
         "a loss term read by the host",
         "losses.py",
-        "return (values * mask).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)",
-        "return (values * mask).sum() / max(count.item(), 1)",
+        "return count.clamp(min=torch.finfo(mask.dtype).tiny)",
+        "return max(count.item(), 1)",
         (f"{D}test_training_step", f"{D}test_auto_encoding"),
     ),
     Mutation(

@@ -274,9 +274,9 @@ def mmd_loss(
     tokens whose `mask` `(B, Ly)` is positive; 0 where they are fewer than two.
 
     The kernel is `Σ_b exp(-‖x - y‖² / 2b²)` over the bandwidths `b` (Gretton et al. 2012, eq. 3). Its means over the
-    normal distribution are taken in closed form, where the paper's code draws points: the same expectation, with less
-    noise and a third of the arithmetic. A random subset is taken of more than `max_points` tokens, those of all
-    processes of the `group` together.
+    normal distribution are in closed form, rather than over drawn points: the same expectation, with less noise and a
+    third of the arithmetic. A random subset is taken of more than `max_points` tokens, those of all processes of the
+    `group` together.
     """
     points = upcast(latents).flatten(0, 1)  # (n, d)
     # Weights rather than a selection by mask keep the shapes static, for `torch.compile`.
