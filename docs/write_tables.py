@@ -418,7 +418,8 @@ def training_steps() -> str:
 def training_copy() -> str:
     """Token losses of models that learn to copy, before and now."""
     rows = [
-        [row["variant"], *(f"{loss:.2f}" for loss in row["token_losses"])] for row in result("training_copy_5m")["rows"]
+        [row["variant"], *(f"{loss:.2f}" for loss in row["token_losses"])]
+        for row in result("training_copy_5m")["rows"]
     ]
     return grid(["system", *(f"tenth {number}" for number in range(1, len(rows[0])))], rows)
 

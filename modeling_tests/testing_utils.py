@@ -1,8 +1,10 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Small models with weights large enough that a wrong path shows, batches of rows, and a device without values."""
 
+import math
 import sys
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -41,6 +43,27 @@ def small_model(seed: int = 0, **changes) -> YanForConditionalGeneration:
             if "bias" in name or "norm" in name or "query" in name:
                 parameter += 0.2 * torch.randn_like(parameter)
     return model
+
+
+def mmd_by_loops(points: torch.Tensor) -> float:
+    """
+    The unbiased squared MMD of points `(n, d)` with N(0, I), pair by pair; the kernel's means over normal points by
+    sums over a fine grid, dimension by dimension.
+    """
+    points, grid = points.double(), torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    density = torch.exp(-grid.square() / 2) / (2 * math.pi) ** 0.5 * (grid[1] - grid[0])
+    wider = torch.exp(-grid.square() / 4) / (4 * math.pi) ** 0.5 * (grid[1] - grid[0])  # of a difference of two
+
+    def kernel(difference: torch.Tensor, width: float) -> torch.Tensor:
+        return torch.exp(-difference.square() / (2 * width**2))
+
+    total = 0.0
+    for width in (0.2, 0.5, 1, 2, 5):
+        pairs = [kernel(a - b, width).prod() for a, b in permutations(points, 2)]
+        across = [(kernel(point[:, None] - grid, width) * density).sum(dim=-1).prod() for point in points]
+        normal = (kernel(grid, width) * wider).sum() ** points.shape[1]
+        total += float(sum(pairs) / len(pairs) - 2 * sum(across) / len(across) + normal)
+    return total
 
 
 def batch_of_rows(lengths: list[int], side: str = "right", extra: int = 0, seed: int = 1, vocab_size: int = 60):

@@ -80,7 +80,8 @@ def test_attention_trains_in_bfloat16_by_the_way_that_is_faster_on_a_cpu(monkeyp
         assert not is_half or output.dtype == torch.bfloat16
         output.float().square().sum().backward()
         found.append((output.float(), states.grad.float(), layer.k_proj.weight.grad.float()))
-    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+    for half, expected in zip(*found):
+        assert (half - expected).abs().max() < 0.05 * expected.abs().max()
     assert len(calls) == (1 if length < 257 else 0)
     with torch.no_grad():
         layer.bfloat16()(states.bfloat16(), mask)
