@@ -70,8 +70,6 @@ SYSTEMS = ("yan", "yan-bfloat16", "yan-int8", "yan-onnx", "yan-compiled", "yan-n
 # What the start of a system's name asks for, beside the CPU.
 CPU_PACKAGES = {"ct2": ("ctranslate2",), "yan-int8": (), "yan-onnx": ("onnxscript", "onnxruntime")}
 STEPS = 3
-# Seconds before each call: threads of the engine before wait for more work on the processor for a while.
-PAUSE = 0.5
 
 
 @torch.no_grad()
@@ -189,7 +187,6 @@ def measure(
     for index in range(rounds):
         for name, (run, _, _) in systems.items():
             if index < 2 or seconds[name][0] <= patience:
-                time.sleep(PAUSE)
                 began = time.process_time()
                 seconds[name].append(timed(run, device))
                 processor[name].append(time.process_time() - began)
