@@ -136,6 +136,10 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
+def _mebibytes(value: float) -> str:
+    return f"{value / 2**20:,.0f} MiB"
+
+
 def _factor(value: float) -> str:
     return f"{value:.1f}×" if value < 100 else f"{value:.0f}×"
 
@@ -279,8 +283,8 @@ def offload() -> str:
     for row in result("offload_cpu")["rows"]:
         if row["system"] == "resident":
             continue
-        cells = systems.setdefault(row["system"], [f"{row['device_expert_bytes'] / 2**20:.0f} MiB"])
-        copied, waited = (f"{row[name] / 2**20:.0f} MiB" for name in ("bytes_copied", "bytes_waited_for"))
+        cells = systems.setdefault(row["system"], [_mebibytes(row["device_expert_bytes"])])
+        copied, waited = (_mebibytes(row[name]) for name in ("bytes_copied", "bytes_waited_for"))
         cells += [copied, f"{waited} ({1000 * row['bus_seconds']:.1f} ms)" if row["bytes_waited_for"] else "0"]
     heading = ["system", "slots on the device", "token routing: copied", "waited for"]
     heading += ["block routing: copied", "waited for"]
@@ -433,10 +437,6 @@ def memory() -> str:
             for row in result("memory_cpu_base")["rows"]
         ),
     )
-
-
-def _mebibytes(value: float) -> str:
-    return f"{value / 2**20:,.0f} MiB"
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
