@@ -429,11 +429,12 @@ def training_copy() -> str:
 
 
 def memory() -> str:
-    """What loading and writing a text take, beside other systems."""
+    """What loading and writing texts take, beside other systems."""
+    names = ("file", "loading", "generate", "three_texts")
     return grid(
-        ["system", "file", "loading", "loading and a text of 64 tokens"],
+        ["system", "file", "loading", "loading and a text of 64 tokens", "and three of them"],
         (
-            [f"`{row['system']}`", *(_mebibytes(row[f"{name}_bytes"]) for name in ("file", "loading", "generate"))]
+            [f"`{row['system']}`", *(_mebibytes(row[f"{name}_bytes"]) for name in names)]
             for row in result("memory_cpu_base")["rows"]
         ),
     )

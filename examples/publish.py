@@ -5,8 +5,9 @@ Makes a small folder to publish of a trained checkpoint: weights in bfloat16, to
     python examples/publish.py --model runs/restoration --output checkpoints/restoration \\
         --card examples/configs/restoration_card.yaml --results benchmarks/results/rewriting/restoration.json
 
-The weights are rounded to bfloat16 and load as float32. `--link_code` links the code to this repository's, as in
-`checkpoints/`; by default it is copied, as the Hub wants it.
+The weights are rounded to bfloat16 and load as float32. `--int8_grid` first rounds them to what `YanInt8Config` keeps,
+so that the checkpoint writes nearly the same texts in 8 bits; measure its quality again. `--link_code` links the code
+to this repository's, as in `checkpoints/`; by default it is copied, as the Hub wants it.
 """
 
 import json
@@ -24,6 +25,7 @@ from yan_hf import YanConfig, YanGenerationConfig
 from yan_hf.configuration_yan import AUTO_MAP
 from yan_hf.data.files import check_output_folder
 from yan_hf.hub.model_card import create_model_card, save_card
+from yan_hf.inference.int8 import round_to_int8
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Options:
     size: int = field(default=64, metadata={"help": "paragraphs of which size the card's metrics are of"})
     generation: str | None = field(default=None, metadata={"help": "generation options to save, as JSON"})
     overwrite: bool = field(default=False, metadata={"help": "replace the files of a checkpoint that is there"})
+    int8_grid: bool = field(default=False, metadata={"help": "round the weights to those that 8 bits hold"})
     link_code: bool = field(default=False, metadata={"help": "link the code instead of copying it"})
 
 
@@ -56,6 +59,8 @@ def main():
     changed = {**model.generation_config.to_dict(), **mapping(options.generation)}
     model.generation_config = YanGenerationConfig.from_dict(changed)  # refuses what is no option
     model.config.auto_map = dict(AUTO_MAP)
+    if options.int8_grid:
+        round_to_int8(model)
     model.to(torch.bfloat16).save_pretrained(options.output)
     # Rounded weights, but arithmetic in float32, in which a text does not change with its batch.
     config = YanConfig.from_pretrained(options.output)

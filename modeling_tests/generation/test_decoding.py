@@ -26,7 +26,7 @@ def blocks(request, monkeypatch):
     if request.param == "many blocks":
         monkeypatch.setattr(sampling, "_BLOCK_ELEMENTS", 5 * 2500)
         monkeypatch.setattr(sampling, "_CPU_TOKENS", 4)
-        monkeypatch.setattr(sampling, "_CPU_BLOCK_ELEMENTS", 4096)
+        monkeypatch.setattr(sampling, "_CPU_VOCABULARY", 1024)
 
 
 @pytest.mark.parametrize("by_vocabulary", [True, False])

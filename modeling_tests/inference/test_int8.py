@@ -77,6 +77,23 @@ def test_every_large_weight_is_quantised(tmp_path):
     assert not [name for name in floats if not any(part in name for part in kept)]
 
 
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"flow_backbone": "mamba"}], ids=str)
+def test_a_model_that_is_rounded_before_keeps_its_weights(tmp_path, changes):
+    model = small_model(**changes)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    int8.round_to_int8(model)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, quantization_config=YanInt8Config())
+    kept = dict(loaded.named_parameters())
+    for name, weight in model.named_parameters():
+        if kept[name].dtype == torch.int8:
+            assert not torch.equal(weight, before[name]), name
+            scale = kept.get(f"{name}_scale")
+            torch.testing.assert_close(kept[name] * scale[..., None], weight, rtol=1e-5, atol=1e-7, msg=name)
+        else:
+            assert torch.equal(weight, before[name]) and torch.equal(kept[name], weight), name
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_row_depends_neither_on_padding_nor_on_the_batch(tmp_path, side):
     _, model = quantized(tmp_path)

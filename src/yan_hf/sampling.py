@@ -168,7 +168,7 @@ class NoiseSource:
 # Logits of one block: 2^25 float32 values are 128 MiB, where a whole batch of long targets has many gigabytes.
 _BLOCK_ELEMENTS = 2**25
 # On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
-_CPU_TOKENS, _CPU_VOCABULARY, _CPU_BLOCK_ELEMENTS = 512, 8192, 2**21
+_CPU_TOKENS, _CPU_VOCABULARY = 512, 4096
 
 
 @dataclass
@@ -198,32 +198,31 @@ def _argmax_by_vocabulary(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Argmax, its logit and, `with_scores`, the logarithm of the partition sum; `(T, d)` → `(T,)` each."""
     tokens = best = partition = None
-    part_size = min(_CPU_VOCABULARY, max(1024, _CPU_BLOCK_ELEMENTS // len(states)))
     if hasattr(head, "by_part"):  # a quantised layer, which prepares the states once
         logits_of = head.by_part(states)
     else:
         if KERNELS.argmax is not None and not with_scores:
-            found = KERNELS.argmax(states, head.weight, head.bias, part_size)
+            found = KERNELS.argmax(states, head.weight, head.bias, _CPU_VOCABULARY)
             if found is not None:
                 return *found, None
 
         def logits_of(part: slice) -> torch.Tensor:
             return linear(states, head.weight[part], None if head.bias is None else head.bias[part])
 
-    for start in range(0, head.out_features, part_size):
-        part = slice(start, start + part_size)
-        logits = logits_of(part)
-        part_best, part_tokens = logits.max(dim=-1)
+    for start in range(0, head.out_features, _CPU_VOCABULARY):
+        logits = logits_of(slice(start, start + _CPU_VOCABULARY))
+        part_best = logits.amax(dim=-1)
         if with_scores:
             part_sum = logits.float().logsumexp(dim=-1)
             partition = part_sum if partition is None else torch.logaddexp(partition, part_sum)
         if best is None:
-            tokens, best = part_tokens, part_best
+            tokens, best = logits.argmax(dim=-1), part_best
         else:
-            # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there.
-            better = (part_best > best) | part_best.isnan()
-            tokens = torch.where(better, part_tokens + start, tokens)
-            best = torch.where(better, part_best, best)
+            # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there. A place is
+            # looked for, which takes ten times as long as a maximum, in the few rows alone that have a new one.
+            better = ((part_best > best) | part_best.isnan()).nonzero()[:, 0]
+            tokens[better] = logits[better].argmax(dim=-1) + start
+            best[better] = part_best[better]
     return tokens, best, partition
 
 

@@ -4,12 +4,13 @@
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import Kernels
-from .int8 import exact_argmax
+from .int8 import exact_argmax, has_vnni, keep_packed, weight_version
 
 
 # Multiply-adds below which the time to look up oneDNN's kernel is more than it saves.
@@ -33,11 +34,15 @@ def use_onednn(kernels: Kernels) -> Iterator[None]:
     MKL picks its kernels by the processor's maker and is slower than oneDNN on AMD's. Nothing changes where a gradient
     is recorded, under autocast, and for other dtypes and devices.
 
+    oneDNN copies a weight into a layout of its own before each product, which takes up to a third of the time. The
+    second context that sees a weight keeps the copy, as large as the weight, until that changes or is gone: of layers
+    and of the experts of a stack, not of a vocabulary. No result changes.
+
     Args:
         kernels: Those of the module that the model's layers come from, `layers.KERNELS`.
     """
     outer = kernels.linear, kernels.argmax
-    kernels.linear, kernels.argmax = onednn_linear, vocabulary_argmax
+    kernels.linear, kernels.argmax = partial(onednn_linear, {}), vocabulary_argmax
     try:
         yield
     finally:
@@ -57,16 +62,38 @@ def vocabulary_argmax(
     states: Tensor, weight: nn.Parameter, bias: Tensor | None, part_size: int
 ) -> tuple[Tensor, Tensor] | None:
     """[`~int8.exact_argmax`] where the processor multiplies 8-bit integers faster than floats; `None` elsewhere."""
-    fast = torch.cpu.get_capabilities().get("avx512_vnni", False)
-    return exact_argmax(states, weight, bias, part_size) if fast and _is_usable(states, weight, bias) else None
+    is_usable = has_vnni() and _is_usable(states, weight, bias)
+    return exact_argmax(states, weight, bias, part_size) if is_usable else None
 
 
-def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+def _packed(weight: Tensor) -> Tensor | None:
+    """A weight in oneDNN's layout, if it is one to keep and was seen before."""
+    if weight._base is not None and weight._base.dim() != 3:
+        return None
+    # Laid out for many tokens; by the kernels for it a single one gives other last bits.
+    return keep_packed(
+        weight, weight_version(weight), lambda: torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64), 2
+    )
+
+
+def onednn_linear(
+    found: dict[tuple[int, int], Tensor | None],
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+) -> Tensor | None:
     """
     `activation(linear(states))` with `activation` `"none"` or `"gelu"`, applied as the product is written; `None`
-    where it is not for oneDNN. States `(..., d)`, weight `(n, d)`.
+    where it is not for oneDNN. States `(..., d)`, weight `(n, d)`. `found` keeps each weight in oneDNN's layout for
+    one call of `generate`, where nothing but operations in place changes it.
     """
     if states.numel() * weight.shape[0] < _SMALLEST_PRODUCT or not _is_usable(states, weight, bias):
         return None
+    if states.numel() > states.shape[-1]:
+        key = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        if key not in found:
+            found[key] = _packed(weight)
+        weight = weight if found[key] is None else found[key]
     algorithm = "" if activation == "none" else "none"  # oneDNN's name of the exact GELU
     return torch.ops.mkldnn._linear_pointwise.default(states, weight, bias, activation, [], algorithm)

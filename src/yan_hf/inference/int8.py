@@ -7,8 +7,9 @@ A weight has one scale for each output, states have one for each token: sums of 
 depends neither on its neighbours nor on the batch. The product is PyTorch's own, oneDNN's where the processor has it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,67 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values * (127 / largest)).round_().to(torch.int8), largest[..., 0] / 127
 
 
+def weight_version(weight: Tensor) -> tuple[int, int, float]:
+    """What differs where the values of a weight `(n, d)` have changed since."""
+    # A change of `weight.data` counts as no new version; it shows in a sixty-fourth of the rows, if it is of them all.
+    return (*_counted_version(weight), weight[::64].sum().item())
+
+
+def _counted_version(weight: Tensor) -> tuple[int, int]:
+    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
+
+
+# Of a parameter, by a part's place and rows: the version of its values, how often it was asked for, and the values in
+# oneDNN's layout.
+_PACKED = WeakIdKeyDictionary()
+
+
+def keep_packed(
+    weight: Tensor, version: tuple[float, ...], pack: Callable[[], Tensor], times: int = 1
+) -> Tensor | None:
+    """
+    What `pack` makes of a parameter or a part of it, `(n, d)`, kept as long as the parameter is there and `version`
+    the same. `None` for other tensors, and before it is asked for so many `times`.
+    """
+    owner = weight if weight._base is None else weight._base
+    if type(owner) is not nn.Parameter:
+        return None
+    parts, place = _PACKED.setdefault(owner, {}), (weight.storage_offset(), len(weight))
+    last, count, packed = parts.get(place, (version, 0, None))
+    count, packed = (count, packed) if last == version else (0, None)
+    packed = pack() if packed is None and count + 1 >= times else packed
+    parts[place] = version, count + 1, packed
+    return packed
+
+
+def _multiplies_packed() -> bool:
+    """Whether oneDNN's product with packed weights is there and exact: without VNNI its sums can overflow."""
+    return has_vnni() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
+@cache
+def has_vnni() -> bool:
+    """Whether the processor has instructions for sums of products of 8-bit integers."""
+    return torch.cpu.get_capabilities().get("avx512_vnni", False)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.onednn.qlinear_prepack(weight.detach(), [64, weight.shape[1]])
+
+
+# Multiply-adds below which oneDNN's product with packed weights takes longer than the plain one.
+_SMALLEST_PACKED = 2**21
+
+
+def _prepared(weight: Tensor, rows: int) -> Tensor:
+    """An int8 weight as [`_product`] takes it for so many rows of states: packed, where that multiplies faster."""
+    is_small = rows * weight.numel() < _SMALLEST_PACKED
+    if is_small or torch.compiler.is_compiling() or not _multiplies_packed():
+        return weight
+    packed = keep_packed(weight, _counted_version(weight), lambda: _pack(weight))
+    return weight if packed is None else packed
+
+
 def _check(states: Tensor):
     if states.device.type != "cpu":
         raise RuntimeError(
@@ -52,12 +114,28 @@ def int8_linear(
     a second product adds what 8 bits leave out of the states.
     """
     _check(states)
-    rows = states.float().view(-1, states.shape[-1])
-    integers, scales = quantize_rows(rows)
-    product = _product(integers, scales, weight, scale, bias)
-    if precise:
-        product += _product(*quantize_rows(rows - integers * scales[:, None]), weight, scale, None)
+    first, *rest = _quantised(states, precise)
+    weight = _prepared(weight, len(first[0]))
+    product = _product(*first, weight, scale, bias)
+    for more in rest:
+        product += _product(*more, weight, scale, None)
     return product.view(*states.shape[:-1], -1).to(states.dtype)
+
+
+def _quantised(states: Tensor, precise: bool) -> list[tuple[Tensor, Tensor]]:
+    """Integers `(T, d)` and scales `(T,)` of states `(..., d)` and, if `precise`, of what the integers leave out."""
+    is_kept = not (states.is_inference() or torch.compiler.is_compiling())
+    key = (states._version, precise) if is_kept else None
+    if is_kept and getattr(states, "_yan_int8", (None,))[0] == key:
+        return states._yan_int8[1]  # query, key and value are read from the same states
+    rows = states.float().view(-1, states.shape[-1])
+    found = [quantize_rows(rows)]
+    if precise:
+        integers, scales = found[0]
+        found.append(quantize_rows(rows - integers * scales[:, None]))
+    if is_kept:
+        states._yan_int8 = key, found
+    return found
 
 
 def _product(
@@ -68,14 +146,23 @@ def _product(
     bias: Tensor | None,
     buffers: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
+    """`weight` as [`_prepared`] gives it. A result in `buffers` is gone with the next one."""
     # In place, and in the `buffers` of a loop: memory that is new to the process costs more than the arithmetic.
-    if buffers is None:
-        product = torch._int_mm(integers, weight.t()).float()
+    if weight.is_mkldnn:
+        # oneDNN's fast kernels take unsigned states, for which 128 is zero.
+        unsigned = integers.view(torch.uint8).bitwise_xor(128)
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        product = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+    elif buffers is None:
+        product = torch._int_mm(integers, weight.t()).float().mul_(scale)
     else:
         counts, product = (buffer[: len(weight)].view(len(integers), -1) for buffer in buffers)
-        product.copy_(torch._int_mm(integers, weight.t(), out=counts))
-    product = product.mul_(scale).mul_(scales[:, None])
-    return product if bias is None else product.add_(bias)
+        product.copy_(torch._int_mm(integers, weight.t(), out=counts)).mul_(scale)
+    if bias is None:
+        return product.mul_(scales[:, None])
+    return torch.addcmul(bias, product, scales[:, None], out=product)
 
 
 def _product_buffers(rows: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -117,8 +204,9 @@ class Int8Linear(nn.Module):
 
         def outputs(part: slice) -> Tensor:
             nonlocal buffers
-            weight, scale = self.weight[part], self.weight_scale[part]
-            buffers = buffers or _product_buffers(len(states), len(weight))
+            weight, scale = _prepared(self.weight[part], len(states)), self.weight_scale[part]
+            if not weight.is_mkldnn:
+                buffers = buffers or _product_buffers(len(states), len(weight))
             return _product(integers, scales, weight, scale, bias[part], buffers)
 
         return outputs
@@ -176,7 +264,8 @@ class Int8Experts(IndexedExperts):
 _FLOAT_PARTS = (YanLengthHead, YanTokenLengthHead, YanTimeEmbedding, YanGate)
 
 
-def _replace_modules(model: PreTrainedModel):
+def _replacements(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are quantised, by name, each with what takes its place, still without weights."""
     float_layers = {
         id(layer) for part in model.modules() if isinstance(part, _FLOAT_PARTS) for layer in part.modules()
     }
@@ -188,11 +277,26 @@ def _replace_modules(model: PreTrainedModel):
     table = model.get_input_embeddings()
     for name, module in list(model.named_modules()):
         if module is table:
-            model.set_submodule(name, Int8Embedding(module))
+            yield name, Int8Embedding(module)
         elif isinstance(module, YanExperts):
-            model.set_submodule(name, Int8Experts(module))
+            yield name, Int8Experts(module)
         elif isinstance(module, nn.Linear) and id(module) not in float_layers:
-            model.set_submodule(name, Int8Linear(module, precise=id(module) in encoder_layers))
+            yield name, Int8Linear(module, precise=id(module) in encoder_layers)
+
+
+@torch.no_grad()
+def round_to_int8(model: PreTrainedModel):
+    """
+    Rounds the weights of a float model to those that [`YanInt8Config`] keeps of them, in place. A checkpoint that is
+    published so, in bfloat16 too, differs in 8 bits by the rounding of the states alone: lengths, which move all that
+    comes behind, rarely change.
+    """
+    for name, quantised in list(_replacements(model)):
+        for parameter, value in quantised.named_parameters():
+            if value.dtype == torch.int8:
+                weight = model.get_parameter(f"{name}.{parameter}")
+                integers, scale = quantize_rows(weight.float())
+                weight.copy_(integers * scale[..., None])
 
 
 @register_quantization_config(METHOD)
@@ -248,7 +352,8 @@ class YanInt8Quantizer(HfQuantizer):
         return _Quantize()
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        _replace_modules(model)
+        for name, quantised in list(_replacements(model)):
+            model.set_submodule(name, quantised)
         parameters = model.named_parameters(remove_duplicate=False)
         self.quantized_names = {name for name, value in parameters if value.dtype == torch.int8}
         if not self.pre_quantized:
@@ -269,8 +374,8 @@ class YanInt8Quantizer(HfQuantizer):
 class _ReadableHead:
     """A vocabulary head's weight in 8 bits, and how far these are from it."""
 
-    version: tuple[int, int, float]
-    integers: Tensor  # (V, d), int8
+    version: tuple[float, ...]
+    parts: list[Tensor]  # int8 weights (part_size, d), the last one shorter, as `_product` takes them
     scale: Tensor  # (V,)
     norms: Tensor  # of the weight's rows, (V,)
     errors: Tensor  # norms of what the integers leave out of them, (V,)
@@ -283,19 +388,18 @@ _SMALLEST_HEAD = 2**22
 _GROUP = 4
 
 
-def _readable(weight: nn.Parameter) -> _ReadableHead:
-    # A change of `weight.data` counts as no new version; it shows in a sixty-fourth of the rows, if it is of them all.
-    count, head = 0 if weight.is_inference() else weight._version, _HEADS.get(weight)
-    version = (count, weight.data_ptr(), weight[::64].sum().item())
+def _readable(weight: nn.Parameter, part_size: int) -> _ReadableHead:
+    version, head = (*weight_version(weight), part_size), _HEADS.get(weight)
     if head is None or head.version != version:
-        integers, scale = torch.empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight))
+        parts, scale, is_packed = [], weight.new_empty(len(weight)), _multiplies_packed()
         norms, errors = torch.empty_like(scale), torch.empty_like(scale)
-        for start in range(0, len(weight), 8192):
-            part = slice(start, start + 8192)
-            integers[part], scale[part] = quantize_rows(weight[part])
+        for start in range(0, len(weight), part_size):
+            part = slice(start, start + part_size)
+            integers, scale[part] = quantize_rows(weight[part])
             norms[part] = weight[part].norm(dim=-1)
-            errors[part] = (weight[part] - integers[part] * scale[part, None]).norm(dim=-1)
-        head = _HEADS[weight] = _ReadableHead(version, integers, scale, norms, errors)
+            errors[part] = (weight[part] - integers * scale[part, None]).norm(dim=-1)
+            parts.append(_pack(integers) if is_packed else integers)
+        head = _HEADS[weight] = _ReadableHead(version, parts, scale, norms, errors)
     return head
 
 
@@ -316,16 +420,18 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
     """
     if weight.numel() < _SMALLEST_HEAD or not states.isfinite().all():
         return None
-    head, (integers, scales) = _readable(weight), quantize_rows(states)
+    head, (integers, scales) = _readable(weight, part_size), quantize_rows(states)
     read = integers * scales[:, None]
     rounding = 2 * (states.shape[1] + 8) * torch.finfo(torch.float32).eps
     by_norm = (states - read).norm(dim=-1) + rounding * states.norm(dim=-1)  # (T,), for each unit of ‖w‖
     by_error = read.norm(dim=-1)
-    parts, buffers = [], _product_buffers(len(states), part_size)
-    for start in range(0, len(weight), part_size):
+    parts = []
+    buffers = None if head.parts[0].is_mkldnn else _product_buffers(len(states), part_size)
+    for number, part_weight in enumerate(head.parts):
+        start = number * part_size
         part = slice(start, start + part_size)
         part_bias = None if bias is None else bias[part]
-        logits = _product(integers, scales, head.integers[part], head.scale[part], part_bias, buffers)
+        logits = _product(integers, scales, part_weight, head.scale[part], part_bias, buffers)
         if surplus := -logits.shape[1] % _GROUP:
             logits = nn.functional.pad(logits, (0, surplus), value=-torch.inf)
         highest = logits.view(len(states), _GROUP, -1).amax(dim=1)  # a group is every so many-th entry
@@ -341,12 +447,12 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
     if tokens.numel() > len(weight):
         return None
     logits = weight.new_empty(tokens.shape)  # (groups found, group)
-    candidates = weight.new_empty(min(1024, len(tokens)), _GROUP, weight.shape[1])
-    for start in range(0, len(tokens), 1024):
-        part = slice(start, start + 1024)
+    candidates = weight.new_empty(min(256, len(tokens)), _GROUP, weight.shape[1])
+    for start in range(0, len(tokens), len(candidates)):
+        part = slice(start, start + len(candidates))
         chosen = candidates[: len(tokens[part])]
         torch.index_select(weight, 0, tokens[part].flatten(), out=chosen.view(-1, weight.shape[1]))
-        torch.matmul(chosen, states[rows[part], :, None], out=logits[part, :, None])
+        torch.sum(chosen.mul_(states[rows[part], None]), dim=-1, out=logits[part])  # faster than so many products
     if bias is not None:
         logits = logits + bias[tokens]
     best = torch.full((len(states),), -torch.inf).scatter_reduce(0, rows, logits.amax(dim=1), "amax")

@@ -1,0 +1,114 @@
+# Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Weights that are kept in oneDNN's layout: the same bits, every change of a weight is seen, gone with the weight."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from yan_hf.inference import cpu_kernels, int8
+from yan_hf.layers import KERNELS, linear
+
+
+def packed_parts(weight: nn.Parameter) -> list[torch.Tensor]:
+    """What is kept of a parameter."""
+    return [packed for _, _, packed in int8._PACKED.get(weight, {}).values() if packed is not None]
+
+
+def product(states, weight, bias=None):
+    with torch.no_grad(), cpu_kernels.use_onednn(KERNELS):
+        return linear(states, weight, bias)
+
+
+def change_in_place(weight):
+    with torch.no_grad():
+        weight += 1
+
+
+def change_data(weight):
+    weight.data += 1  # as PEFT merges adapters
+
+
+def replace_data(weight):
+    weight.data = weight.data + 1
+
+
+def load(weight):
+    layer = nn.Module()
+    layer.weight = weight
+    layer.load_state_dict({"weight": weight.detach() + 1})
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs oneDNN on x86")
+@pytest.mark.parametrize("number", [1, 2, 7, 64])
+@pytest.mark.parametrize("change", [change_in_place, change_data, replace_data, load], ids=lambda case: case.__name__)
+def test_every_change_of_a_packed_weight_is_seen(monkeypatch, number, change):
+    monkeypatch.setattr(cpu_kernels, "_SMALLEST_PRODUCT", 1)
+    torch.manual_seed(0)
+    weight, states, bias = nn.Parameter(torch.randn(96, 64)), torch.randn(number, 64), torch.randn(96)
+    for _ in range(2):
+        results = [product(states, weight, bias) for _ in range(3)]
+        assert all(torch.equal(result, results[0]) for result in results)
+        torch.testing.assert_close(results[0], nn.functional.linear(states, weight.detach(), bias))
+        assert len(packed_parts(weight)) == (number > 1)
+        change(weight)
+    with torch.no_grad(), cpu_kernels.use_onednn(KERNELS):  # one call of `generate`, in which slots are filled anew
+        for _ in range(3):
+            torch.testing.assert_close(linear(states, weight), nn.functional.linear(states, weight))
+            weight += 1
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs oneDNN on x86")
+def test_layers_and_experts_are_kept_and_parts_of_a_vocabulary_are_not(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_SMALLEST_PRODUCT", 1)
+    experts, head = nn.Parameter(torch.randn(3, 32, 64)), nn.Parameter(torch.randn(96, 64))
+    states = torch.randn(5, 64)
+    for _ in range(3):
+        for expert in (0, 2):
+            result = product(states, experts[expert])
+            torch.testing.assert_close(result, states @ experts[expert].detach().T)
+        product(states, head[32:64])
+        product(states, torch.randn(8, 64))  # no parameter
+    assert len(packed_parts(experts)) == 2 and not packed_parts(head)
+    kept = len(int8._PACKED)
+    del experts
+    gc.collect()
+    assert len(int8._PACKED) < kept
+
+
+@pytest.mark.skipif(not int8._multiplies_packed(), reason="needs oneDNN and VNNI")
+def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
+    monkeypatch.setattr(int8, "_SMALLEST_PACKED", 1)
+    generator = torch.Generator().manual_seed(0)
+    for number in (1, 2, 64):
+        integers = torch.randint(-127, 128, (number, 2048), generator=generator, dtype=torch.int8)
+        weights = torch.randint(-127, 128, (2, 96, 2048), generator=generator, dtype=torch.int8)
+        integers[0], weights[0, 0] = 127, 127  # the largest sum there is
+        weights = nn.Parameter(weights, requires_grad=False)
+        scales, scale, bias = torch.rand(number), torch.rand(96), torch.randn(96)
+        for _ in range(2):
+            for weight in weights:
+                packed = int8._prepared(weight, number)
+                assert packed.is_mkldnn
+                expected = int8._product(integers, scales, weight, scale, bias)
+                assert torch.equal(int8._product(integers, scales, packed, scale, bias), expected)
+            weights.copy_(weights.flip(0))
+        assert len(packed_parts(weights)) == 2
+
+
+def test_states_that_several_layers_read_are_quantised_once_and_again_when_they_change(monkeypatch):
+    calls = []
+    quantize = int8.quantize_rows
+    monkeypatch.setattr(int8, "quantize_rows", lambda values: calls.append(1) or quantize(values))
+    weight, scale = quantize(torch.randn(8, 16))
+    calls.clear()
+    states = torch.randn(2, 3, 16)
+    first = int8.int8_linear(states, weight, scale)
+    assert torch.equal(int8.int8_linear(states, weight, scale), first) and len(calls) == 1
+    states *= -2
+    torch.testing.assert_close(int8.int8_linear(states, weight, scale), -2 * first)
+    assert len(calls) == 2
+    precise = int8.int8_linear(states, weight, scale, precise=True)
+    exact = states @ (weight * scale[:, None]).T
+    assert (precise - exact).norm() < 0.05 * (-2 * first - exact).norm() and len(calls) == 4
