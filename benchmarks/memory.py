@@ -6,7 +6,8 @@ The memory that a process needs to load a checkpoint and to write a text with it
 
 Every system is saved once and loaded in a process of its own. Peaks are the operating system's (all resident
 pages, mapped files among them), beyond what the process had after its imports: after `from_pretrained`, and
-after `generate` has written `--length` tokens for a source of 64, greedily, once and three times. Linux and the CPU; random weights.
+after `generate` has written `--length` tokens for a source of 64, greedily, once and three times. Linux and the CPU;
+random weights.
 """
 
 import argparse
