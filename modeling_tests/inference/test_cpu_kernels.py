@@ -89,7 +89,7 @@ def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
         scales, scale, bias = torch.rand(number), torch.rand(96), torch.randn(96)
         for _ in range(2):
             for weight in weights:
-                packed = int8._prepared(weight, number)
+                packed = int8._prepared(weight)
                 assert packed.is_mkldnn
                 expected = int8._product(integers, scales, weight, scale, bias)
                 assert torch.equal(int8._product(integers, scales, packed, scale, bias), expected)
@@ -100,7 +100,7 @@ def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
 def test_states_that_several_layers_read_are_quantised_once_and_again_when_they_change(monkeypatch):
     calls = []
     quantize = int8.quantize_rows
-    monkeypatch.setattr(int8, "quantize_rows", lambda values: calls.append(1) or quantize(values))
+    monkeypatch.setattr(int8, "quantize_rows", lambda *given: calls.append(1) or quantize(*given))
     weight, scale = quantize(torch.randn(8, 16))
     calls.clear()
     states = torch.randn(2, 3, 16)

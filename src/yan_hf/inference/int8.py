@@ -83,14 +83,13 @@ def _pack(weight: Tensor) -> Tensor:
     return torch.ops.onednn.qlinear_prepack(weight.detach(), [64, weight.shape[1]])
 
 
-# Multiply-adds below which oneDNN's product with packed weights takes longer than the plain one.
-_SMALLEST_PACKED = 2**21
+# Entries of a weight below which oneDNN's product with a packed one takes longer than the plain one.
+_SMALLEST_PACKED = 2**18
 
 
-def _prepared(weight: Tensor, rows: int) -> Tensor:
-    """An int8 weight as [`_product`] takes it for so many rows of states: packed, where that multiplies faster."""
-    is_small = rows * weight.numel() < _SMALLEST_PACKED
-    if is_small or torch.compiler.is_compiling() or not _multiplies_packed():
+def _prepared(weight: Tensor) -> Tensor:
+    """An int8 weight as [`_product`] takes it: packed, where that multiplies faster."""
+    if weight.numel() < _SMALLEST_PACKED or torch.compiler.is_compiling() or not _multiplies_packed():
         return weight
     packed = keep_packed(weight, _counted_version(weight), lambda: _pack(weight))
     return weight if packed is None else packed
@@ -115,7 +114,7 @@ def int8_linear(
     """
     _check(states)
     first, *rest = _quantised(states, precise)
-    weight = _prepared(weight, len(first[0]))
+    weight = _prepared(weight)
     product = _product(*first, weight, scale, bias)
     for more in rest:
         product += _product(*more, weight, scale, None)
@@ -204,7 +203,7 @@ class Int8Linear(nn.Module):
 
         def outputs(part: slice) -> Tensor:
             nonlocal buffers
-            weight, scale = _prepared(self.weight[part], len(states)), self.weight_scale[part]
+            weight, scale = _prepared(self.weight[part]), self.weight_scale[part]
             if not weight.is_mkldnn:
                 buffers = buffers or _product_buffers(len(states), len(weight))
             return _product(integers, scales, weight, scale, bias[part], buffers)
