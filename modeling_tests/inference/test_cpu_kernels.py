@@ -86,13 +86,14 @@ def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
         weights = torch.randint(-127, 128, (2, 96, 2048), generator=generator, dtype=torch.int8)
         integers[0], weights[0, 0] = 127, 127  # the largest sum there is
         weights = nn.Parameter(weights, requires_grad=False)
-        scales, scale, bias = torch.rand(number), torch.rand(96), torch.randn(96)
+        rows = int8._QuantisedRows(integers, torch.rand(number))
+        scale, bias = torch.rand(96), torch.randn(96)
         for _ in range(2):
             for weight in weights:
                 packed = int8._prepared(weight)
                 assert packed.is_mkldnn
-                expected = int8._product(integers, scales, weight, scale, bias)
-                assert torch.equal(int8._product(integers, scales, packed, scale, bias), expected)
+                expected = int8._product(rows, weight, scale, bias)
+                assert torch.equal(int8._product(rows, packed, scale, bias), expected)
             weights.copy_(weights.flip(0))
         assert len(packed_parts(weights)) == 2
 

@@ -110,36 +110,51 @@ def int8_linear(
 ) -> Tensor:
     """
     `linear` of states `(..., d)` and an int8 weight `(n, d)` with scales `(n,)`, in the states' dtype. With `precise`
-    a second product adds what 8 bits leave out of the states.
+    the product of what 8 bits leave out of the states is added.
     """
     _check(states)
-    first, *rest = _quantised(states, precise)
-    weight = _prepared(weight)
-    product = _product(*first, weight, scale, bias)
-    for more in rest:
-        product += _product(*more, weight, scale, None)
+    rows, weight = _quantised(states, precise), _prepared(weight)
+    if precise:
+        product, rest = _product(rows, weight, scale, None).chunk(2)
+        product = product.add_(rest) if bias is None else product.add_(rest).add_(bias)
+    else:
+        product = _product(rows, weight, scale, bias)
     return product.view(*states.shape[:-1], -1).to(states.dtype)
 
 
-def _quantised(states: Tensor, precise: bool) -> list[tuple[Tensor, Tensor]]:
-    """Integers `(T, d)` and scales `(T,)` of states `(..., d)` and, if `precise`, of what the integers leave out."""
+@dataclass
+class _QuantisedRows:
+    """States as the products take them."""
+
+    integers: Tensor  # (T, d), int8
+    scales: Tensor  # (T,)
+    unsigned: Tensor | None = None  # the integers with 128 for zero, uint8, once they were needed
+
+    def as_unsigned(self) -> Tensor:
+        if self.unsigned is None:
+            self.unsigned = self.integers.view(torch.uint8).bitwise_xor(128)
+        return self.unsigned
+
+
+def _quantised(states: Tensor, precise: bool) -> _QuantisedRows:
+    """The states `(..., d)` and, if `precise`, behind them as many rows of what the integers leave out of them."""
     is_kept = not (states.is_inference() or torch.compiler.is_compiling())
     key = (states._version, precise) if is_kept else None
     if is_kept and getattr(states, "_yan_int8", (None,))[0] == key:
         return states._yan_int8[1]  # query, key and value are read from the same states
     rows = states.float().view(-1, states.shape[-1])
-    found = [quantize_rows(rows)]
+    integers, scales = quantize_rows(rows)
     if precise:
-        integers, scales = found[0]
-        found.append(quantize_rows(rows - integers * scales[:, None]))
+        rest, rest_scales = quantize_rows(rows - integers * scales[:, None])
+        integers, scales = torch.cat([integers, rest]), torch.cat([scales, rest_scales])
+    found = _QuantisedRows(integers, scales)
     if is_kept:
         states._yan_int8 = key, found
     return found
 
 
 def _product(
-    integers: Tensor,
-    scales: Tensor,
+    rows: _QuantisedRows,
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
@@ -149,19 +164,17 @@ def _product(
     # In place, and in the `buffers` of a loop: memory that is new to the process costs more than the arithmetic.
     if weight.is_mkldnn:
         # oneDNN's fast kernels take unsigned states, for which 128 is zero.
-        unsigned = integers.view(torch.uint8).bitwise_xor(128)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         product = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            rows.as_unsigned(), 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
     elif buffers is None:
-        product = torch._int_mm(integers, weight.t()).float().mul_(scale)
+        product = torch._int_mm(rows.integers, weight.t()).float().mul_(scale)
     else:
-        counts, product = (buffer[: len(weight)].view(len(integers), -1) for buffer in buffers)
-        product.copy_(torch._int_mm(integers, weight.t(), out=counts)).mul_(scale)
-    if bias is None:
-        return product.mul_(scales[:, None])
-    return torch.addcmul(bias, product, scales[:, None], out=product)
+        counts, product = (buffer[: len(weight)].view(len(rows.integers), -1) for buffer in buffers)
+        product.copy_(torch._int_mm(rows.integers, weight.t(), out=counts)).mul_(scale)
+    scales = rows.scales[:, None]
+    return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales, out=product)
 
 
 def _product_buffers(rows: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -197,7 +210,7 @@ class Int8Linear(nn.Module):
         quantises them once. A result is gone with the next call.
         """
         _check(states)
-        integers, scales = quantize_rows(states.float())
+        rows = _QuantisedRows(*quantize_rows(states.float()))
         bias = torch.zeros(()).expand(self.out_features) if self.bias is None else self.bias
         buffers: tuple[Tensor, Tensor] | None = None
 
@@ -206,7 +219,7 @@ class Int8Linear(nn.Module):
             weight, scale = _prepared(self.weight[part]), self.weight_scale[part]
             if not weight.is_mkldnn:
                 buffers = buffers or _product_buffers(len(states), len(weight))
-            return _product(integers, scales, weight, scale, bias[part], buffers)
+            return _product(rows, weight, scale, bias[part], buffers)
 
         return outputs
 
@@ -419,8 +432,8 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
     """
     if weight.numel() < _SMALLEST_HEAD or not states.isfinite().all():
         return None
-    head, (integers, scales) = _readable(weight, part_size), quantize_rows(states)
-    read = integers * scales[:, None]
+    head, quantised = _readable(weight, part_size), _QuantisedRows(*quantize_rows(states))
+    read = quantised.integers * quantised.scales[:, None]
     rounding = 2 * (states.shape[1] + 8) * torch.finfo(torch.float32).eps
     by_norm = (states - read).norm(dim=-1) + rounding * states.norm(dim=-1)  # (T,), for each unit of ‖w‖
     by_error = read.norm(dim=-1)
@@ -430,7 +443,7 @@ def exact_argmax(states: Tensor, weight: nn.Parameter, bias: Tensor | None, part
         start = number * part_size
         part = slice(start, start + part_size)
         part_bias = None if bias is None else bias[part]
-        logits = _product(integers, scales, part_weight, head.scale[part], part_bias, buffers)
+        logits = _product(quantised, part_weight, head.scale[part], part_bias, buffers)
         if surplus := -logits.shape[1] % _GROUP:
             logits = nn.functional.pad(logits, (0, surplus), value=-torch.inf)
         highest = logits.view(len(states), _GROUP, -1).amax(dim=1)  # a group is every so many-th entry
