@@ -44,6 +44,7 @@ from ctranslate import translator
 from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
 from report import onnx_session_options, peak_memory, save, timed
 from rewriting_systems import LOOKUP_TOKENS, LookupBart, ctc_logits, mask_predict
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.generation import CompileConfig
 
 from yan_hf import YanConfig, YanForConditionalGeneration, YanInt8Config
@@ -199,6 +200,29 @@ def measure(
     return seconds, processor, warm_up
 
 
+# Parts of the names of PyTorch's operators, for what they are.
+OPERATORS = {
+    "matrix products": ("mm", "linear"),
+    "attention": ("scaled_dot_product",),
+    "activations, norms, softmax": ("gelu", "norm", "softmax", "max"),
+    "copies, gathers, concatenations": ("copy", "index", "gather", "cat", "fill", "nonzero", "clone"),
+}
+
+
+def profile_of(run: Callable[[], object]) -> dict[str, Any]:
+    """Seconds of one call on the CPU by kind of operator, and the multiply-adds that PyTorch counts in another one."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        run()
+    shares = dict.fromkeys([*OPERATORS, "other"], 0.0)
+    for event in recorded.key_averages():
+        named = (kind for kind, parts in OPERATORS.items() if any(part in event.key for part in parts))
+        shares[next(named, "other")] += 1e-6 * event.self_cpu_time_total
+    # It does not know oneDNN's products, nor those of 8-bit integers in the vocabulary head.
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        run()
+    return {"seconds": shares, "multiply_adds": counter.get_total_flops() / 2}
+
+
 def plot(rows: list[dict], title: str, file: Path):
     """Latency against target length, both logarithmic, at the smallest batch."""
     import matplotlib
@@ -249,6 +273,7 @@ def main():
         default=[("masked-diffusion", 256)],
         help="SYSTEM=LENGTH: longest target that systems whose name starts so take part in",
     )
+    parser.add_argument("--profile", action="store_true", help="what a call's time goes into, of PyTorch's systems")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path, help="JSON file to write; the plot goes next to it")
     options = parser.parse_args()
@@ -301,6 +326,8 @@ def main():
                     row["floor_seconds"] = floor
                     row["share_of_floor"] = floor / latency
                     row["peak_memory_bytes"] = peak_memory(systems[name][0], device)
+                if options.profile and not name.startswith("ct2") and name != "yan-onnx":
+                    row["profile"] = profile_of(systems[name][0])
                 rows.append(row)
                 ratio = f"{row['times_slower_than_yan']:7.2f}x" if row["times_slower_than_yan"] else ""
                 floor_share = f"floor {row['share_of_floor']:4.0%}" if "share_of_floor" in row else ""
