@@ -159,18 +159,38 @@ def speed() -> str:
 
 def speed_engines(*names: str, clock: str = "latency_seconds") -> str:
     """Times of a call and, behind them, how many times that of `yan`, from results that are one table."""
-    rows = [row for name in names for row in result(name)["rows"]]
-    found = {(row["system"], row["batch_size"], row["target_length"]): row[clock] for row in rows}
+    rows = [{**row, "file": name} for name in names for row in result(name)["rows"]]
+    found = {(row["system"], row["batch_size"], row["target_length"]): row for row in rows}
+    yan = {(row["file"], row["batch_size"], row["target_length"]): row for row in rows if row["system"] == "yan"}
     columns = sorted({key[1:] for key in found})
     lines = []
     for system in dict.fromkeys(row["system"] for row in rows):
         cells = []
         for column in columns:
-            seconds = found.get((system, *column))
-            slower = "" if seconds is None or system == "yan" else f" ({_factor(seconds / found[('yan', *column)])})"
-            cells.append("" if seconds is None else f"{1000 * seconds:.0f} ms{slower}")
+            row = found.get((system, *column))
+            if row is None or system == "yan":
+                cells.append("" if row is None else f"{1000 * row[clock]:.0f} ms")
+                continue
+            beside = yan.get((row["file"], *column)) or found[("yan", *column)]  # in its own run, where YAN was there
+            cells.append(f"{1000 * row[clock]:.0f} ms ({_factor(row[clock] / beside[clock])})")
         lines.append([f"`{system}`", *cells])
     return grid(["system", *(f"batch {batch}, {length} tokens" for batch, length in columns)], lines)
+
+
+def speed_profile() -> str:
+    """What the time of a call in batches of 64 goes into at the `tiny` size, and its arithmetic."""
+    found = result("speed_cpu_tiny_profile")
+    rows = []
+    for row in found["rows"]:
+        seconds, total = row["profile"]["seconds"], sum(row["profile"]["seconds"].values())
+        adds = row["profile"]["multiply_adds"]
+        rate = f"{adds / row['latency_seconds'] / found['multiply_adds_per_second']:.0%}"
+        shares = (f"{value / total:.0%}" for value in seconds.values())
+        rows.append(
+            [f"`{row['system']}`", f"{1000 * row['latency_seconds']:.0f} ms", f"{adds / 1e9:.1f} G", rate, *shares]
+        )
+    kinds = found["rows"][0]["profile"]["seconds"]
+    return grid(["system", "a batch", "multiply-adds", "at a large product's rate", *kinds], rows)
 
 
 def int8_products() -> str:
@@ -428,6 +448,24 @@ def training_copy() -> str:
     return grid(["system", *(f"tenth {number}" for number in range(1, len(rows[0])))], rows)
 
 
+def training_time() -> str:
+    """What runs of several lengths reach, and the processor minutes that they took."""
+    runs = [json.loads(path.read_text()) for path in (RESULTS / "quality" / "time_to_quality").glob("*.json")]
+    found = {(run["options"]["system"], run["steps"]): run for run in runs}
+    steps = sorted({number for _, number in found})
+    rows = []
+    for system in ("yan", "ar-bart", "ar-gpt2"):
+        cells = []
+        for number in steps:
+            run = found[(system, number)]
+            row = next(
+                row for row in run["rows"] if not row.get("true_lengths") and "num_length_candidates" not in row
+            )
+            cells.append(f"{percent(row['exact_match'])} after {run['training_minutes']:.1f} min")
+        rows.append([f"`{system}`", *cells])
+    return grid(["system", *(f"{number:,} steps" for number in steps)], rows)
+
+
 def memory() -> str:
     """What loading and writing texts take, beside other systems."""
     names = ("file", "loading", "generate", "three_texts")
@@ -453,11 +491,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {
         "engines": partial(speed_engines, "speed_cpu_engines"),
+        "engines-others": partial(speed_engines, "speed_cpu_engines_static", "speed_cpu_engines_others"),
         "engines-two-threads": partial(
             speed_engines, "speed_cpu_engines_two_threads", "speed_cpu_engines_two_threads_ct2"
         ),
         "engines-batches": partial(speed_engines, "speed_cpu_engines_batches", "speed_cpu_engines_batches_ct2"),
         # Others used the processor, so that its own time counts.
+        "tiny-profile": speed_profile,
         "engines-tiny": partial(speed_engines, "speed_cpu_engines_tiny", clock="processor_seconds"),
         "int8-checkpoints": int8_checkpoints,
         "int8-products": int8_products,
@@ -466,6 +506,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "cuda-code": cuda_code,
         "training-steps": training_steps,
         "training-copy": training_copy,
+        "training-time": training_time,
         "memory": memory,
         "batches": speed_batches,
     },
