@@ -17,6 +17,7 @@ Tasks on stories: `infilling` (sentences with a span of one to three words maske
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -223,7 +224,8 @@ def table() -> str:
         settings = result["settings"]
         choice = "one field" if settings["experts"] == 1 else "anew" if settings["reselect"] else "held"
         start = settings["start_state"] + (", known kept" if settings.get("keep_known") else "")
-        key = (settings["task"], start, settings["experts"], choice, settings["prior"])
+        small = f", {settings['vocab_size']:,} tokens" if settings.get("vocab_size") else ""
+        key = (settings["task"] + small, start, settings["experts"], choice, settings["prior"])
         groups.setdefault(key, []).append(result)
     columns = {
         "exact match, predicted length": "exact_match_predicted_3",
@@ -261,6 +263,7 @@ def main():
     parser.add_argument("--prior", type=float, default=0.0, help="weight of the gate's opinion in finding the winner")
     parser.add_argument("--start-state", choices=("noise", "stretched", "aligned"), default="stretched")
     parser.add_argument("--keep-known", action="store_true", help="generate the fillings alone")
+    parser.add_argument("--vocab-size", type=int, help="instead of the task's: words of more tokens")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--train-steps", type=int, default=4_000)
     parser.add_argument("--judge-steps", type=int, default=2_000)
@@ -273,6 +276,8 @@ def main():
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = COHERENCE_TASKS[options.task]
+    if options.vocab_size:
+        task = dataclasses.replace(task, vocab_size=options.vocab_size)
     texts = read_rows(task, options.data, "train")
     tokenizer = tokenizer_of(task, texts)
     train = Rows(task, tokenizer, fitting_pairs(task, tokenizer, texts), device)

@@ -457,7 +457,9 @@ def training_time() -> str:
     for system in ("yan", "ar-bart", "ar-gpt2"):
         cells = []
         for number in steps:
-            run = found[(system, number)]
+            if (run := found.get((system, number))) is None:
+                cells.append("")
+                continue
             row = next(
                 row for row in run["rows"] if not row.get("true_lengths") and "num_length_candidates" not in row
             )
