@@ -20,11 +20,11 @@ Systems, all with the same vocabulary, width, dtype, source and target lengths, 
   `masked-diffusion-32` in 32 steps.
 
 Every round runs each system for `--turn` seconds or once, in which its median call counts; the median of the rounds
-after a warm-up is given. A system that takes longer than
-`--patience` seconds takes part in two rounds only, which its row says. Where others use the processor too, the
-process's own time on it (`processor_seconds`) tells what latency cannot. The floor is the larger of the bytes of
-weights over the memory's bandwidth and of the multiply-adds over the rate of a large matrix product, measured here.
-With several threads CTranslate2's systems need a run of their own: after them PyTorch's threads are woken late.
+after a warm-up is given. A system that takes longer than `--patience` seconds takes part in two rounds only, which its
+row says. Where others use the processor too, the process's own time on it (`processor_seconds`) tells what latency
+cannot. The floor is the larger of the bytes of weights over the memory's bandwidth and of the multiply-adds over the
+rate of a large matrix product, measured here. With several threads CTranslate2's systems need a run of their own:
+after them PyTorch's threads are woken late.
 """
 
 import argparse

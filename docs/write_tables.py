@@ -450,20 +450,13 @@ def training_copy() -> str:
 
 def training_time() -> str:
     """What runs of several lengths reach, and the processor minutes that they took."""
-    runs = [json.loads(path.read_text()) for path in (RESULTS / "quality" / "time_to_quality").glob("*.json")]
+    runs = quality_report.load(RESULTS / "quality" / "time_to_quality")
     found = {(run["options"]["system"], run["steps"]): run for run in runs}
     steps = sorted({number for _, number in found})
     rows = []
     for system in ("yan", "ar-bart", "ar-gpt2"):
-        cells = []
-        for number in steps:
-            if (run := found.get((system, number))) is None:
-                cells.append("")
-                continue
-            row = next(
-                row for row in run["rows"] if not row.get("true_lengths") and "num_length_candidates" not in row
-            )
-            cells.append(f"{percent(row['exact_match'])} after {run['training_minutes']:.1f} min")
+        of_system = [found[system, number] for number in steps]
+        cells = (f"{percent(quality_report.at(run, 3))} after {run['training_minutes']:.1f} min" for run in of_system)
         rows.append([f"`{system}`", *cells])
     return grid(["system", *(f"{number:,} steps" for number in steps)], rows)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Kernels
-from .int8 import exact_argmax, has_vnni, keep_packed, weight_version
+from .int8 import counted_version, exact_argmax, has_onednn, has_vnni, keep_packed, weight_version
 
 
 # Multiply-adds below which the time to look up oneDNN's kernel is more than it saves.
@@ -21,8 +21,7 @@ def is_available() -> bool:
     """Whether this machine and this PyTorch have oneDNN's products."""
     return (
         platform.machine().lower() in ("x86_64", "amd64")
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and has_onednn()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # also what torch.compile calls
     )
 
@@ -91,7 +90,7 @@ def onednn_linear(
     if states.numel() * weight.shape[0] < _SMALLEST_PRODUCT or not _is_usable(states, weight, bias):
         return None
     if states.numel() > states.shape[-1]:
-        key = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        key = counted_version(weight)
         if key not in found:
             found[key] = _packed(weight)
         weight = weight if found[key] is None else found[key]

@@ -38,10 +38,11 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 def weight_version(weight: Tensor) -> tuple[int, int, float]:
     """What differs where the values of a weight `(n, d)` have changed since."""
     # A change of `weight.data` counts as no new version; it shows in a sixty-fourth of the rows, if it is of them all.
-    return (*_counted_version(weight), weight[::64].sum().item())
+    return (*counted_version(weight), weight[::64].sum().item())
 
 
-def _counted_version(weight: Tensor) -> tuple[int, int]:
+def counted_version(weight: Tensor) -> tuple[int, int]:
+    """The same for changes by operations in place and by another memory alone, at no cost."""
     return 0 if weight.is_inference() else weight._version, weight.data_ptr()
 
 
@@ -68,9 +69,14 @@ def keep_packed(
     return packed
 
 
+def has_onednn() -> bool:
+    """Whether PyTorch has oneDNN and may use it."""
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
 def _multiplies_packed() -> bool:
     """Whether oneDNN's product with packed weights is there and exact: without VNNI its sums can overflow."""
-    return has_vnni() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return has_vnni() and has_onednn()
 
 
 @cache
@@ -91,7 +97,7 @@ def _prepared(weight: Tensor) -> Tensor:
     """An int8 weight as [`_product`] takes it: packed, where that multiplies faster."""
     if weight.numel() < _SMALLEST_PACKED or torch.compiler.is_compiling() or not _multiplies_packed():
         return weight
-    packed = keep_packed(weight, _counted_version(weight), lambda: _pack(weight))
+    packed = keep_packed(weight, counted_version(weight), lambda: _pack(weight))
     return weight if packed is None else packed
 
 
@@ -116,7 +122,9 @@ def int8_linear(
     rows, weight = _quantised(states, precise), _prepared(weight)
     if precise:
         product, rest = _product(rows, weight, scale, None).chunk(2)
-        product = product.add_(rest) if bias is None else product.add_(rest).add_(bias)
+        product.add_(rest)
+        if bias is not None:
+            product.add_(bias)
     else:
         product = _product(rows, weight, scale, bias)
     return product.view(*states.shape[:-1], -1).to(states.dtype)
