@@ -12,8 +12,9 @@ there are left out, so that a run that was cut short goes on; `--again` measures
 
 - `tests`: our tests that need a GPU;
 - `checkpoints`: the models in `checkpoints/`, in float32 and bfloat16, beside the same on the CPU;
-- `speed`: `speed.py` at the base size, in bfloat16, at batch 1, 8 and 64;
-- `profile`: one `generate`: kernels, gaps between them, time by part of the model, plain and compiled;
+- `speed`: `speed.py` at the base size, in bfloat16, at batch 1, from 16 to 1,024 tokens; `batches`: at 8 and 64;
+- `profile`: one `generate`: kernels, gaps between them, time by part of the model, and what the host does longest,
+  plain and compiled;
 - `attention`: eager, SDPA, flash and flex attention: latency, and the largest difference of logits from eager's;
 - `offload`: `offload.py` with experts of a size that matters, copied over the real bus;
 - `scans`: `mamba.py`, with mamba-ssm's kernels where they are installed;
@@ -110,12 +111,21 @@ def checkpoints(run: Run) -> dict:
     return {"rows": rows}
 
 
+BASE = ["--size", "base", "--dtype", "bfloat16", "--rounds", "3", "--patience", "1"]
+TINY = ["--size", "tiny", "--lengths", "4", "--rounds", "1", "--systems", "yan", "ar-gpt2"]
+
+
 def speed(run: Run) -> None:
-    full = ["--size", "base", "--dtype", "bfloat16", "--lengths", "64", "256", "16", "1024"]
-    full += ["--batch-sizes", "1", "8", "64", "--rounds", "3", "--patience", "2"]
-    run.script(
-        "speed", "speed", full, ["--size", "tiny", "--lengths", "4", "--rounds", "1", "--systems", "yan", "ar-gpt2"]
-    )
+    # Static caches are compiled anew for every length.
+    longest = ["--longest", "masked-diffusion=1024", "ar-gpt2-static=256", "ar-bart-static=256"]
+    systems = ["yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-gpt2-static", "ar-bart", "ar-bart-static"]
+    systems += ["cmlm-3", "ctc", "masked-diffusion", "masked-diffusion-32"]
+    run.script("speed", "speed", [*BASE, "--lengths", "64", "256", "1024", "16", "--systems", *systems, *longest], TINY)
+
+
+def batches(run: Run) -> None:
+    full = [*BASE, "--lengths", "64", "256", "--batch-sizes", "8", "64"]
+    run.script("speed", "batches", [*full, "--systems", "yan", "yan-compiled", "ar-gpt2", "ar-bart"], TINY)
 
 
 def _parts(model: torch.nn.Module) -> list:
@@ -156,12 +166,14 @@ def _profiled(run: Run, call: Callable[[], object]) -> dict:
         if event.key.startswith("part: ")
     }
     longest = sorted(by_name.items(), key=lambda item: -item[1])[:12]
+    on_host = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)[:12]
     return {
         "kernels": len(spans),
         "busy_seconds": 1e-6 * busy,
         "gap_seconds": 1e-6 * (max(stop for _, stop in spans) - min(start for start, _ in spans) - busy),
         "seconds_by_part": parts,
         "longest": {name[:80]: 1e-6 * seconds for name, seconds in longest},
+        "longest_on_host": {event.key[:80]: 1e-6 * event.self_cpu_time_total for event in on_host},
     }
 
 
@@ -296,6 +308,7 @@ STEPS: dict[str, Callable[[Run], dict | None]] = {
     "tests": tests,
     "checkpoints": checkpoints,
     "speed": speed,
+    "batches": batches,
     "profile": profiled,
     "attention": attention,
     "offload": offload,

@@ -12,7 +12,7 @@ Systems, all with the same vocabulary, width, dtype, source and target lengths, 
 - `yan-naive`: the research schedule (one pass more than steps, every expert computed for every token, nothing of the
   source kept between steps), in plain PyTorch;
 - `ar-gpt2`, `ar-bart`: Transformers' models, `generate` with their cache, greedy, forced to the same target length;
-- `ar-gpt2-static`: with a static cache and a compiled step; `ar-bart-lookup`: with prompt lookup, one row at a time.
+- `ar-gpt2-static`, `ar-bart-static`: with a static cache and a compiled step (CUDA graphs on a GPU); `ar-bart-lookup`: with prompt lookup, one row at a time.
   Random weights repeat themselves, so that nearly all that is looked up is right: the best that it can be;
 - `ct2-gpt2`, `ct2-bart`, and the same with `-int8`: these models in CTranslate2 (on the CPU, float32 and int8);
 - `cmlm-3`: Mask-Predict in three iterations; `ctc`: one pass over a canvas of twice the target's length;
@@ -60,6 +60,7 @@ OTHERS = {
     "ct2-gpt2": "ar-gpt2",
     "ct2-gpt2-int8": "ar-gpt2",
     "ar-bart": "ar-bart",
+    "ar-bart-static": "ar-bart",
     "ar-bart-lookup": "ar-bart",
     "ct2-bart": "ar-bart",
     "ct2-bart-int8": "ar-bart",
@@ -151,7 +152,9 @@ def make_systems(
 
     static = {
         "cache_implementation": "static",
-        "compile_config": CompileConfig(fullgraph=False, mode="default", dynamic=False),
+        "compile_config": CompileConfig(
+            fullgraph=False, mode="default" if ids.device.type == "cpu" else "reduce-overhead", dynamic=False
+        ),
     }
     static["compile_config"]._compile_all_devices = True  # also on the CPU
     lookup = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
@@ -162,6 +165,7 @@ def make_systems(
         "masked-diffusion-32": (diffuse(min(32, length)), diffuse(min(32, length), True), min(32, length)),
         # The cache has the size of the target, and the program that of the cache.
         "ar-gpt2-static": (*2 * [autoregressive("ar-gpt2", length, **static)], length),
+        "ar-bart-static": (*2 * [autoregressive("ar-bart", length, **static)], length),
         "ar-bart-lookup": (*2 * [autoregressive("ar-bart-lookup", length, **lookup)], length),
         "cmlm-3": (mask_predicted, mask_predicted, 3),
         "ctc": (one_pass, one_pass, 1),
@@ -232,7 +236,7 @@ def plot(rows: list[dict], title: str, file: Path):
 
     batch_size = min(row["batch_size"] for row in rows)
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for name, marker in zip(SYSTEMS, "ospPv^<>DdhHxX*+12"):
+    for name, marker in zip(SYSTEMS, "ospPv^<>DdhHxX*+123"):
         points = [row for row in rows if row["system"] == name and row["batch_size"] == batch_size]
         if points:
             points.sort(key=lambda row: row["target_length"])

@@ -32,7 +32,7 @@ def test_the_dry_run_goes_through_every_step_and_goes_on(tmp_path):
     first = run("--dry-run", "--output", tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     reports = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    steps = {"tests", "checkpoints", "speed", "profile", "attention", "offload", "scans", "training"}
+    steps = {"tests", "checkpoints", "speed", "batches", "profile", "attention", "offload", "scans", "training"}
     assert set(reports) == steps and all("commit" in report for report in reports.values())
     assert reports["tests"]["failures"] == reports["tests"]["errors"] == 0 < reports["tests"]["skipped"]
     assert {row["path"] for row in reports["profile"]["rows"]} == {"plain", "compiled"}

@@ -44,6 +44,19 @@ def test_argmax_and_log_probabilities_equal_the_plain_ones(blocks, by_vocabulary
     assert read.log_probs is None and torch.equal(read.tokens, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("part_size", [2496, 7])  # whole rows of 16 bytes and a rest, as on a GPU; many parts
+@torch.no_grad()
+def test_parts_of_the_vocabulary_without_waiting_equal_one_product(part_size):
+    head, states = head_and_states(vocab_size=2500)
+    head.weight[-4:] *= 4
+    states = torch.cat([states.flatten(0, 1), head.weight[-4:], torch.full_like(head.weight[:1], torch.nan)])
+    logits = head(states)
+    tokens, best, partition = sampling._argmax_by_vocabulary(head, states, True, part_size, False)
+    assert torch.equal(tokens[:-1], logits[:-1].argmax(-1)) and {2496, 2497, 2498, 2499} <= set(tokens.tolist())
+    torch.testing.assert_close(best, logits.amax(-1), equal_nan=True)
+    torch.testing.assert_close(partition, logits.logsumexp(-1), equal_nan=True)
+
+
 @torch.no_grad()
 def test_the_first_of_equal_logits_is_taken(blocks):
     head, states = head_and_states(vocab_size=2500)

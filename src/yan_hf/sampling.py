@@ -165,10 +165,13 @@ class NoiseSource:
         return noise.to(self.device)
 
 
-# Logits of one block: 2^25 float32 values are 128 MiB, where a whole batch of long targets has many gigabytes.
-_BLOCK_ELEMENTS = 2**25
+# Logits of one block: 2^25 float32 values are 128 MiB, where a whole batch of long targets has many gigabytes. Blocks
+# are whole tiles of a GPU's product, which takes as long for the last tile's first row as for all of it.
+_BLOCK_ELEMENTS, _TILE = 2**25, 128
 # On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
 _CPU_TOKENS, _CPU_VOCABULARY = 512, 4096
+# Rows of 16 bytes, which a GPU's fastest products ask for: a vocabulary that is no multiple is read in two parts.
+_ALIGNED = 8
 
 
 @dataclass
@@ -187,14 +190,16 @@ class DecodedTokens:
 
 
 def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
-    # A compiler would unroll the loop.
-    is_eager_cpu = states.device.type == "cpu" and not torch.compiler.is_compiling()
-    is_known = is_plain_linear(head) or hasattr(head, "by_part")
-    return is_eager_cpu and is_known and head.weight.device == states.device
+    is_plain = is_plain_linear(head)
+    if not (is_plain or hasattr(head, "by_part")) or head.weight.device != states.device:
+        return False
+    if states.device.type == "cpu":
+        return not torch.compiler.is_compiling()  # which would unroll the loop
+    return is_plain and head.out_features > _ALIGNED and head.out_features % _ALIGNED > 0
 
 
 def _argmax_by_vocabulary(
-    head: nn.Module, states: torch.Tensor, with_scores: bool
+    head: nn.Module, states: torch.Tensor, with_scores: bool, part_size: int, is_on_host: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Argmax, its logit and, `with_scores`, the logarithm of the partition sum; `(T, d)` → `(T,)` each."""
     tokens = best = partition = None
@@ -202,27 +207,34 @@ def _argmax_by_vocabulary(
         logits_of = head.by_part(states)
     else:
         if KERNELS.argmax is not None and not with_scores:
-            found = KERNELS.argmax(states, head.weight, head.bias, _CPU_VOCABULARY)
+            found = KERNELS.argmax(states, head.weight, head.bias, part_size)
             if found is not None:
                 return *found, None
 
         def logits_of(part: slice) -> torch.Tensor:
             return linear(states, head.weight[part], None if head.bias is None else head.bias[part])
 
-    for start in range(0, head.out_features, _CPU_VOCABULARY):
-        logits = logits_of(slice(start, start + _CPU_VOCABULARY))
-        part_best = logits.amax(dim=-1)
+    for start in range(0, head.out_features, part_size):
+        logits = logits_of(slice(start, start + part_size))
         if with_scores:
             part_sum = logits.float().logsumexp(dim=-1)
             partition = part_sum if partition is None else torch.logaddexp(partition, part_sum)
-        if best is None:
-            tokens, best = logits.argmax(dim=-1), part_best
+        if not is_on_host:
+            part_best, part_tokens = logits.max(dim=-1)
         else:
-            # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there. A place is
-            # looked for, which takes ten times as long as a maximum, in the few rows alone that have a new one.
-            better = ((part_best > best) | part_best.isnan()).nonzero()[:, 0]
+            part_best, part_tokens = logits.amax(dim=-1), logits.argmax(dim=-1) if best is None else None
+        if best is None:
+            tokens, best = part_tokens, part_best
+            continue
+        # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there.
+        better = (part_best > best) | part_best.isnan()
+        if is_on_host:
+            # A place, which takes ten times as long as a maximum, is looked for in the few rows that have a new one.
+            better = better.nonzero()[:, 0]
             tokens[better] = logits[better].argmax(dim=-1) + start
             best[better] = part_best[better]
+        else:
+            tokens, best = torch.where(better, part_tokens + start, tokens), torch.where(better, part_best, best)
     return tokens, best, partition
 
 
@@ -265,12 +277,19 @@ def decode_tokens(
     keeps_logits = with_scores or with_logits
     by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
-    block_size = _CPU_TOKENS if by_vocabulary else max(1, _BLOCK_ELEMENTS // vocab_size)
+    block_size = max(1, _BLOCK_ELEMENTS // vocab_size)
+    block_size -= block_size % _TILE if block_size > _TILE else 0
+    is_on_host = states.device.type == "cpu"
+    if by_vocabulary:
+        part_size = _CPU_VOCABULARY if is_on_host else vocab_size - vocab_size % _ALIGNED
+        block_size = _CPU_TOKENS if is_on_host else block_size
     blocks = []
     for start in range(0, len(flat_states), block_size):
         block = slice(start, start + block_size)
         if by_vocabulary:
-            tokens, chosen, partition = _argmax_by_vocabulary(head, flat_states[block], with_scores)
+            tokens, chosen, partition = _argmax_by_vocabulary(
+                head, flat_states[block], with_scores, part_size, is_on_host
+            )
             blocks.append((tokens, chosen, chosen, partition, None, None))
             continue
         logits = head(flat_states[block])
