@@ -120,11 +120,13 @@ def speed(run: Run) -> None:
     longest = ["--longest", "masked-diffusion=1024", "ar-gpt2-static=256", "ar-bart-static=256"]
     systems = ["yan", "yan-compiled", "yan-naive", "ar-gpt2", "ar-gpt2-static", "ar-bart", "ar-bart-static"]
     systems += ["cmlm-3", "ctc", "masked-diffusion", "masked-diffusion-32"]
-    run.script("speed", "speed", [*BASE, "--lengths", "64", "256", "1024", "16", "--systems", *systems, *longest], TINY)
+    run.script(
+        "speed", "speed", [*BASE, "--lengths", "64", "256", "1024", "16", "--systems", *systems, *longest], TINY
+    )
 
 
 def batches(run: Run) -> None:
-    full = [*BASE, "--lengths", "64", "256", "--batch-sizes", "8", "64"]
+    full = [*BASE, "--lengths", "64", "256", "--batch-sizes", "64", "8"]
     run.script("speed", "batches", [*full, "--systems", "yan", "yan-compiled", "ar-gpt2", "ar-bart"], TINY)
 
 
@@ -233,7 +235,7 @@ def attention(run: Run) -> dict:
 
 
 def offload(run: Run) -> None:
-    full = ["--hidden-size", "2048", "--dtype", "bfloat16", "--rounds", "5"]
+    full = ["--experts", "32", "--hidden-size", "1024", "--dtype", "bfloat16", "--rounds", "5"]
     tiny = ["--experts", "4", "--hidden-size", "32", "--layers", "2", "--vocab-size", "50", "--length", "8"]
     run.script("offload", "offload", full, [*tiny, "--source-length", "8", "--rounds", "1"])
 

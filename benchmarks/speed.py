@@ -12,8 +12,9 @@ Systems, all with the same vocabulary, width, dtype, source and target lengths, 
 - `yan-naive`: the research schedule (one pass more than steps, every expert computed for every token, nothing of the
   source kept between steps), in plain PyTorch;
 - `ar-gpt2`, `ar-bart`: Transformers' models, `generate` with their cache, greedy, forced to the same target length;
-- `ar-gpt2-static`, `ar-bart-static`: with a static cache and a compiled step (CUDA graphs on a GPU); `ar-bart-lookup`: with prompt lookup, one row at a time.
-  Random weights repeat themselves, so that nearly all that is looked up is right: the best that it can be;
+- `ar-gpt2-static`, `ar-bart-static`: with a static cache and a compiled step (CUDA graphs on a GPU);
+  `ar-bart-lookup`: with prompt lookup, one row at a time. Random weights repeat themselves, so that nearly all that is
+  looked up is right: the best that it can be;
 - `ct2-gpt2`, `ct2-bart`, and the same with `-int8`: these models in CTranslate2 (on the CPU, float32 and int8);
 - `cmlm-3`: Mask-Predict in three iterations; `ctc`: one pass over a canvas of twice the target's length;
 - `masked-diffusion`: a bidirectional Transformer decoded as LLaDA does, a step for each token, and

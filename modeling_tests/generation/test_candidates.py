@@ -69,25 +69,22 @@ def test_the_likeliest_lengths_within_the_limits_come_first():
     logits[0, [9, 4, 19, 2]] = torch.tensor([4.0, 3.0, 9.0, 2.0])  # lengths 10, 5, 20, 3
     logits[1, 6] = 1.0
     config = resolved(num_length_candidates=3, max_new_tokens=12, min_new_tokens=3)
-    lengths, log_probs = predicted_lengths(logits, config, num_sequences=1)
+    lengths, log_probs = predicted_lengths(logits, config)
     assert lengths[0].tolist() == [10, 5, 3] and lengths[1, 0] == 7
     torch.testing.assert_close(log_probs[0], logits[0, 2:12].log_softmax(-1)[[7, 2, 0]])
-    repeated = predicted_lengths(logits, config, 2)
-    assert torch.equal(repeated[0], lengths.repeat_interleave(2, dim=0))
-    assert torch.equal(repeated[1], log_probs.repeat_interleave(2, dim=0))
     slack = resolved(num_length_candidates=3, max_new_tokens=12, min_new_tokens=3, length_slack=4)
-    assert predicted_lengths(logits, slack, 1)[0][0].tolist() == [12, 9, 7]
+    assert predicted_lengths(logits, slack)[0][0].tolist() == [12, 9, 7]
 
 
 def test_no_more_length_candidates_than_lengths():
     config = resolved(num_length_candidates=9, max_new_tokens=4, min_new_tokens=3)
-    assert sorted(predicted_lengths(torch.randn(1, 24), config, 1)[0][0].tolist()) == [3, 4]
+    assert sorted(predicted_lengths(torch.randn(1, 24), config)[0][0].tolist()) == [3, 4]
 
 
 @pytest.mark.parametrize("options", [{"num_length_candidates": 2}, {"length_slack": 1}])
 def test_given_lengths_leave_nothing_to_choose(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        given_lengths(3, resolved(**options), 24, 2, torch.device("cpu"), 1)
+        given_lengths(3, resolved(**options), 24, 2, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rerank", ["score", "joint"])

@@ -37,6 +37,7 @@ from .sampling import (
     decode_fillings,
     decode_tokens,
     eval_view,
+    is_training,
     truncate_at_eos,
 )
 from .solver import evaluation_times
@@ -292,11 +293,17 @@ class YanGenerationMixin:
         given = (target_lengths, generator, seeds, initial_latents, expert_indices)
         call = GenerationInputs(config, source, streamer, logits_processor, criteria, *given)
         # Also a part alone may be in training mode, as an adapter that has just been added is.
-        model = eval_view(self) if any(module.training for module in self.modules()) else self
+        model = eval_view(self) if is_training(self) else self
         run_whole(self, "_generate_with")
         with self._fast_kernels(config):
             output = self._generate_with(model, source, call)
-        return output if config.return_dict_in_generate else output.sequences
+        if not config.return_dict_in_generate:
+            return output.sequences
+        # A compiled program's next run writes into the memory of what this one gave.
+        for name in ("latents", "trajectory", "expert_indices", "core_experts") if config.compile else ():
+            if output.get(name) is not None:
+                output[name] = output[name].clone()
+        return output
 
     def _check_mask_lengths(self, mask_lengths: Any, target_lengths: Any):
         if target_lengths is not None:
@@ -475,9 +482,7 @@ class YanGenerationMixin:
             streamer.put_draft(cut[0].cpu())
 
         callback = show_draft if hasattr(streamer, "put_draft") else None
-        sampled = sampler.sample(options, source, encoded, layout.lengths, *start, callback_on_step_end=callback)
-        check_finite("gate_logits", sampled.is_finite)
-        return sampled
+        return sampler.sample(options, source, encoded, layout.lengths, *start, callback_on_step_end=callback)
 
     def _decode_tokens(
         self,
@@ -495,11 +500,13 @@ class YanGenerationMixin:
             decoded = self._read_tokens(sampled.decoded, decoding, **asked)
         # Where a device map puts the head on another device than the encoder.
         decoded = decoded.to(layout.lengths.device)
-        check_finite("logits", decoded.is_finite)
-        check_choice(config, decoded.has_choice, bool(call.logits_processor))
         pad_token_id = config.pad_token_id or 0
         known_ids = decoding["known_ids"]
         texts = truncate_at_eos(decoded.tokens, layout.lengths, decoding["end_token_ids"], pad_token_id, known_ids)
+        # Where the host waits for the device, after it has launched all that it can.
+        check_finite("gate_logits", sampled.is_finite)
+        check_finite("logits", decoded.is_finite)
+        check_choice(config, decoded.has_choice, bool(call.logits_processor))
         if call.stopping_criteria:
             texts = cut_by_criteria(*texts[:2], call.stopping_criteria, pad_token_id)
         tokens, lengths, kept = texts

@@ -45,14 +45,19 @@ class EncodedSource(NamedTuple):
     token_length_logits: torch.Tensor | None
 
 
+def repeat_rows(values: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    """Every row `count` times, `(R, ...)` → `(R · count, ...)`; the values themselves for one."""
+    return values if values is None or count == 1 else values.repeat_interleave(count, dim=0)
+
+
 def predicted_lengths(
-    logits: torch.Tensor, config: PreTrainedConfig, num_sequences: int, given_width: int | None = None
+    logits: torch.Tensor, config: PreTrainedConfig, given_width: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The likeliest lengths within the limits of a resolved [`YanGenerationConfig`], from the length head's logits
     `(B, max_position_embeddings)`, whose entry `i` stands for `i + 1` tokens; fixed latents or experts hold
-    `given_width` positions. `(B · num_sequences, m)`, the likeliest first, and their log-probabilities among the
-    allowed ones; `m` is `num_length_candidates`, or as many as the limits allow.
+    `given_width` positions. `(B, m)`, the likeliest first, and their log-probabilities among the allowed ones; `m` is
+    `num_length_candidates`, or as many as the limits allow.
 
     Raises:
         ValueError: for limits that leave no length, and logits that are not finite.
@@ -68,8 +73,7 @@ def predicted_lengths(
     allowed = logits[:, config.min_new_tokens - 1 : longest]
     order = allowed.argsort(dim=-1, descending=True, stable=True)[:, : config.num_length_candidates]
     log_probs = allowed.log_softmax(dim=-1).gather(1, order)
-    lengths = (order + config.min_new_tokens + config.length_slack).clamp(max=longest)
-    return lengths.repeat_interleave(num_sequences, dim=0), log_probs.repeat_interleave(num_sequences, dim=0)
+    return (order + config.min_new_tokens + config.length_slack).clamp(max=longest), log_probs
 
 
 def given_lengths(
@@ -78,11 +82,10 @@ def given_lengths(
     table_size: int,
     batch_size: int,
     device: torch.device,
-    num_sequences: int,
     given_width: int | None = None,
 ) -> torch.Tensor:
     """
-    The lengths that the caller knows, an integer or one for each source, as `(B · num_sequences, 1)`.
+    The lengths that the caller knows, an integer or one for each source, as `(B, 1)`.
 
     Raises:
         ValueError: for lengths that are no integers, not one for each row, outside the position table or the fixed
@@ -95,7 +98,7 @@ def given_lengths(
         raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {batch_size} rows.")
     lengths = lengths.expand(batch_size)
     _check_given(lengths, table_size, given_width)
-    return lengths.to(device).repeat_interleave(num_sequences, dim=0)[:, None]
+    return lengths.contiguous().to(device)[:, None]
 
 
 def are_by_token(target_lengths: Any) -> bool:
@@ -305,11 +308,11 @@ def choose_lengths(
     by_token = given_token_lengths(target_lengths, config, is_predicted) if has_tokens else None
     count, lowest, highest = 1, config.min_new_tokens, config.max_new_tokens
     if target_lengths is None:
-        lengths, log_probs = predicted_lengths(encoded.length_logits, config, 1, given_width)
+        lengths, log_probs = predicted_lengths(encoded.length_logits, config, given_width)
         count = lengths.shape[1]
         highest = highest if given_width is None else min(highest, given_width)
     elif by_token is None:
-        lengths = given_lengths(target_lengths, config, table_size, batch_size, device, 1, given_width)
+        lengths = given_lengths(target_lengths, config, table_size, batch_size, device, given_width)
         log_probs, lowest, highest = torch.zeros(lengths.shape, device=device), lengths[:, 0], lengths[:, 0]
     token_lengths = None
     if has_tokens:
@@ -329,9 +332,8 @@ def choose_lengths(
         elif not config.keep_known:  # else the text ends where its source does
             sums = (sums + config.length_slack).clamp(max=highest[:, None])
         lengths, log_probs = torch.where(is_aligned, sums, lengths), torch.where(is_aligned, scores, log_probs)
-        token_lengths = token_lengths.repeat_interleave(num_sequences, dim=0).flatten(0, 1)
-    lengths, log_probs = (values.repeat_interleave(num_sequences, dim=0) for values in (lengths, log_probs))
-    return lengths, log_probs, token_lengths
+        token_lengths = repeat_rows(token_lengths, num_sequences).flatten(0, 1)
+    return repeat_rows(lengths, num_sequences), repeat_rows(log_probs, num_sequences), token_lengths
 
 
 def match_masks(

@@ -65,7 +65,7 @@ from .layers import (
     masked_mean,
     positions_from_mask,
 )
-from .lengths import SourceInputs, lay_out, source_places, training_token_lengths
+from .lengths import SourceInputs, lay_out, repeat_rows, source_places, training_token_lengths
 from .losses import (
     LossGroup,
     LossInputs,
@@ -799,7 +799,7 @@ class YanFlow(YanPreTrainedModel):
     ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
         """Keys and values of `source_latents` `(B, Lx, d)` for each block, for `repeats` targets of each source."""
         return [
-            tuple(_repeat(states, repeats) for states in layer.cross_attn.project_key_value(source_latents))
+            tuple(repeat_rows(states, repeats) for states in layer.cross_attn.project_key_value(source_latents))
             if layer.has_cross_attention
             else None
             for layer in self.layers
@@ -916,10 +916,6 @@ class YanDecoder(nn.Module):
         return latents
 
 
-def _repeat(values: torch.Tensor | None, repeats: int) -> torch.Tensor | None:
-    return values if values is None or repeats == 1 else values.repeat_interleave(repeats, dim=0)
-
-
 def _traces(flow: ModelOutput, encoded: BaseModelOutput) -> dict[str, Any]:
     """What a model's output takes from the flow's evaluation and from the encoder."""
     names = ("velocity", "expert_fields", "gate_logits", "hidden_states", "attentions", "cross_attentions")
@@ -1010,7 +1006,7 @@ class YanModel(YanPreTrainedModel):
         where `A` lays the latents `(B, Lx, d)` on the canvas `(B · repeats, Ly)`, at the `places` `(B · repeats, Ly)`
         in the source that [`~lengths.source_places`] gives, and `r` are [`YanStartOffsets`].
         """
-        start = lay_out(_repeat(self.start_proj(source_latents), repeats), places, canvas)
+        start = lay_out(repeat_rows(self.start_proj(source_latents), repeats), places, canvas)
         return start + self.start_offsets(places, canvas) * canvas.to(start.dtype)[..., None]
 
     def prepare_context(
@@ -1025,8 +1021,8 @@ class YanModel(YanPreTrainedModel):
         `(B, Lx)` and the targets' canvas `(B · repeats, Ly)`, the targets of one source next to each other.
         """
         positions = self._positions(canvas_mask.shape, canvas_mask, source_latents.device)
-        pooled_source = _repeat(self.pool(source_latents, source_mask), repeats)
-        source_latents, source_mask = _repeat(source_latents, repeats), _repeat(source_mask, repeats)
+        pooled_source = repeat_rows(self.pool(source_latents, source_mask), repeats)
+        source_latents, source_mask = repeat_rows(source_latents, repeats), repeat_rows(source_mask, repeats)
         source_mask = _attention_mask(self.config, positions, source_mask, source_latents)
         self_attention_mask = None
         if self.config.flow_backbone not in MIXERS:

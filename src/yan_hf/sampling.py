@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
 from .layers import KERNELS, is_plain_linear, linear
-from .lengths import EncodedSource, SourceInputs, source_places
+from .lengths import EncodedSource, SourceInputs, repeat_rows, source_places
 from .solver import SOLVERS, evaluation_times, integrate
 
 
@@ -92,11 +92,11 @@ class CandidateLayout:
 
     def repeat_sources(self, values: torch.Tensor) -> torch.Tensor:
         """What each source has, `(B, ...)`, for each of its candidates, `(R, ...)`."""
-        return values.repeat_interleave(self.rows_per_source, dim=0)
+        return repeat_rows(values, self.rows_per_source)
 
     def repeat(self, values: torch.Tensor) -> torch.Tensor:
         """What each returned sequence has, `(B · n, ...)`, for each of its candidates, `(R, ...)`."""
-        return values.repeat_interleave(self.rows_per_sequence, dim=0)
+        return repeat_rows(values, self.rows_per_sequence)
 
     def first(self, values: torch.Tensor) -> torch.Tensor:
         """The first candidate of each returned sequence."""
@@ -219,21 +219,21 @@ def _argmax_by_vocabulary(
         if with_scores:
             part_sum = logits.float().logsumexp(dim=-1)
             partition = part_sum if partition is None else torch.logaddexp(partition, part_sum)
-        if not is_on_host:
-            part_best, part_tokens = logits.max(dim=-1)
-        else:
-            part_best, part_tokens = logits.amax(dim=-1), logits.argmax(dim=-1) if best is None else None
+        if best is None or not is_on_host:
+            part_tokens = logits.argmax(dim=-1)
+            part_best = logits.gather(1, part_tokens[:, None])[:, 0]
         if best is None:
             tokens, best = part_tokens, part_best
             continue
         # The first of equal ones stays, as with one maximum over the vocabulary; a NaN wins, as there.
-        better = (part_best > best) | part_best.isnan()
         if is_on_host:
             # A place, which takes ten times as long as a maximum, is looked for in the few rows that have a new one.
-            better = better.nonzero()[:, 0]
+            part_best = logits.amax(dim=-1)
+            better = ((part_best > best) | part_best.isnan()).nonzero()[:, 0]
             tokens[better] = logits[better].argmax(dim=-1) + start
             best[better] = part_best[better]
         else:
+            better = (part_best > best) | part_best.isnan()
             tokens, best = torch.where(better, part_tokens + start, tokens), torch.where(better, part_best, best)
     return tokens, best, partition
 
@@ -583,6 +583,11 @@ class SampleOutput:
         names = ("latents", "decoded", "experts", "core", "path_log_probs")
         chosen = {name: value[index] for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **chosen, states=None if self.states is None else self.states[:, index], tokens=None)
+
+
+def is_training(module: nn.Module) -> bool:
+    """Whether any part of a module is in training mode; without the names that `modules()` makes."""
+    return module.training or any(is_training(child) for child in module._modules.values() if child is not None)
 
 
 def eval_view(module: nn.Module) -> nn.Module:

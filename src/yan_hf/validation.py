@@ -149,7 +149,7 @@ def check_ids(config: PreTrainedConfig, name: str, ids: Tensor) -> None:
         raise TypeError(f"`{name}` must hold integer token ids, but its dtype is {ids.dtype}.")
     if not _values_can_be_read(ids):
         return
-    lowest, highest = torch.stack([ids.min(), ids.max()]).tolist()
+    lowest, highest = torch.stack(ids.aminmax()).tolist()
     if lowest < 0 or highest >= config.vocab_size:
         raise ValueError(
             f"`{name}` contains the token id {lowest if lowest < 0 else highest}, but the vocabulary has "
@@ -222,7 +222,10 @@ def check_token_lengths(token_lengths: Tensor, canvas: Tensor, is_known: Tensor 
 
 def check_finite(name: str, values: Tensor) -> None:
     """Raises `ValueError` where something computed is not finite: `values`, or booleans that say whether it was."""
-    if _values_can_be_read(values) and not (values if values.dtype == torch.bool else values.isfinite()).all():
+    if not _values_can_be_read(values):
+        return
+    is_finite = values if values.dtype == torch.bool else values.isfinite()
+    if not (is_finite.all() if is_finite.dim() else is_finite):
         raise ValueError(
             f"`{name}` is not finite: the model's weights hold NaN or infinite values, or they overflow in half "
             "precision. Check the checkpoint, or load it with `dtype=torch.float32`."

@@ -151,21 +151,20 @@ class CompiledSampler:
 
     @staticmethod
     def _cut(sampled: SampleOutput, num_rows: int, width: int) -> SampleOutput:
-        """The rows and positions that were asked for, out of memory that the next replay overwrites."""
+        """The rows and positions that were asked for, still in memory that the next replay overwrites."""
 
         def cut(values: Tensor | None, *sizes: int | None) -> Tensor | None:
-            return None if values is None else values[tuple(map(slice, sizes))].clone()
+            return None if values is None else values[tuple(map(slice, sizes))]
 
         tokens, area = sampled.tokens, (num_rows, width)
         if tokens is not None:
             log_probs = cut(tokens.log_probs, *area)
-            tokens = DecodedTokens(cut(tokens.tokens, *area), log_probs, None, tokens.is_finite.clone())
+            tokens = DecodedTokens(cut(tokens.tokens, *area), log_probs, None, tokens.is_finite)
         return dataclasses.replace(
             sampled,
             **{name: cut(getattr(sampled, name), *area) for name in ("latents", "decoded", "experts")},
             states=cut(sampled.states, None, *area),
             tokens=tokens,
-            is_finite=sampled.is_finite.clone(),
             core=cut(sampled.core, num_rows),
             path_log_probs=cut(sampled.path_log_probs, num_rows),
         )
