@@ -3,6 +3,7 @@
 
 from bisect import bisect_left
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
     MBartForConditionalGeneration,
     PreTrainedModel,
 )
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.experts import choose_experts, gate_log_probs
@@ -41,6 +43,9 @@ SIZES = {
         "num_experts": 4,
     },
 }
+
+# Tokens that prompt lookup proposes at once.
+LOOKUP_TOKENS = 10
 
 
 @torch.no_grad()
@@ -138,6 +143,73 @@ class MaskPredictBart(BidirectionalBart):
         super().__init__(config)
         self.length_head = torch.nn.Linear(config.d_model, 2 * self.longest_offset + 1)
         self.post_init()
+
+
+def lowest(scores: torch.Tensor, canvas: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Which positions of the canvases `(B, L)` have the `counts` `(B,)` lowest scores."""
+    ranks = scores.masked_fill(~canvas, torch.inf).argsort(dim=-1).argsort(dim=-1)
+    return ranks < counts[:, None]
+
+
+@torch.no_grad()
+def mask_predict(
+    model: MaskPredictBart, source: torch.Tensor, source_mask: torch.Tensor, lengths: torch.Tensor, iterations: int
+) -> torch.Tensor:
+    """
+    Mask-Predict (Ghazvininejad et al. 2019) of targets of `lengths` `(B,)`, `(B, Ly)`, padded, given the encoder's
+    states: the least sure tokens are written again.
+    """
+    canvas = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    tokens = torch.full(canvas.shape, model.config.pad_token_id, device=lengths.device)
+    confidences = torch.zeros(canvas.shape, device=lengths.device)
+    for iteration in range(iterations):
+        masked = lowest(confidences, canvas, lengths * (iterations - iteration) // iterations)
+        ids = tokens.masked_fill(masked, model.config.mask_token_id)
+        found = model.decode(source, source_mask, canvas, input_ids=ids).log_softmax(-1).max(-1)
+        tokens = torch.where(masked, found.indices, tokens)
+        confidences = torch.where(masked, found.values, confidences)
+    return tokens
+
+
+def ctc_logits(
+    model: BidirectionalBart, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `(B, r Lx, V)`, where the decoder starts from the source's states, each `r` times; how many count."""
+    source = model.model.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+    repeats = model.config.upsample
+    embeddings, canvas = (values.repeat_interleave(repeats, dim=1) for values in (source, attention_mask))
+    return model.decode(source, attention_mask, canvas, inputs_embeds=embeddings), canvas.sum(-1)
+
+
+class LookupGenerator(PromptLookupCandidateGenerator):
+    """Finds candidates in the source too; Transformers' own looks in what the decoder has written alone."""
+
+    source: torch.Tensor  # (1, Lx)
+
+    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        candidates, _ = super().get_candidates(torch.cat([self.source, input_ids], dim=1))
+        return candidates[:, self.source.shape[1] :], None
+
+
+class SourceLookup:
+    """Of a BART whose `prompt_lookup_num_tokens` finds what it copies in the source."""
+
+    def _get_candidate_generator(self, generation_config, input_ids, inputs_tensor, *args, **kwargs):
+        generator = LookupGenerator(
+            eos_token_id=generation_config._eos_token_tensor,
+            num_output_tokens=generation_config.prompt_lookup_num_tokens,
+            max_length=inputs_tensor.shape[1] + generation_config.max_length,
+        )
+        generator.source = inputs_tensor
+        return generator
+
+
+class LookupBart(SourceLookup, BartForConditionalGeneration):
+    """BART with prompt lookup in its source."""
+
+
+class LookupMBart(SourceLookup, MBartForConditionalGeneration):
+    """The same with norms before the layers."""
 
 
 def _bart(

@@ -21,7 +21,7 @@ there are left out, so that a run that was cut short goes on; `--again` measures
 - `training`: about 180 M parameters on packed text for ten minutes: loss curve, tokens per second and utilisation.
 
 It needs nothing but PyTorch, Transformers, pytest, and a file of texts for training (`--text`; without one it trains
-on simulated stories). flash-attn and mamba-ssm are used where they are installed.
+on simulated stories). matplotlib, flash-attn and mamba-ssm are used where they are installed.
 """
 
 import argparse

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoders import BidirectionalBart, MaskPredictBart
+from decoders import LOOKUP_TOKENS, BidirectionalBart, LookupMBart, MaskPredictBart, ctc_logits, lowest, mask_predict
 from quality_systems import AutoregressiveCollator, pad
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BartForConditionalGeneration,
     GPT2LMHeadModel,
-    MBartForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
 )
-from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from yan_hf import YanDataCollator
 from yan_hf.data.alignment import fillings_of
@@ -34,41 +31,6 @@ from yan_hf.training.trainer import LengthGrouping, YanTrainer
 
 Rows = list[list[int]]
 Rewriter = Callable[[Rows], Rows]
-
-# Tokens that prompt lookup proposes at once.
-LOOKUP_TOKENS = 10
-
-
-class LookupGenerator(PromptLookupCandidateGenerator):
-    """Finds candidates in the source too; Transformers' own looks in what the decoder has written alone."""
-
-    source: torch.Tensor  # (1, Lx)
-
-    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        candidates, _ = super().get_candidates(torch.cat([self.source, input_ids], dim=1))
-        return candidates[:, self.source.shape[1] :], None
-
-
-class SourceLookup:
-    """Of a BART whose `prompt_lookup_num_tokens` finds what it copies in the source."""
-
-    def _get_candidate_generator(self, generation_config, input_ids, inputs_tensor, *args, **kwargs):
-        generator = LookupGenerator(
-            eos_token_id=generation_config._eos_token_tensor,
-            num_output_tokens=generation_config.prompt_lookup_num_tokens,
-            max_length=inputs_tensor.shape[1] + generation_config.max_length,
-        )
-        generator.source = inputs_tensor
-        return generator
-
-
-class LookupBart(SourceLookup, BartForConditionalGeneration):
-    """BART with prompt lookup in its source."""
-
-
-class LookupMBart(SourceLookup, MBartForConditionalGeneration):
-    """The same with norms before the layers."""
-
 
 MODELS: dict[str, type[PreTrainedModel]] = {
     "ar-bart": LookupMBart,
@@ -166,19 +128,13 @@ def _with_length_token(
     return torch.cat([first, input_ids], dim=1), nn.functional.pad(attention_mask, (1, 0), value=1)
 
 
-def _lowest(scores: torch.Tensor, canvas: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Which positions of the canvases `(B, L)` have the `counts` `(B,)` lowest scores."""
-    ranks = scores.masked_fill(~canvas, torch.inf).argsort(dim=-1).argsort(dim=-1)
-    return ranks < counts[:, None]
-
-
 def _mask_predict_loss(model: MaskPredictBart, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Of masked target tokens, from one to all of a row's, and a tenth of that of the length."""
     labels = batch["labels"]
     canvas = labels != -100
     lengths = canvas.sum(-1)
     counts = (torch.rand(len(labels), device=labels.device) * lengths).long() + 1
-    masked = _lowest(torch.rand(labels.shape, device=labels.device), canvas, counts)
+    masked = lowest(torch.rand(labels.shape, device=labels.device), canvas, counts)
     ids = labels.masked_fill(~canvas, model.config.pad_token_id).masked_fill(masked, model.config.mask_token_id)
     source_ids, source_mask = _with_length_token(model, batch["input_ids"], batch["attention_mask"])
     source = model.model.encoder(source_ids, attention_mask=source_mask).last_hidden_state
@@ -187,16 +143,6 @@ def _mask_predict_loss(model: MaskPredictBart, batch: dict[str, torch.Tensor]) -
     offsets = (lengths - batch["attention_mask"].sum(-1)).clamp(-longest, longest) + longest
     length_loss = nn.functional.cross_entropy(model.length_head(source[:, 0]), offsets)
     return nn.functional.cross_entropy(logits[masked], labels[masked]) + 0.1 * length_loss
-
-
-def ctc_logits(
-    model: BidirectionalBart, input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `(B, r Lx, V)`, where the decoder starts from the source's states, each `r` times; how many count."""
-    source = model.model.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
-    repeats = model.config.upsample
-    embeddings, canvas = (values.repeat_interleave(repeats, dim=1) for values in (source, attention_mask))
-    return model.decode(source, attention_mask, canvas, inputs_embeds=embeddings), canvas.sum(-1)
 
 
 def _ctc_loss(model: BidirectionalBart, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -332,26 +278,6 @@ def _fillings(model: PreTrainedModel, max_new_tokens: int, lookup: int | None, r
     written = _autoregressive(model, max_new_tokens, lookup, rows)
     filled = [fill(row, _split(ids, mask), mask) for row, ids in zip(rows, written)]
     return [row[:-1] if row[-1:] == [eos] else row for row in filled]
-
-
-@torch.no_grad()
-def mask_predict(
-    model: MaskPredictBart, source: torch.Tensor, source_mask: torch.Tensor, lengths: torch.Tensor, iterations: int
-) -> torch.Tensor:
-    """
-    Mask-Predict (Ghazvininejad et al. 2019) of targets of `lengths` `(B,)`, `(B, Ly)`, padded, given the encoder's
-    states: the least sure tokens are written again.
-    """
-    canvas = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    tokens = torch.full(canvas.shape, model.config.pad_token_id, device=lengths.device)
-    confidences = torch.zeros(canvas.shape, device=lengths.device)
-    for iteration in range(iterations):
-        masked = _lowest(confidences, canvas, lengths * (iterations - iteration) // iterations)
-        ids = tokens.masked_fill(masked, model.config.mask_token_id)
-        found = model.decode(source, source_mask, canvas, input_ids=ids).log_softmax(-1).max(-1)
-        tokens = torch.where(masked, found.indices, tokens)
-        confidences = torch.where(masked, found.values, confidences)
-    return tokens
 
 
 @torch.no_grad()

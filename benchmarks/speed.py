@@ -42,9 +42,18 @@ from typing import Any
 
 import torch
 from ctranslate import translator
-from decoders import SIZES, floor_costs, masked_diffusion_generate, matching_model, naive_generate
+from decoders import (
+    LOOKUP_TOKENS,
+    SIZES,
+    LookupBart,
+    ctc_logits,
+    floor_costs,
+    mask_predict,
+    masked_diffusion_generate,
+    matching_model,
+    naive_generate,
+)
 from report import onnx_session_options, peak_memory, save, timed
-from rewriting_systems import LOOKUP_TOKENS, LookupBart, ctc_logits, mask_predict
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.generation import CompileConfig
 
@@ -362,7 +371,7 @@ def main():
                         "rows": rows,
                     },
                 )
-    if options.output:
+    if options.output and importlib.util.find_spec("matplotlib"):
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
         title = f"{options.size} size, batch {min(options.batch_sizes)}, {options.dtype}, {name}, random weights"
         plot(rows, title, options.output.with_suffix(".png"))

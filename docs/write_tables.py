@@ -237,14 +237,18 @@ def cuda_code() -> str:
 def speed_cuda() -> str:
     """Lowest and highest beside the median: rounds on a GPU spread far."""
     lines = []
-    for row in [*result("speed_cuda_base")["rows"], *result("speed_cuda_base_batches")["rows"]]:
+    rows = [row for name in ("gpu/speed", "gpu/speed_1024", "speed_cuda_base_batches") for row in result(name)["rows"]]
+    places = {(row["batch_size"], row["target_length"]): row for row in rows if row["system"] == "yan-compiled"}
+    for row in rows:
         low, median, high = (
             f"{1000 * value:.1f}" for value in sorted((*row["latency_range"], row["latency_seconds"]))
         )
         spread = f"{median} ms ({low} to {high}, {row['rounds']} rounds)"
-        slower = _factor(row["times_slower_than_yan"])
-        lines.append([str(row["batch_size"]), str(row["target_length"]), f"`{row['system']}`", spread, slower])
-    return grid(["batch", "tokens", "system", "latency", "times slower than `yan`"], lines)
+        compiled = places[row["batch_size"], row["target_length"]]["latency_seconds"]
+        slower = [_factor(row["times_slower_than_yan"]), _factor(row["latency_seconds"] / compiled)]
+        lines.append([str(row["batch_size"]), str(row["target_length"]), f"`{row['system']}`", spread, *slower])
+    heading = ["batch", "tokens", "system", "latency", "times slower than `yan`", "than `yan-compiled`"]
+    return grid(heading, lines)
 
 
 def speed_batches() -> str:
@@ -364,12 +368,49 @@ def gpu_profile() -> str:
     return grid(["path", "latency", "of it the device is busy", "kernels", "the longest, of all calls of it"], rows)
 
 
+def gpu_attention() -> str:
+    rows = [
+        [row["attention"], f"{1000 * row['latency_seconds']:.1f} ms", f"{row['largest_difference']:.3f}"]
+        for row in result("gpu/attention")["rows"]
+        if row["available"]
+    ]
+    return grid(["attention", "encoder, batch 64", "largest difference of a state from eager's"], rows)
+
+
+def gpu_offload() -> str:
+    rows = [
+        [
+            row["routing"],
+            row["system"],
+            f"{1000 * row['latency_seconds']:.0f} ms",
+            f"{row['device_bytes'] / 2**20:,.0f} MiB",
+            *(f"{row.get(name, 0) / 2**20:,.0f} MiB" for name in ("bytes_copied", "bytes_waited_for")),
+        ]
+        for row in result("gpu/offload")["rows"]
+    ]
+    return grid(["routing", "system", "latency", "model on the device", "copied", "of it waited for"], rows)
+
+
+def gpu_scans() -> str:
+    """Rows of the two tables that `mamba.py` writes there: a scan by itself, and `generate` with either backbone."""
+    found = {(row["table"], row["mode"], row["system"], row["length"]): row for row in result("gpu/scans")["rows"]}
+    lengths = sorted({key[-1] for key in found})
+    return grid(
+        ["", *(f"{length:,} tokens" for length in lengths)],
+        (
+            [f"{table}, {mode}: {system}", *(f"{1000 * found[*row, length]['seconds']:.1f} ms" for length in lengths)]
+            for row in dict.fromkeys(key[:-1] for key in found)
+            for table, mode, system in [row]
+        ),
+    )
+
+
 def gpu_tests() -> str:
     found = result("gpu/tests")
     passed = found["tests"] - found["failures"] - found["errors"] - found["skipped"]
-    failed = f"{found['failures'] + found['errors']} failed"
+    failed = str(found["failures"] + found["errors"] or "none")
     names = "".join(f" `{name.rpartition('::')[2]}`" for name in found["failed"])
-    return f"Of the tests marked `gpu` {passed} passed, {found['skipped']} were skipped and {failed}:{names}."
+    return f"Of the tests marked `gpu` {passed} passed, {found['skipped']} were skipped and {failed} failed.{names}"
 
 
 def expert_table() -> str:
@@ -513,7 +554,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "offload": offload,
     },
     "docs/encoders.md": {"encoder-quality": encoder_quality},
-    "docs/gpu.md": {"gpu-profile": gpu_profile, "gpu-tests": gpu_tests},
+    "docs/gpu.md": {
+        "gpu-profile": gpu_profile,
+        "gpu-tests": gpu_tests,
+        "gpu-attention": gpu_attention,
+        "gpu-offload": gpu_offload,
+        "gpu-scans": gpu_scans,
+    },
     "docs/mamba.md": {"mamba": mamba},
     "docs/rewriting.md": {
         "rewriting": lambda: rewriting_report.table(result("rewriting/restoration")),

@@ -44,6 +44,13 @@ def test_the_dry_run_goes_through_every_step_and_goes_on(tmp_path):
     assert (tmp_path / "attention.json").is_file()
 
 
+def test_its_scripts_need_nothing_beyond_pytorch_and_transformers():
+    absent = ["accelerate", "ctranslate2", "datasets", "matplotlib", "onnxruntime", "peft", "sentencepiece"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import gpu, mamba, offload, speed"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 def test_a_step_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import gpu
