@@ -2,13 +2,13 @@
 """
 Everything that needs a GPU, most telling first: one command on a machine with CUDA.
 
-    python benchmarks/gpu.py                         # or `make gpu`: about 25 minutes
+    python benchmarks/gpu.py                         # or `make gpu`: 25 minutes
     python benchmarks/gpu.py --minutes 5 --steps tests profile
     python benchmarks/gpu.py --dry-run               # the same steps on a CPU, tiny, without results to keep
 
 Every step writes `STEP.json` into the output folder, beside the conditions it was measured under. Steps whose file is
 there are left out, so that a run that was cut short goes on; `--again` measures them anew. No step starts after
-`--minutes`, and one that fails is reported and does not stop the others.
+`--minutes`, training gets what is left of them, and a step that fails is reported and does not stop the others.
 
 - `tests`: our tests that need a GPU;
 - `checkpoints`: the models in `checkpoints/`, in float32 and bfloat16, beside the same on the CPU;
@@ -18,7 +18,8 @@ there are left out, so that a run that was cut short goes on; `--again` measures
 - `attention`: eager, SDPA, flash and flex attention: latency, and the largest difference of logits from eager's;
 - `offload`: `offload.py` with experts of a size that matters, copied over the real bus;
 - `scans`: `mamba.py`, with mamba-ssm's kernels where they are installed;
-- `training`: about 180 M parameters on packed text for ten minutes: loss curve, tokens per second and utilisation.
+- `training`: about 180 M parameters on packed text for ten minutes: loss curve (plotted where matplotlib is),
+  tokens per second and utilisation.
 
 It needs nothing but PyTorch, Transformers, pytest, and a file of texts for training (`--text`; without one it trains
 on simulated stories). matplotlib, flash-attn and mamba-ssm are used where they are installed.
@@ -59,6 +60,7 @@ class Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() and not options.dry_run else "cpu")
         self.size, self.dtype = ("tiny", torch.float32) if self.dry else ("base", torch.bfloat16)
         self.text, self.training_seconds = options.text, 2.0 if self.dry else 60 * options.training_minutes
+        self.end = time.monotonic() + 60 * options.minutes
 
     def script(self, name: str, step: str, full: list[str], tiny: list[str]):
         """Runs another benchmark, which writes the step's file."""
@@ -271,7 +273,8 @@ def training(run: Run) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.98), fused=run.device.type == "cuda")
     generator = torch.Generator().manual_seed(1)
     curve, tokens, began = [], 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < run.training_seconds:
+    seconds = min(run.training_seconds, max(60.0, run.end - time.monotonic()))
+    while (elapsed := time.perf_counter() - began) < seconds:
         labels = rows[torch.randint(len(rows), (batch_size,), generator=generator)]
         noise = labels.roll(1, dims=0)
         spoilt = torch.where(torch.rand(labels.shape, generator=generator) < 0.15, noise, labels)
@@ -282,11 +285,12 @@ def training(run: Run) -> dict:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens += labels.numel()
-        if len(curve) < 10 or elapsed - curve[-1][0] > run.training_seconds / 100:
+        if len(curve) < 10 or elapsed - curve[-1][0] > seconds / 100:
             curve.append((round(elapsed, 2), loss.item()))
     elapsed = time.perf_counter() - began
     busy = torch.cuda.utilization() if run.device.type == "cuda" and _has_nvml() else None
     print(f"{tokens / elapsed:,.0f} tokens per second, loss {curve[0][1]:.2f} to {curve[-1][1]:.2f}", flush=True)
+    plot_loss(curve, run.output / "training.png")
     return {
         "parameters": model.num_parameters(),
         "batch": [batch_size, length],
@@ -296,6 +300,24 @@ def training(run: Run) -> dict:
         "peak_bytes": torch.cuda.max_memory_allocated() if run.device.type == "cuda" else None,
         "curve": curve,
     }
+
+
+def plot_loss(curve: list[tuple[float, float]], file: Path):
+    """The loss over the seconds of the training, where matplotlib is installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.5), constrained_layout=True)
+    axes.plot(*zip(*curve))
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("loss, sum of its terms")
+    axes.grid(True, alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def _has_nvml() -> bool:
@@ -334,7 +356,7 @@ def main() -> int:
         return 0
     if options.dry_run and options.output == RESULTS:
         parser.error("--dry-run measures nothing worth keeping: give another --output")
-    run, began, failed = Run(options), time.monotonic(), []
+    began, run, failed = time.monotonic(), Run(options), []
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.steps:
         file = options.output / f"{name}.json"
