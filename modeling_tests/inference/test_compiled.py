@@ -2,6 +2,7 @@
 """The compiled fast path: the same results, a bounded number of programs, nothing that breaks a graph."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
@@ -62,6 +63,37 @@ def test_results_are_those_of_the_plain_path(side, options):
     expected = generate(model, ids, mask, seeds=[1, 2, 3], **options)
     assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED, **options), expected)
     assert counters["graph_break"] == {}
+
+
+def into_memory(value, memory, place):
+    """A program's result in the memory of its earlier ones, as a CUDA graph gives it."""
+    if isinstance(value, torch.Tensor):
+        return memory.setdefault(place, torch.empty_like(value)).copy_(value)
+    if dataclasses.is_dataclass(value):
+        fields = {name: into_memory(part, memory, (*place, name)) for name, part in vars(value).items()}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, tuple):
+        return type(value)(*(into_memory(part, memory, (*place, index)) for index, part in enumerate(value)))
+    return value
+
+
+@pytest.mark.parametrize("options", [{}, {"target_lengths": 6}, {"num_candidates": 2}], ids=str)
+def test_what_a_call_returns_outlives_the_next_replay(monkeypatch, options):
+    memory = {}
+
+    def recorded(function, *_):
+        return lambda *arguments: into_memory(function(*arguments), memory, (function.__name__,))
+
+    monkeypatch.setattr(compiled, "_compiled", recorded)
+    model = small_model(**SHALLOW)
+    _, ids, mask = batch_of_rows([16, 16])
+    asked = {"routing": "block", "output_routing": True, "compile": True, **options}
+    first = generate(model, ids, mask, seeds=[1, 2], **asked)
+    before = copy.deepcopy(first)
+    second = generate(model, ids, mask, seeds=[3, 4], **asked)
+    assert memory and not torch.equal(second.latents, first.latents)
+    for name, value in before.items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(first[name], value), name
 
 
 @pytest.mark.slow
