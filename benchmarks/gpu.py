@@ -2,7 +2,7 @@
 """
 Everything that needs a GPU, most telling first: one command on a machine with CUDA.
 
-    python benchmarks/gpu.py                         # or `make gpu`: 25 minutes
+    python benchmarks/gpu.py                         # or `make gpu`: about 25 minutes
     python benchmarks/gpu.py --minutes 5 --steps tests profile
     python benchmarks/gpu.py --dry-run               # the same steps on a CPU, tiny, without results to keep
 
@@ -15,14 +15,14 @@ there are left out, so that a run that was cut short goes on; `--again` measures
 - `speed`: `speed.py` at the base size, in bfloat16, at batch 1, from 16 to 1,024 tokens; `batches`: at 8 and 64;
 - `profile`: one `generate`: kernels, gaps between them, time by part of the model, and what the host does longest,
   plain and compiled;
-- `attention`: eager, SDPA, flash and flex attention: latency, and the largest difference of logits from eager's;
+- `attention`: eager, SDPA, flash and flex attention: latency, and the largest difference of states from eager's;
 - `offload`: `offload.py` with experts of a size that matters, copied over the real bus;
 - `scans`: `mamba.py`, with mamba-ssm's kernels where they are installed;
 - `training`: about 180 M parameters on packed text for ten minutes: loss curve (plotted where matplotlib is),
   tokens per second and utilisation.
 
 It needs nothing but PyTorch, Transformers, pytest, and a file of texts for training (`--text`; without one it trains
-on simulated stories). matplotlib, flash-attn and mamba-ssm are used where they are installed.
+on simulated stories). accelerate, matplotlib, flash-attn and mamba-ssm are used where they are installed.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from decoders import SIZES
 from report import save, timed
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
+from transformers.utils import is_accelerate_available, is_flash_attn_2_available, is_torch_flex_attn_available
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 
@@ -103,7 +103,8 @@ def checkpoints(run: Run) -> dict:
             AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval().generate(**batch, seeds=[1, 2])
         )
         for dtype in (torch.float32, torch.bfloat16):
-            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, device_map=str(run.device)).eval()
+            placed = {"device_map": str(run.device)} if is_accelerate_available() else {}
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, **placed).to(run.device).eval()
             found = model.generate(**batch.to(run.device), seeds=[1, 2]).cpu()
             same = found.shape == expected.shape and (found == expected).float().mean().item()
             rows.append(
@@ -227,7 +228,8 @@ def attention(run: Run) -> dict:
         call = lambda: model.model.encode(ids, mask).last_hidden_state  # noqa: E731
         states = call()[mask > 0].float()
         expected = states if expected is None else expected
-        row["latency_seconds"] = median(timed(call, run.device) for _ in range(7))
+        seconds = [timed(call, run.device) for _ in range(7)]
+        row |= {"latency_seconds": median(seconds), "latency_range": [min(seconds), max(seconds)]}
         row["largest_difference"] = (states - expected).abs().max().item()
         print(
             f"{name:18} {1000 * row['latency_seconds']:7.2f} ms, differs by {row['largest_difference']:.1e}",

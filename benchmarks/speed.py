@@ -246,6 +246,7 @@ def plot(rows: list[dict], title: str, file: Path):
 
     batch_size = min(row["batch_size"] for row in rows)
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2])
     for name, marker in zip(SYSTEMS, "ospPv^<>DdhHxX*+123"):
         points = [row for row in rows if row["system"] == name and row["batch_size"] == batch_size]
         if points:

@@ -138,6 +138,13 @@ def test_given_lengths(model):
     assert generate(model, ids, mask, target_lengths=24).sequences.shape == (2, 24)
 
 
+def test_given_lengths_stay_the_caller_s(model):
+    _, ids, mask = batch_of_rows([4, 6])
+    given = torch.tensor([3, 6])
+    generate(model, ids, mask, target_lengths=given, eos_token_id=[]).lengths.zero_()
+    assert given.tolist() == [3, 6]
+
+
 @pytest.mark.parametrize(
     "lengths", [0, 25, torch.tensor([3]), torch.tensor([3, 4, 5]), torch.tensor([3.0, 4.0]), torch.tensor([-1, 3])]
 )

@@ -119,6 +119,16 @@ def test_programs_are_bounded_by_buckets():
     assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
+def test_a_part_of_what_the_caller_gives_is_no_other_program():
+    """Wider latents are cut to a view, whose strides a compiler would take for other inputs."""
+    model = small_model(**SHALLOW)
+    _, ids, mask = batch_of_rows([4, 6])
+    for width in (24, 16, 20):
+        latents = torch.zeros(2, width, model.config.hidden_size)
+        model.generate(ids, mask, target_lengths=16, initial_latents=latents, **FAST)
+    assert len(model.compiled_programs) == counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.slow
 def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)

@@ -503,7 +503,7 @@ class YanGenerationMixin:
         pad_token_id = config.pad_token_id or 0
         known_ids = decoding["known_ids"]
         texts = truncate_at_eos(decoded.tokens, layout.lengths, decoding["end_token_ids"], pad_token_id, known_ids)
-        # Where the host waits for the device, after it has launched all that it can.
+        # Here the host waits for the device; what cuts the texts is launched.
         check_finite("gate_logits", sampled.is_finite)
         check_finite("logits", decoded.is_finite)
         check_choice(config, decoded.has_choice, bool(call.logits_processor))

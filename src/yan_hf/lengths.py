@@ -98,7 +98,7 @@ def given_lengths(
         raise ValueError(f"`target_lengths` holds {len(lengths)} lengths for a batch of {batch_size} rows.")
     lengths = lengths.expand(batch_size)
     _check_given(lengths, table_size, given_width)
-    return lengths.contiguous().to(device)[:, None]
+    return lengths.to(device, copy=True)[:, None]  # `generate` may return them, and the caller's are the caller's
 
 
 def are_by_token(target_lengths: Any) -> bool:
@@ -152,7 +152,7 @@ def _integers(target_lengths: Any, config: PreTrainedConfig) -> torch.Tensor:
 
 
 def _check_given(lengths: torch.Tensor, table_size: int, given_width: int | None):
-    shortest, width = torch.stack([lengths.min(), lengths.max()]).tolist()
+    shortest, width = torch.stack(lengths.aminmax()).tolist()
     if shortest < 1 or width > table_size:
         limits = f"1 to `max_position_embeddings={table_size}`"
         raise ValueError(f"`target_lengths` must be in {limits}, but reach from {shortest} to {width}.")

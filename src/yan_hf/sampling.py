@@ -170,8 +170,8 @@ class NoiseSource:
 _BLOCK_ELEMENTS, _TILE = 2**25, 128
 # On the CPU the vocabulary is cut too, so that a block stays in the cache between the product and its maximum.
 _CPU_TOKENS, _CPU_VOCABULARY = 512, 4096
-# Rows of 16 bytes, which a GPU's fastest products ask for: a vocabulary that is no multiple is read in two parts.
-_ALIGNED = 8
+# Bytes of a row of logits whose multiples a GPU's fastest products ask for: another vocabulary is read in two parts.
+_ALIGNMENT = 16
 
 
 @dataclass
@@ -195,7 +195,11 @@ def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
         return False
     if states.device.type == "cpu":
         return not torch.compiler.is_compiling()  # which would unroll the loop
-    return is_plain and head.out_features > _ALIGNED and head.out_features % _ALIGNED > 0
+    # Under autocast each part's weight would be cast again for every block; it does not know the meta device.
+    if not is_plain or (not states.is_meta and torch.is_autocast_enabled(states.device.type)):
+        return False
+    aligned = _ALIGNMENT // head.weight.element_size()
+    return head.out_features > aligned and head.out_features % aligned > 0
 
 
 def _argmax_by_vocabulary(
@@ -281,7 +285,8 @@ def decode_tokens(
     block_size -= block_size % _TILE if block_size > _TILE else 0
     is_on_host = states.device.type == "cpu"
     if by_vocabulary:
-        part_size = _CPU_VOCABULARY if is_on_host else vocab_size - vocab_size % _ALIGNED
+        rest = vocab_size % (_ALIGNMENT // head.weight.element_size())
+        part_size = _CPU_VOCABULARY if is_on_host else vocab_size - rest
         block_size = _CPU_TOKENS if is_on_host else block_size
     blocks = []
     for start in range(0, len(flat_states), block_size):

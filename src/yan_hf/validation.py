@@ -271,7 +271,7 @@ def check_expert_indices(experts: Tensor, num_experts: int) -> Tensor:
         raise ValueError(f"`expert_indices` must be integers, but their dtype is {experts.dtype}.")
     if not _values_can_be_read(experts):
         return experts.long()
-    lowest, highest = torch.stack([experts.min(), experts.max()]).tolist()
+    lowest, highest = torch.stack(experts.aminmax()).tolist()
     if lowest < 0 or highest >= num_experts:
         raise ValueError(
             f"`expert_indices` must be in 0 to {num_experts - 1} with `num_experts={num_experts}`, but reach from "

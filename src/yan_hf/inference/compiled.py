@@ -51,9 +51,9 @@ def _compiled(function: Callable, fullgraph: bool, backend: Any, mode: str | Non
 
 
 def _pad(values: Tensor | None, *sizes: int) -> Tensor | None:
-    """Zeros at the end of the leading dimensions, up to `sizes`."""
+    """Zeros at the end of the leading dimensions, up to `sizes`; contiguous: other strides are another program."""
     if values is None or tuple(values.shape[: len(sizes)]) == sizes:
-        return values
+        return None if values is None else values.contiguous()
     padded = values.new_zeros(*sizes, *values.shape[len(sizes) :])
     padded[tuple(slice(size) for size in values.shape[: len(sizes)])] = values
     return padded
@@ -106,7 +106,10 @@ class CompiledSampler:
         *start: Tensor | None,
         callback_on_step_end: Callable[[Tensor], None] | None = None,
     ) -> SampleOutput:
-        """As [`sampling.sample`]; both halves are one program where the source has not been encoded yet."""
+        """
+        As [`sampling.sample`]; both halves are one program where the source has not been encoded yet. What it returns
+        holds until the next call: on CUDA that writes into the same memory.
+        """
         if encoded is None:
             program, inputs = encode_and_sample, self._pad_source(source)
         else:
