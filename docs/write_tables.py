@@ -393,16 +393,13 @@ def gpu_offload() -> str:
 
 def gpu_scans() -> str:
     """Rows of the two tables that `mamba.py` writes there: a scan by itself, and `generate` with either backbone."""
-    found = {(row["table"], row["mode"], row["system"], row["length"]): row for row in result("gpu/scans")["rows"]}
-    lengths = sorted({key[-1] for key in found})
-    return grid(
-        ["", *(f"{length:,} tokens" for length in lengths)],
-        (
-            [f"{table}, {mode}: {system}", *(f"{1000 * found[*row, length]['seconds']:.1f} ms" for length in lengths)]
-            for row in dict.fromkeys(key[:-1] for key in found)
-            for table, mode, system in [row]
-        ),
-    )
+    found = result("gpu/scans")["rows"]
+    lengths = sorted({row["length"] for row in found})
+    rows: dict[str, list[str]] = {}
+    for row in sorted(found, key=lambda row: row["length"]):
+        name = f"{row['table']}, {row['mode']}: {row['system']}"
+        rows.setdefault(name, []).append(f"{1000 * row['seconds']:.1f} ms")
+    return grid(["", *(f"{length:,} tokens" for length in lengths)], ([name, *cells] for name, cells in rows.items()))
 
 
 def gpu_tests() -> str:
