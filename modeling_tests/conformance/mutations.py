@@ -172,11 +172,32 @@ MUTATIONS = [
     Mutation(
         "generate leaves new adapters in training mode",
         "generation_yan.py",
-        "if any(module.training for module in self.modules())",
+        "if is_training(self)",
         "if self.training",
         (
             "generation/test_generation.py::test_parts_in_training_mode_generate_in_eval_mode_and_stay_in_training_mode",
         ),
+    ),
+    Mutation(
+        "a compiled call returns the memory of its graph",
+        "generation_yan.py",
+        "output[name] = output[name].clone()",
+        "output[name] = output[name]",
+        ("inference/test_compiled.py::test_what_a_call_returns_outlives_the_next_replay",),
+    ),
+    Mutation(
+        "tokens of the vocabulary's second part are counted from 0",
+        "sampling.py",
+        "torch.where(better, part_tokens + start, tokens)",
+        "torch.where(better, part_tokens, tokens)",
+        ("generation/test_decoding.py::test_parts_of_the_vocabulary_without_waiting_equal_one_product",),
+    ),
+    Mutation(
+        "given lengths are the caller's memory",
+        "lengths.py",
+        "lengths.to(device, copy=True)",
+        "lengths.to(device)",
+        ("generation/test_generation.py::test_given_lengths_stay_the_caller_s",),
     ),
     Mutation(
         "a parallel plan names a layer that is not there",
