@@ -365,7 +365,7 @@ def main() -> int:
         if file.is_file() and not options.again:
             print(f"== {name}: {file} is there", flush=True)
             continue
-        if time.monotonic() - began > 60 * options.minutes:
+        if time.monotonic() > run.end:
             print(f"== {name}: left out, {options.minutes:g} minutes are over; call again to go on", flush=True)
             continue
         print(f"== {name}: {STEPS[name].__doc__ or ''}".rstrip(), flush=True)

@@ -7,7 +7,7 @@ import torch
 from testing_utils import batch_of_rows, small_config, small_model
 
 from yan_hf import YanGenerationConfig
-from yan_hf.lengths import given_lengths, predicted_lengths
+from yan_hf.lengths import EncodedSource, SourceInputs, choose_lengths, given_lengths, predicted_lengths
 from yan_hf.sampling import (
     CandidateLayout,
     NoiseSource,
@@ -72,6 +72,11 @@ def test_the_likeliest_lengths_within_the_limits_come_first():
     lengths, log_probs = predicted_lengths(logits, config)
     assert lengths[0].tolist() == [10, 5, 3] and lengths[1, 0] == 7
     torch.testing.assert_close(log_probs[0], logits[0, 2:12].log_softmax(-1)[[7, 2, 0]])
+    encoded = EncodedSource(None, logits, None)
+    source = SourceInputs(torch.full((2, 4), 5), None, None)
+    repeated = choose_lengths(small_config(), config, source, None, encoded, None, 2)
+    assert torch.equal(repeated[0], lengths.repeat_interleave(2, dim=0))
+    assert torch.equal(repeated[1], log_probs.repeat_interleave(2, dim=0))
     slack = resolved(num_length_candidates=3, max_new_tokens=12, min_new_tokens=3, length_slack=4)
     assert predicted_lengths(logits, slack)[0][0].tolist() == [12, 9, 7]
 

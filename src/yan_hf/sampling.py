@@ -189,17 +189,18 @@ class DecodedTokens:
         return DecodedTokens(*(values if values is None else values.to(device) for values in vars(self).values()))
 
 
-def _reads_by_vocabulary(head: nn.Module, states: torch.Tensor) -> bool:
+def _vocabulary_part(head: nn.Module, states: torch.Tensor) -> int | None:
+    """How many tokens of the vocabulary an argmax reads at a time; `None` for all of them, by the head itself."""
     is_plain = is_plain_linear(head)
     if not (is_plain or hasattr(head, "by_part")) or head.weight.device != states.device:
-        return False
+        return None
     if states.device.type == "cpu":
-        return not torch.compiler.is_compiling()  # which would unroll the loop
+        return None if torch.compiler.is_compiling() else _CPU_VOCABULARY  # a compiler would unroll the loop
     # Under autocast each part's weight would be cast again for every block; it does not know the meta device.
     if not is_plain or (not states.is_meta and torch.is_autocast_enabled(states.device.type)):
-        return False
-    aligned = _ALIGNMENT // head.weight.element_size()
-    return head.out_features > aligned and head.out_features % aligned > 0
+        return None
+    rest = head.out_features % (_ALIGNMENT // head.weight.element_size())
+    return head.out_features - rest if 0 < rest < head.out_features else None
 
 
 def _argmax_by_vocabulary(
@@ -279,19 +280,17 @@ def decode_tokens(
     is_plain = processors is None and uniform is None and not with_logits
     is_argmax = is_plain and not forbids_end and forbidden is None and copied_ids is None
     keeps_logits = with_scores or with_logits
-    by_vocabulary = is_argmax and _reads_by_vocabulary(head, states)
+    part_size = _vocabulary_part(head, states) if is_argmax else None
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
     block_size = max(1, _BLOCK_ELEMENTS // vocab_size)
     block_size -= block_size % _TILE if block_size > _TILE else 0
     is_on_host = states.device.type == "cpu"
-    if by_vocabulary:
-        rest = vocab_size % (_ALIGNMENT // head.weight.element_size())
-        part_size = _CPU_VOCABULARY if is_on_host else vocab_size - rest
-        block_size = _CPU_TOKENS if is_on_host else block_size
+    if part_size is not None and is_on_host:
+        block_size = _CPU_TOKENS
     blocks = []
     for start in range(0, len(flat_states), block_size):
         block = slice(start, start + block_size)
-        if by_vocabulary:
+        if part_size is not None:
             tokens, chosen, partition = _argmax_by_vocabulary(
                 head, flat_states[block], with_scores, part_size, is_on_host
             )
