@@ -85,7 +85,8 @@ def test_save_load_and_merge_write_the_same(backbone, part, tmp_path):
     final = YanForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
     for candidate in (merged, final):
         output = candidate.generate(**inputs, **options)
-        torch.testing.assert_close(output.latents, written.latents, rtol=1e-4, atol=1e-4)
+        # Merged weights are rounded once more, and how products are rounded differs between processors.
+        torch.testing.assert_close(output.latents, written.latents, rtol=1e-3, atol=1e-3)
         assert torch.equal(output.sequences, written.sequences)
 
 
