@@ -14,6 +14,7 @@ from transformers.generation import CompileConfig
 from yan_hf import YanForAutoEncoding, YanForConditionalGeneration
 from yan_hf.layers import YanStartOffsets
 from yan_hf.lengths import SourceInputs, likeliest_sums, match_masks, source_places, token_lengths_from
+from yan_hf.sampling import decode_tokens
 
 
 MASK, END, PAD = 4, 2, 0
@@ -320,6 +321,37 @@ def test_a_text_ends_where_its_source_does():
     assert found.sequences[0].tolist().index(END) == 5
     # With slack there is no telling where the end is.
     assert generate(model, batch, length_slack=1).lengths[0] == 1
+
+
+def test_neighbours_from_one_token_do_not_write_the_same():
+    model, batch = model_with("fertility"), padded([[7, 8, END]])
+    lengths = {"target_lengths": torch.tensor([[3, 2, 1]]), "output_scores": True}
+    with torch.no_grad():
+        model.lm_head.bias[30] = 1e3
+    output = generate(model, batch, **lengths)
+    text, logits = output.sequences[0].tolist(), output.logits[0].clone()
+    # Of the pairs (0, 1), (1, 2) and (3, 4) those that lose least have given way; 2 and 3 are of different tokens.
+    logits[:, END] = -torch.inf
+    (first, second), ranked = logits.topk(2).values.unbind(1), logits.topk(2).indices
+    lost = first - second
+    assert ranked[:, 0].tolist() == [30] * 6 and text[5] == 30
+    gives = {int(lost[a] >= lost[b]) + a for a, b in ((0, 1), (1, 2), (3, 4))}
+    assert text[:5] == [int(ranked[place, int(place in gives)]) for place in range(5)]
+    expected = output.logits[0].log_softmax(-1).gather(1, output.sequences[0][:, None]).mean()
+    torch.testing.assert_close(output.sequence_scores[0], expected)
+    drawn = generate(model, batch, **lengths, do_sample=True)
+    assert drawn.sequences[0, :5].tolist() == [30] * 5  # a draw is one of the distribution
+
+
+def test_of_tokens_without_an_other_none_gives_way():
+    head = torch.nn.Linear(2, 2, bias=False)
+    states = torch.tensor([[[1.0, 0.0], [2.0, 0.0]]])
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(2))
+    options = {"goes_on": torch.tensor([[False, True]])}
+    assert decode_tokens(head, states, **options).tokens.tolist() == [[1, 0]]
+    alone = decode_tokens(head, states, **options, forbidden=torch.tensor([1]))
+    assert alone.tokens.tolist() == [[0, 0]] and alone.has_choice
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

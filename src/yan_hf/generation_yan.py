@@ -421,7 +421,9 @@ class YanGenerationMixin:
             known_ids = layout.known_ids(call.source, predicted_tokens(self.config, call.source))
             control = {config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id}
             forbidden = torch.tensor(sorted({*control, *config.end_token_ids()} - {None}), device=device)
-        copied_ids = end_places = None
+        copied_ids = end_places = goes_on = None
+        if self.config.start_state == "fertility" and layout.token_lengths is not None:
+            goes_on = layout.goes_on(call.source)
         knows_end = self.config.start_state == "fertility" and layout.token_lengths is not None and ids is not None
         if knows_end and config.end_token_ids():
             # A text ends where its source does: an end token before that would cut it short.
@@ -435,6 +437,7 @@ class YanGenerationMixin:
             "copied_ids": copied_ids,
             "copy_bias": float(config.copy_bias),
             "end_places": end_places,
+            "goes_on": goes_on,
             "known_ids": known_ids,
             "forbidden": forbidden,
             "processors": LogitsProcessorList([*(call.logits_processor or ()), *make_processors(config, device)]),
@@ -466,12 +469,13 @@ class YanGenerationMixin:
                 or end_matters
                 or decoding["known_ids"] is not None
                 or decoding["copied_ids"] is not None
+                or decoding["goes_on"] is not None
             ),
             with_scores=decoding["with_scores"],
         )
         if getattr(streamer, "skip_prompt", False) and source.input_ids is not None:
             streamer.put(source.input_ids.cpu())  # it skips what is put first
-        names = ("context_ids", "known_ids", "copied_ids", "end_places")
+        names = ("context_ids", "known_ids", "copied_ids", "end_places", "goes_on")
         first = {name: None if decoding[name] is None else layout.first(decoding[name]) for name in names}
         first["with_scores"] = False
         lengths, ends = layout.first(layout.lengths), decoding["end_token_ids"]

@@ -67,6 +67,13 @@ class CandidateLayout:
         """Where in the source each position starts from, `(R, L)`; see [`source_places`]."""
         return source_places(self.repeat_sources(source.mask), self.canvas.long(), self.token_lengths)
 
+    def goes_on(self, source: SourceInputs) -> torch.Tensor:
+        """Which positions start from the same token of the source as the one before, `(R, L)`, bool."""
+        places = self.places(source)
+        is_same = nn.functional.pad(places[:, 1:] == places[:, :-1], (1, 0))
+        positions = torch.arange(self.width, device=places.device)
+        return is_same & (positions < self.token_lengths.sum(dim=-1, keepdim=True))
+
     def known_ids(self, source: SourceInputs, is_mask: torch.Tensor) -> torch.Tensor:
         """
         The source's tokens `(B, Lx)` where they stand in the target, `(R, L)`; -1 in the fillings of the tokens with
@@ -256,6 +263,7 @@ def decode_tokens(
     forbidden: torch.Tensor | None = None,
     copied_ids: torch.Tensor | None = None,
     copy_bias: float = 0.0,
+    goes_on: torch.Tensor | None = None,
     with_scores: bool = False,
     with_logits: bool = False,
 ) -> DecodedTokens:
@@ -272,13 +280,17 @@ def decode_tokens(
         end_places: Where alone they may be taken otherwise, `(B, L)`, bool.
         forbidden: Tokens that are not taken in any position, `(N,)`.
         copied_ids: For each position the token, `(B, L)`, -1 for none, whose logit `copy_bias` is added to first.
+        goes_on: Whether a position goes on with what the one before began, `(B, L)`, bool. Of two such neighbours with
+            the same argmax the one that loses least takes its second-best token: each by itself cannot know which of
+            them is to write it.
         with_scores, with_logits: Whether to give the tokens' log-probabilities, and the logits.
     """
     length, flat_states = states.shape[1], states.flatten(0, 1)
     processors = processors or None
     forbids_end = bool(end_token_ids) and (min_length > 1 or end_places is not None)
     is_plain = processors is None and uniform is None and not with_logits
-    is_argmax = is_plain and not forbids_end and forbidden is None and copied_ids is None
+    goes_on = goes_on if uniform is None else None
+    is_argmax = is_plain and not forbids_end and forbidden is None and copied_ids is None and goes_on is None
     keeps_logits = with_scores or with_logits
     part_size = _vocabulary_part(head, states) if is_argmax else None
     vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
@@ -287,7 +299,7 @@ def decode_tokens(
     is_on_host = states.device.type == "cpu"
     if part_size is not None and is_on_host:
         block_size = _CPU_TOKENS
-    blocks = []
+    blocks, seconds = [], []
     for start in range(0, len(flat_states), block_size):
         block = slice(start, start + block_size)
         if part_size is not None:
@@ -316,7 +328,11 @@ def decode_tokens(
         if processors is not None:
             prefix = indices.new_empty(len(indices), 0) if context_ids is None else context_ids[indices // length]
             scores = processors(prefix, scores.float())
-        if uniform is None:
+        if goes_on is not None:
+            best, ranked = scores.topk(2, dim=-1)
+            tokens, is_choice = ranked[:, 0], best[:, 0] > -torch.inf
+            seconds.append((best[:, 0] - best[:, 1], ranked[:, 1], logits.gather(1, ranked[:, 1:])[:, 0]))
+        elif uniform is None:
             best, tokens = scores.max(dim=-1)
             is_choice = best > -torch.inf  # false for NaN too
         else:
@@ -331,9 +347,29 @@ def decode_tokens(
         None if parts[0] is None else torch.cat(parts).view(*states.shape[:2], *parts[0].shape[1:])
         for parts in zip(*blocks)
     )
+    if seconds:
+        lost, second, its_logit = (torch.cat(parts).view(tokens.shape) for parts in zip(*seconds))
+        goes_on = goes_on.to(tokens.device)
+        for token in end_token_ids or ():
+            goes_on = goes_on & (tokens != token)  # a canvas ends in as many as are left
+        gives = _giving_neighbours(tokens, lost, goes_on)
+        tokens, chosen = torch.where(gives, second, tokens), torch.where(gives, its_logit, chosen)
     log_probs = chosen.float() - partition if with_scores else None
     has_choice = None if is_choice is None else is_choice.all()
     return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), has_choice)
+
+
+def _giving_neighbours(tokens: torch.Tensor, lost: torch.Tensor, goes_on: torch.Tensor) -> torch.Tensor:
+    """
+    Which positions `(B, L)` take their second-best token: of two neighbours with the same of the `tokens` `(B, L)`, of
+    which the later one `goes_on` `(B, L)`, that whose logit is less by what is `lost` `(B, L)`, where it is finite.
+    """
+    lost = torch.where(lost < torch.inf, lost, torch.inf)  # NaN too
+    is_pair = (
+        (tokens[:, 1:] == tokens[:, :-1]) & goes_on[:, 1:] & (torch.minimum(lost[:, 1:], lost[:, :-1]) < torch.inf)
+    )
+    is_first = is_pair & (lost[:, :-1] < lost[:, 1:])
+    return nn.functional.pad(is_first, (0, 1)) | nn.functional.pad(is_pair & ~is_first, (1, 0))
 
 
 def decode_fillings(
@@ -346,6 +382,7 @@ def decode_fillings(
     context_ids: torch.Tensor | None = None,
     copied_ids: torch.Tensor | None = None,
     end_places: None = None,  # known tokens end a text
+    goes_on: None = None,  # and only they are known to be one token
     with_scores: bool = False,
     with_logits: bool = False,
     **options: Any,
