@@ -284,6 +284,20 @@ MUTATIONS = [
         ("data/test_alignment.py::test_fresh_errors_get_fresh_lengths",),
     ),
     Mutation(
+        "neighbours from one token write the same",
+        "sampling.py",
+        "(tokens[:, 1:] == tokens[:, :-1])",
+        "(tokens[:, 1:] < 0)",
+        ("generation/test_source_start.py::test_neighbours_from_one_token_do_not_write_the_same",),
+    ),
+    Mutation(
+        "the neighbour that loses most gives way",
+        "sampling.py",
+        "is_first = is_pair & (lost[:, :-1] < lost[:, 1:])",
+        "is_first = is_pair & (lost[:, :-1] > lost[:, 1:])",
+        ("generation/test_source_start.py::test_neighbours_from_one_token_do_not_write_the_same",),
+    ),
+    Mutation(
         "the host looks whether a mask is all ones",
         "modeling_yan.py",
         'skip = mask is None or states.device.type == "cpu"',
