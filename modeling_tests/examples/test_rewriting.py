@@ -134,8 +134,10 @@ def test_every_expert_writes_all_rows(task, start, config, tokenizer, tmp_path, 
     torch.manual_seed(0)
     for scope in ("target", "token"):
         fields = {"start_state": start, "expert_scope": scope, "reselect_experts": scope == "target", "num_experts": 3}
+        fields |= {"residual_init_scale": 0.0, "tie_word_embeddings": True}  # what copies its source
         model = YanForConditionalGeneration(YanConfig(**{**config.to_dict(), **fields}))
         model.model.flow.gate.down_proj.bias.data[1] = 50.0
+        torch.nn.init.normal_(model.model.flow.experts.down_proj.data[0], std=9.0)  # but for one expert
         model.save_pretrained(tmp_path / scope)
         tokenizer.save_pretrained(tmp_path / scope)
     options = ["--task", task, "--test-file", str(documents), "--size", "60", "--output", str(tmp_path / "out.json")]

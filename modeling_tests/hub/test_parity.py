@@ -53,7 +53,9 @@ def test_gate_and_every_experts_field(pair, time):
     source, z = tokens(6), torch.randn(9, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
     fields, gate = reference.flow(z.double(), time, reference.encode(source))
     output = model(source[None], latents=z[None], timesteps=torch.tensor([time]))
-    torch.testing.assert_close(output.expert_fields[0].transpose(0, 1), fields.float(), **CLOSE)
+    # Of fields of up to 14, whose small entries are sums of large ones.
+    close = {"rtol": 1e-5, "atol": 2e-6 * float(fields.abs().max())}
+    torch.testing.assert_close(output.expert_fields[0].transpose(0, 1), fields.float(), **close)
     torch.testing.assert_close(output.gate_logits[0].softmax(-1), gate.float(), **CLOSE)
 
 

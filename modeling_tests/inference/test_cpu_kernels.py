@@ -79,6 +79,10 @@ def test_layers_and_experts_are_kept_and_parts_of_a_vocabulary_are_not(monkeypat
 
 @pytest.mark.skipif(not int8._multiplies_packed(), reason="needs oneDNN and VNNI")
 def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
+    """
+    But for sums of unsigned states beyond float32's integers, which some processors round before they take out the
+    zero.
+    """
     monkeypatch.setattr(int8, "_SMALLEST_PACKED", 1)
     generator = torch.Generator().manual_seed(0)
     for number in (1, 2, 64):
@@ -93,7 +97,12 @@ def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
                 packed = int8._prepared(weight)
                 assert packed.is_mkldnn
                 expected = int8._product(rows, weight, scale, bias)
-                assert torch.equal(int8._product(rows, packed, scale, bias), expected)
+                found = int8._product(rows, packed, scale, bias)
+                sums = (rows.as_unsigned().double() @ weight.double().T).abs()
+                is_exact = sums < 2**24
+                assert torch.equal(found[is_exact], expected[is_exact]) and is_exact.any()
+                rounding = 2**-23 * sums * scale * rows.scales[:, None]
+                assert ((found - expected).abs() <= rounding + 1e-6 * expected.abs()).all()
             weights.copy_(weights.flip(0))
         assert len(packed_parts(weights)) == 2
 
