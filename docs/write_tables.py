@@ -524,6 +524,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/generation.md": {"generation-options": generation_options},
     "docs/speed.md": {
         "engines": partial(speed_engines, "speed_cpu_engines"),
+        "engines-intel": partial(speed_engines, "speed_cpu_engines_intel"),
         "engines-others": partial(speed_engines, "speed_cpu_engines_static", "speed_cpu_engines_others"),
         "engines-two-threads": partial(
             speed_engines, "speed_cpu_engines_two_threads", "speed_cpu_engines_two_threads_ct2"
@@ -561,6 +562,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/mamba.md": {"mamba": mamba},
     "docs/rewriting.md": {
         "rewriting": lambda: rewriting_report.table(result("rewriting/restoration")),
+        "rewriting-all": lambda: rewriting_report.table(result("rewriting/restoration_all_systems")),
         "rewriting-experts": expert_table,
         "infilling": lambda: rewriting_report.table(result("rewriting/infilling")),
     },
