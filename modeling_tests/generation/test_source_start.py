@@ -350,6 +350,7 @@ def test_of_tokens_without_an_other_none_gives_way():
         head.weight.copy_(torch.eye(2))
     options = {"goes_on": torch.tensor([[False, True]])}
     assert decode_tokens(head, states, **options).tokens.tolist() == [[1, 0]]
+    assert decode_tokens(head, 0 * states, **options).tokens.tolist() == [[0, 1]]  # of equal ones the first
     alone = decode_tokens(head, states, **options, forbidden=torch.tensor([1]))
     assert alone.tokens.tolist() == [[0, 0]] and alone.has_choice
 

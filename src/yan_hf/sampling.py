@@ -328,16 +328,16 @@ def decode_tokens(
         if processors is not None:
             prefix = indices.new_empty(len(indices), 0) if context_ids is None else context_ids[indices // length]
             scores = processors(prefix, scores.float())
-        if goes_on is not None:
-            best, ranked = scores.topk(2, dim=-1)
-            tokens, is_choice = ranked[:, 0], best[:, 0] > -torch.inf
-            seconds.append((best[:, 0] - best[:, 1], ranked[:, 1], logits.gather(1, ranked[:, 1:])[:, 0]))
-        elif uniform is None:
+        if uniform is None:
             best, tokens = scores.max(dim=-1)
             is_choice = best > -torch.inf  # false for NaN too
         else:
             tokens, is_choice = _draw(scores, uniform.flatten()[block])
         chosen = logits.gather(1, tokens[:, None])[:, 0]
+        if goes_on is not None:
+            # Not the two largest at once, whose order would be open where they are equal.
+            next_best, second = scores.scatter(1, tokens[:, None], -torch.inf).max(dim=-1)
+            seconds.append((best - next_best, second, logits.gather(1, second[:, None])[:, 0]))
         largest = chosen if largest is None else largest
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
         is_choice = None if is_argmax else is_choice
