@@ -53,8 +53,8 @@ def test_gate_and_every_experts_field(pair, time):
     source, z = tokens(6), torch.randn(9, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
     fields, gate = reference.flow(z.double(), time, reference.encode(source))
     output = model(source[None], latents=z[None], timesteps=torch.tensor([time]))
-    # Of fields of up to 14, whose small entries are sums of large ones.
-    close = {"rtol": 1e-5, "atol": 2e-6 * float(fields.abs().max())}
+    # Of fields over 8 the small entries are sums of large ones, which other processors round otherwise.
+    close = {**CLOSE, "atol": CLOSE["atol"] * max(1.0, float(fields.abs().max()) / 8)}
     torch.testing.assert_close(output.expert_fields[0].transpose(0, 1), fields.float(), **close)
     torch.testing.assert_close(output.gate_logits[0].softmax(-1), gate.float(), **CLOSE)
 

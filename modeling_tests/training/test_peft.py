@@ -85,8 +85,9 @@ def test_save_load_and_merge_write_the_same(backbone, part, tmp_path):
     final = YanForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
     for candidate in (merged, final):
         output = candidate.generate(**inputs, **options)
-        # Merged weights are rounded once more, and how products are rounded differs between processors.
-        torch.testing.assert_close(output.latents, written.latents, rtol=1e-3, atol=1e-3)
+        # The scan raises what merging rounds in its own projections to powers: 2e-4 on a processor with AMX.
+        close = 5e-4 if backbone == "mamba" and part.startswith("all-linear") else 1e-4
+        torch.testing.assert_close(output.latents, written.latents, rtol=close, atol=close)
         assert torch.equal(output.sequences, written.sequences)
 
 

@@ -422,17 +422,18 @@ class YanGenerationMixin:
             control = {config.pad_token_id, self.config.bos_token_id, self.config.mask_token_id}
             forbidden = torch.tensor(sorted({*control, *config.end_token_ids()} - {None}), device=device)
         copied_ids = end_places = goes_on = None
-        if self.config.start_state == "fertility" and layout.token_lengths is not None:
-            goes_on = layout.goes_on(call.source)
-        knows_end = self.config.start_state == "fertility" and layout.token_lengths is not None and ids is not None
-        if knows_end and config.end_token_ids():
+        has_places = self.config.start_state == "fertility" and layout.token_lengths is not None
+        places = layout.places(call.source) if has_places or config.copy_bias else None
+        if has_places:
+            goes_on = layout.goes_on(places)
+        if has_places and ids is not None and config.end_token_ids():
             # A text ends where its source does: an end token before that would cut it short.
             end_places = layout.end_places(call.source, config.end_token_ids())
         if config.copy_bias:
             if ids is None:
                 raise ValueError("`copy_bias` needs `input_ids`, the tokens that are copied: leave it out.")
             copied_ids = ids.long().masked_fill(ids == self.config.mask_token_id, -1)
-            copied_ids = layout.repeat_sources(copied_ids).gather(1, layout.places(call.source))
+            copied_ids = layout.repeat_sources(copied_ids).gather(1, places)
         return {
             "copied_ids": copied_ids,
             "copy_bias": float(config.copy_bias),

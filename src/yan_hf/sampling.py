@@ -67,22 +67,22 @@ class CandidateLayout:
         """Where in the source each position starts from, `(R, L)`; see [`source_places`]."""
         return source_places(self.repeat_sources(source.mask), self.canvas.long(), self.token_lengths)
 
-    def goes_on(self, source: SourceInputs) -> torch.Tensor:
-        """Which positions start from the same token of the source as the one before, `(R, L)`, bool."""
-        places = self.places(source)
-        is_same = nn.functional.pad(places[:, 1:] == places[:, :-1], (1, 0))
-        positions = torch.arange(self.width, device=places.device)
-        return is_same & (positions < self.token_lengths.sum(dim=-1, keepdim=True))
+    def is_text(self) -> torch.Tensor:
+        """Which positions stand for tokens of the source, `(R, L)`, bool: none behind the text."""
+        num_tokens = self.token_lengths.sum(dim=-1, keepdim=True)
+        return torch.arange(self.width, device=num_tokens.device) < num_tokens
+
+    def goes_on(self, places: torch.Tensor) -> torch.Tensor:
+        """Which positions start from the same token as the one before, `(R, L)`, bool, of the [`places`]."""
+        return nn.functional.pad(places[:, 1:] == places[:, :-1], (1, 0)) & self.is_text()
 
     def known_ids(self, source: SourceInputs, is_mask: torch.Tensor) -> torch.Tensor:
         """
         The source's tokens `(B, Lx)` where they stand in the target, `(R, L)`; -1 in the fillings of the tokens with
         `is_mask` `(B, Lx)`, behind the text and in rows without masks.
         """
-        places, num_tokens = self.places(source), self.token_lengths.sum(dim=-1, keepdim=True)
         ids = self.repeat_sources(source.input_ids.masked_fill(is_mask, -1))
-        is_text = torch.arange(self.width, device=places.device) < num_tokens
-        return ids.long().gather(1, places).masked_fill(~is_text, -1)
+        return ids.long().gather(1, self.places(source)).masked_fill(~self.is_text(), -1)
 
     def end_places(self, source: SourceInputs, end_token_ids: list[int]) -> torch.Tensor:
         """
