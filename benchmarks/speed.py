@@ -8,7 +8,7 @@ Measures the latency of `generate` against other decoders of the same size, inte
 Systems, all with the same vocabulary, width, dtype, source and target lengths, and parameters within 5 % of YAN's:
 
 - `yan`: this package, three Euler steps; `yan-compiled`: the same with `compile=True`; `yan-bfloat16` and, on the
-  CPU, `yan-int8`, in these; `yan-onnx`: exported, by ONNX Runtime on the CPU;
+  CPU, `yan-int8` and `yan-int8-compiled`, in these; `yan-onnx`: exported, by ONNX Runtime on the CPU;
 - `yan-naive`: the research schedule (one pass more than steps, every expert computed for every token, nothing of the
   source kept between steps), in plain PyTorch;
 - `ar-gpt2`, `ar-bart`: Transformers' models, `generate` with their cache, greedy, forced to the same target length;
@@ -79,7 +79,16 @@ OTHERS = {
     "masked-diffusion": "masked-diffusion",
     "masked-diffusion-32": "masked-diffusion",
 }
-SYSTEMS = ("yan", "yan-bfloat16", "yan-int8", "yan-onnx", "yan-compiled", "yan-naive", *OTHERS)
+SYSTEMS = (
+    "yan",
+    "yan-bfloat16",
+    "yan-int8",
+    "yan-int8-compiled",
+    "yan-onnx",
+    "yan-compiled",
+    "yan-naive",
+    *OTHERS,
+)
 # What the start of a system's name asks for, beside the CPU.
 CPU_PACKAGES = {"ct2": ("ctranslate2",), "yan-int8": (), "yan-onnx": ("onnxscript", "onnxruntime")}
 STEPS = 3
@@ -121,7 +130,7 @@ def build_models(systems: Iterable[str], config: YanConfig, device: torch.device
     if "yan-bfloat16" in systems:
         models["yan-bfloat16"] = copy.deepcopy(yan).to(torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
-        if "yan-int8" in systems:
+        if "yan-int8" in systems or "yan-int8-compiled" in systems:
             yan.save_pretrained(folder)
             models["yan-int8"] = type(yan).from_pretrained(folder, quantization_config=YanInt8Config())
         if "yan-onnx" in systems:
@@ -169,7 +178,8 @@ def make_systems(
     static["compile_config"]._compile_all_devices = True  # also on the CPU
     lookup = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
     systems = {
-        "yan-compiled": (generate("yan", compile=True), generate("yan", compile=True), STEPS),
+        "yan-compiled": (*2 * [generate("yan", compile=True)], STEPS),
+        "yan-int8-compiled": (*2 * [generate("yan-int8", compile=True)], STEPS),
         "yan-naive": (*2 * [lambda: naive_generate(yan, ids, length, STEPS)], STEPS + 1),
         "masked-diffusion": (diffuse(length), diffuse(length, True), length),
         "masked-diffusion-32": (diffuse(min(32, length)), diffuse(min(32, length), True), min(32, length)),

@@ -7,12 +7,14 @@ import logging
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from testing_utils import SHALLOW, DraftCounter, batch_of_rows, small_config, small_model
 from torch._dynamo.utils import counters
 from transformers.generation import CompileConfig
 
+from yan_hf import YanForConditionalGeneration, YanInt8Config
 from yan_hf.experts import choose_experts
-from yan_hf.inference import compiled
+from yan_hf.inference import compiled, cpu_kernels, int8
 from yan_hf.inference.compiled import length_buckets
 from yan_hf.sampling import solve_flow
 from yan_hf.solver import time_grid
@@ -62,6 +64,82 @@ def test_results_are_those_of_the_plain_path(side, options):
     _, ids, mask = batch_of_rows([4, 17, 6], side)
     expected = generate(model, ids, mask, seeds=[1, 2, 3], **options)
     assert_same(generate(model, ids, mask, seeds=[1, 2, 3], compile=True, compile_config=TRACED, **options), expected)
+    assert counters["graph_break"] == {}
+
+
+@pytest.fixture
+def small_operators(monkeypatch):
+    """Small products are operators of a program, too."""
+    monkeypatch.setattr(cpu_kernels, "_SMALLEST_PRODUCT", 0)
+    monkeypatch.setattr(cpu_kernels, "_SMALLEST_COMPILED", 0)
+    monkeypatch.setattr(int8, "_SMALLEST_PACKED", 0)
+
+
+def calls_of(run):
+    """How often each of this package's operators is called."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        run()
+    events = recorded.key_averages()
+    return {event.key.removeprefix("yan_hf::"): event.count for event in events if event.key.startswith("yan_hf::")}
+
+
+needs_onednn = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs oneDNN on x86")
+
+
+@needs_onednn
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+def test_large_products_are_operators(small_operators, implementation):
+    model = small_model(**SHALLOW)
+    model.set_experts_implementation(implementation)
+    _, ids, mask = batch_of_rows([4, 17], "left")
+    options = {"target_lengths": [3, 8], "seeds": [1, 2]}
+    expected = generate(model, ids, mask, **options)
+    run = {**options, "compile": True, "compile_config": TRACED}
+    assert_same(generate(model, ids, mask, **run), expected)
+    calls = calls_of(lambda: generate(model, ids, mask, **run))
+    assert calls["experts"] == 3 and calls["linear"] > 20 and counters["graph_break"] == {}
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.model.flow.experts.down_proj.mul_(-2)
+    changed = generate(twin, ids, mask, **run)
+    assert_same(changed, generate(twin, ids, mask, **options))
+    assert not torch.equal(changed.latents, expected.latents)
+    assert_same(generate(model, ids, mask, **run), expected)
+
+
+@needs_onednn
+def test_adapters_of_the_experts_count(small_operators):
+    config = LoraConfig(target_modules=["q_proj"], target_parameters=["experts.up_proj"], lora_dropout=0)
+    model = get_peft_model(small_model(**SHALLOW), config).eval()
+    _, ids, mask = batch_of_rows([4, 6])
+    plain = {"input_ids": ids, "attention_mask": mask, "target_lengths": 6, "seeds": [0, 1]}
+    before = model.generate(**plain, return_dict_in_generate=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    expected = model.generate(**plain, return_dict_in_generate=True)
+    # PEFT's way of changing a parameter for a forward breaks the graph.
+    broken = CompileConfig(fullgraph=False, backend="aot_eager", mode=None)
+    found = model.generate(**plain, return_dict_in_generate=True, compile=True, compile_config=broken)
+    torch.testing.assert_close(found.latents, expected.latents, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before.latents, expected.latents, atol=1e-3)
+
+
+@needs_onednn
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "plain"])
+def test_int8_is_compiled_too(small_operators, monkeypatch, tmp_path, is_packed):
+    if not is_packed:
+        monkeypatch.setattr(int8, "_SMALLEST_PACKED", 2**40)
+    small_model(hidden_size=64, initializer_range=0.05, **SHALLOW).save_pretrained(tmp_path)
+    model = YanForConditionalGeneration.from_pretrained(tmp_path, quantization_config=YanInt8Config())
+    _, ids, mask = batch_of_rows([4, 17], "left")
+    options = {"target_lengths": [3, 8], "seeds": [1, 2]}
+    run = {**options, "compile": True, "compile_config": TRACED}
+    expected = generate(model, ids, mask, **options)
+    assert_same(generate(model, ids, mask, **run), expected)
+    calls = calls_of(lambda: generate(model, ids, mask, **run))
+    assert calls["experts"] == 3 and (calls.get("int8_product", 0) > 20) == (is_packed and int8.has_vnni())
     assert counters["graph_break"] == {}
 
 

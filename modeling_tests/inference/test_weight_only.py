@@ -113,3 +113,9 @@ def test_without_torchao_the_error_says_what_to_install(monkeypatch):
 def test_its_registration_needs_no_torchao():
     module = importlib.import_module("transformers.quantizers.auto")
     assert "yan_int8_weight_only" in module.AUTO_QUANTIZER_MAPPING
+
+
+@needs_torchao
+def test_it_is_not_compiled(tmp_path):
+    with pytest.raises(ValueError, match="leave it out for yan_int8_weight_only"):
+        quantized(tmp_path)[1].generate(torch.tensor([[7, 8, 9]]), target_lengths=4, compile=True)

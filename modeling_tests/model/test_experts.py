@@ -7,7 +7,7 @@ from testing_utils import SHALLOW, batch_of_rows, small_model
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from transformers.generation import CompileConfig
 
-from yan_hf.experts import _EAGER_FORWARD, YanExperts
+from yan_hf.experts import EAGER_FORWARD, YanExperts
 
 
 def test_blocks_of_tokens_equal_the_loop_over_experts():
@@ -36,7 +36,7 @@ def test_no_value_is_read_on_the_host_in_blocks():
         states, index = mode.from_tensor(torch.randn(9, 32)), mode.from_tensor(torch.zeros(9, 1, dtype=torch.long))
         assert experts.by_blocks(states, index, torch.ones(9, 1)).shape == (9, 32)
         with pytest.raises(DynamicOutputShapeException):
-            _EAGER_FORWARD(experts, states, index, torch.ones(9, 1))
+            EAGER_FORWARD(experts, states, index, torch.ones(9, 1))
 
 
 @pytest.mark.parametrize("options", [{}, {"compile": True, "compile_config": CompileConfig(backend="aot_eager")}])

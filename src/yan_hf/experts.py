@@ -62,7 +62,7 @@ class YanRoutedExperts(nn.Module):
 
 
 # Under the decorator; looked up once, since a compiler does not look into bound methods.
-_EAGER_FORWARD = YanRoutedExperts.forward.__wrapped__
+EAGER_FORWARD = YanRoutedExperts.forward.__wrapped__
 
 
 class YanExperts(YanRoutedExperts):
@@ -82,9 +82,11 @@ class YanExperts(YanRoutedExperts):
             return self.offload.compute(hidden_states, top_k_index, top_k_weights)
         if top_k_index is None:
             return self.all_fields(hidden_states)
-        own = {"eager": _EAGER_FORWARD, "blocks": YanExperts.by_blocks}
-        routed = own.get(self.implementation(hidden_states), YanRoutedExperts.forward)
-        output = routed(self, hidden_states, top_k_index, top_k_weights)
+        own = {"eager": EAGER_FORWARD, "blocks": YanExperts.by_blocks}
+        arguments = self, hidden_states, top_k_index, top_k_weights
+        output = None if KERNELS.experts is None else KERNELS.experts(*arguments)
+        if output is None:
+            output = own.get(self.implementation(hidden_states), YanRoutedExperts.forward)(*arguments)
         share = self.down_proj.shape[-1] / self.intermediate_dim
         if share < 1:
             # Tensor parallelism: the ranks' outputs are summed, each with the whole bias. All but this rank's share is
@@ -98,7 +100,7 @@ class YanExperts(YanRoutedExperts):
         chosen = self.config._experts_implementation
         if hidden_states.dtype == torch.float64:
             return "eager"  # gradient checks run in it, and no grouped kernel does
-        if chosen == "grouped_mm" and KERNELS.linear is not None:
+        if chosen == "grouped_mm" and KERNELS.linear is not None and not torch.compiler.is_compiling():
             return "eager"  # the grouped product on the CPU is the same loop, over slower kernels
         if chosen == "grouped_mm" and hidden_states.device.type != "cpu" and self.up_proj.dtype != torch.bfloat16:
             return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host

@@ -471,6 +471,8 @@ class YanGenerationMixin:
                 or decoding["known_ids"] is not None
                 or decoding["copied_ids"] is not None
                 or decoding["goes_on"] is not None
+                # On the CPU the vocabulary is read faster in parts, a loop that a compiler would unroll.
+                or (config.compile and self.device.type == "cpu")
             ),
             with_scores=decoding["with_scores"],
         )
@@ -571,7 +573,7 @@ class YanGenerationMixin:
 
     def _fast_kernels(self, config: YanGenerationConfig) -> AbstractContextManager:
         """Faster products on the CPU, where the package that brings them is there."""
-        if config.compile or self.device.type != "cpu":
+        if self.device.type != "cpu":
             return nullcontext()
         try:
             kernels = inference_module("cpu_kernels")

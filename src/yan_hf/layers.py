@@ -24,12 +24,13 @@ class Kernels(threading.local):
     Faster products for the calling thread, which `yan_hf.inference.cpu_kernels` puts here while `generate` runs.
 
     `linear` takes states `(..., d)`, weight `(n, d)`, bias and `"none"` or `"gelu"`; `argmax` gives the largest entry
-    of `linear(states, weight, bias)` and its place, in parts of a given size. Both give `None` where PyTorch should
-    compute the result.
+    of `linear(states, weight, bias)` and its place, in parts of a given size; `experts` takes the experts' module and
+    the arguments of its forward. All give `None` where PyTorch should compute the result.
     """
 
     linear: Callable[..., Tensor | None] | None = None
     argmax: Callable[..., tuple[Tensor, Tensor] | None] | None = None
+    experts: Callable[..., Tensor | None] | None = None
 
 
 KERNELS = Kernels()

@@ -29,6 +29,8 @@ from ..sampling import (
     encode_and_sample,
     sample,
 )
+from .cpu_kernels import is_available, keep_experts
+from .int8 import METHOD
 
 
 logger = logging.get_logger(__name__)
@@ -71,7 +73,8 @@ class CompiledSampler:
     Runs the two halves of `generate` as compiled programs.
 
     Args:
-        model: A [`YanForConditionalGeneration`]; `ValueError` where it is spread over devices or quantised.
+        model: A [`YanForConditionalGeneration`]; `ValueError` where it is spread over devices, or quantised by another
+            method than [`YanInt8Config`]'s.
         compile_config: Transformers' compiler settings; by default inductor, on CUDA with CUDA graphs. Shapes are
             static whatever it says.
     """
@@ -82,11 +85,18 @@ class CompiledSampler:
             raise ValueError(
                 f"`compile=True` needs the whole model on one device, but `device_map` spread it over {placed}."
             )
-        if getattr(model, "is_quantized", False):
-            raise ValueError("`compile=True` compiles float models alone: a quantised one runs as it is.")
+        method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+        if method is not None and method.quant_method != METHOD:
+            raise ValueError(
+                f"`compile=True` compiles float models and those in {METHOD}: leave it out for {method.quant_method}."
+            )
         if compile_config is None:
             mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-            compile_config = {"fullgraph": True, "mode": mode}
+            # Without the kernels a quantised mixture's loop over its experts breaks the graph.
+            compile_config = {"fullgraph": method is None or is_available(), "mode": mode}
+        for module in model.modules():
+            if hasattr(module, "parts_by_expert"):  # also the experts of a checkpoint's own code
+                keep_experts(module)
         self.model, self.programs = model, model.compiled_programs
         self.compile_config = CompileConfig(**compile_config) if isinstance(compile_config, dict) else compile_config
         self.buckets = length_buckets(model.config.max_position_embeddings)

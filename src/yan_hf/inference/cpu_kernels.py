@@ -1,20 +1,29 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Faster products for inference in float32 on x86 processors, put under a model's layers from outside."""
+"""
+Faster products for inference in float32 on x86 processors, put under a model's layers from outside.
+
+A compiled program calls the same products as operators of their own, `torch.ops.yan_hf`: what lies between them
+becomes a few loops, and they find their weights laid out as without a compiler.
+"""
 
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from ..experts import EAGER_FORWARD, YanExperts
 from ..layers import Kernels
 from .int8 import counted_version, exact_argmax, has_onednn, has_vnni, keep_packed, weight_version
 
 
 # Multiply-adds below which the time to look up oneDNN's kernel is more than it saves.
 _SMALLEST_PRODUCT = 2**21
+# The same for a compiler's own product, which has nothing to look up and takes what is around it into it.
+_SMALLEST_COMPILED = 2**25
 
 
 def is_available() -> bool:
@@ -24,6 +33,16 @@ def is_available() -> bool:
         and has_onednn()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # also what torch.compile calls
     )
+
+
+class _Call(threading.local):
+    """A thread's call of `generate`."""
+
+    # Weights in oneDNN's layout, by their version: nothing but operations in place changes one within a call.
+    packed: dict[tuple[int, int], Tensor | None] | None = None
+
+
+_CALL = _Call()
 
 
 @contextmanager
@@ -40,12 +59,15 @@ def use_onednn(kernels: Kernels) -> Iterator[None]:
     Args:
         kernels: Those of the module that the model's layers come from, `layers.KERNELS`.
     """
-    outer = kernels.linear, kernels.argmax
-    kernels.linear, kernels.argmax = partial(onednn_linear, {}), vocabulary_argmax
+    outer, outer_packed = vars(kernels).copy(), _CALL.packed
+    kernels.linear, kernels.argmax, kernels.experts = onednn_linear, vocabulary_argmax, compiled_experts
+    _CALL.packed = {}
     try:
         yield
     finally:
-        kernels.linear, kernels.argmax = outer
+        vars(kernels).clear()
+        vars(kernels).update(outer)
+        _CALL.packed = outer_packed
 
 
 def _is_usable(*tensors: Tensor | None) -> bool:
@@ -75,24 +97,69 @@ def _packed(weight: Tensor) -> Tensor | None:
     )
 
 
-def onednn_linear(
-    found: dict[tuple[int, int], Tensor | None],
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-) -> Tensor | None:
+def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
     """
     `activation(linear(states))` with `activation` `"none"` or `"gelu"`, applied as the product is written; `None`
-    where it is not for oneDNN. States `(..., d)`, weight `(n, d)`. `found` keeps each weight in oneDNN's layout for
-    one call of `generate`, where nothing but operations in place changes it.
+    where it is not for oneDNN. States `(..., d)`, weight `(n, d)`. In a context of [`use_onednn`].
     """
-    if states.numel() * weight.shape[0] < _SMALLEST_PRODUCT or not _is_usable(states, weight, bias):
+    is_compiling = torch.compiler.is_compiling()
+    smallest = _SMALLEST_COMPILED if is_compiling else _SMALLEST_PRODUCT
+    if states.numel() * weight.shape[0] < smallest or not _is_usable(states, weight, bias):
         return None
+    if is_compiling:
+        return torch.ops.yan_hf.linear(states, weight, bias, activation)
     if states.numel() > states.shape[-1]:
-        key = counted_version(weight)
+        key, found = counted_version(weight), _CALL.packed
         if key not in found:
             found[key] = _packed(weight)
         weight = weight if found[key] is None else found[key]
     algorithm = "" if activation == "none" else "none"  # oneDNN's name of the exact GELU
     return torch.ops.mkldnn._linear_pointwise.default(states, weight, bias, activation, [], algorithm)
+
+
+torch.library.define("yan_hf::linear", "(Tensor states, Tensor weight, Tensor? bias, str activation) -> Tensor")
+torch.library.define("yan_hf::experts", "(Tensor states, Tensor index, Tensor weights, int experts) -> Tensor")
+
+# The experts of compiled programs by number, which no weight holds alive.
+_EXPERTS: WeakValueDictionary[int, YanExperts] = WeakValueDictionary()
+
+
+def keep_experts(experts: YanExperts):
+    """Gives experts the number by which a compiled program calls them."""
+    if _EXPERTS.get(getattr(experts, "number", None)) is not experts:  # a copy has that of its original
+        experts.number = id(experts)
+        _EXPERTS[experts.number] = experts
+
+
+@torch.library.impl("yan_hf::linear", "CPU")
+def _linear(states: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return onednn_linear(states, weight, bias, activation)
+
+
+@torch.library.register_fake("yan_hf::linear")
+def _(states: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return states.new_empty(*states.shape[:-1], weight.shape[0])
+
+
+@torch.library.impl("yan_hf::experts", "CPU")
+def _experts(states: Tensor, index: Tensor, weights: Tensor, experts: int) -> Tensor:
+    return EAGER_FORWARD(_EXPERTS[experts], states, index, weights)
+
+
+@torch.library.register_fake("yan_hf::experts")
+def _(states: Tensor, index: Tensor, weights: Tensor, experts: int) -> Tensor:
+    return torch.empty_like(states)
+
+
+def compiled_experts(experts: YanExperts, states: Tensor, index: Tensor, weights: Tensor) -> Tensor | None:
+    """
+    The eager forward of experts as an operator of a compiled program, in which the number of tokens of each one is not
+    known; `None` where the program's own product of all of them is faster, and outside of programs.
+    """
+    if not torch.compiler.is_compiling():
+        return None
+    is_small = states.numel() * experts.intermediate_dim < _SMALLEST_COMPILED
+    implementation = experts.implementation(states)
+    if implementation != "eager" and (implementation != "grouped_mm" or is_small):
+        return None
+    return torch.ops.yan_hf.experts(states, index, weights, experts.number)

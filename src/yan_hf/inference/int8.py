@@ -20,19 +20,19 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..experts import _EAGER_FORWARD, YanExperts, YanGate, _all_by_index
+from ..experts import EAGER_FORWARD, YanExperts, YanGate, _all_by_index
 from ..layers import YanLengthHead, YanTimeEmbedding, YanTokenLengthHead
 
 
 METHOD = "yan_int8"
 
 
-def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 `(..., n)` as integers from -127 to 127 `(..., n)`, int8, and the scales that give it back, `(...)`."""
+def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Float32 `(..., n)` as integers from -127 to 127 `(..., n)`, and the scales that give it back, `(...)`."""
     # Rather than a maximum of absolute values, for which a copy of all would be made.
     largest = torch.maximum(values.amax(dim=-1, keepdim=True), -values.amin(dim=-1, keepdim=True))
     largest = largest.clamp(min=torch.finfo(torch.float32).tiny)
-    return (values * (127 / largest)).round_().to(torch.int8), largest[..., 0] / 127
+    return (values * (127 / largest)).round_().to(dtype), largest[..., 0] / 127
 
 
 def weight_version(weight: Tensor) -> tuple[int, int, float]:
@@ -74,6 +74,7 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
+@torch.compiler.assume_constant_result
 def _multiplies_packed() -> bool:
     """Whether oneDNN's product with packed weights is there and exact: without VNNI its sums can overflow."""
     return has_vnni() and has_onednn()
@@ -93,9 +94,13 @@ def _pack(weight: Tensor) -> Tensor:
 _SMALLEST_PACKED = 2**18
 
 
+def _is_packed(weight: Tensor) -> bool:
+    return weight.numel() >= _SMALLEST_PACKED and _multiplies_packed()
+
+
 def _prepared(weight: Tensor) -> Tensor:
     """An int8 weight as [`_product`] takes it: packed, where that multiplies faster."""
-    if weight.numel() < _SMALLEST_PACKED or torch.compiler.is_compiling() or not _multiplies_packed():
+    if not _is_packed(weight):
         return weight
     packed = keep_packed(weight, counted_version(weight), lambda: _pack(weight))
     return weight if packed is None else packed
@@ -119,6 +124,8 @@ def int8_linear(
     the product of what 8 bits leave out of the states is added.
     """
     _check(states)
+    if torch.compiler.is_compiling():
+        return _compiled_linear(states, weight, scale, bias, precise)
     rows, weight = _quantised(states, precise), _prepared(weight)
     if precise:
         product, rest = _product(rows, weight, scale, None).chunk(2)
@@ -146,7 +153,7 @@ class _QuantisedRows:
 
 def _quantised(states: Tensor, precise: bool) -> _QuantisedRows:
     """The states `(..., d)` and, if `precise`, behind them as many rows of what the integers leave out of them."""
-    is_kept = not (states.is_inference() or torch.compiler.is_compiling())
+    is_kept = not states.is_inference()
     key = (states._version, precise) if is_kept else None
     if is_kept and getattr(states, "_yan_int8", (None,))[0] == key:
         return states._yan_int8[1]  # query, key and value are read from the same states
@@ -171,11 +178,7 @@ def _product(
     """`weight` as [`_prepared`] gives it. A result in `buffers` is gone with the next one."""
     # In place, and in the `buffers` of a loop: memory that is new to the process costs more than the arithmetic.
     if weight.is_mkldnn:
-        # oneDNN's fast kernels take unsigned states, for which 128 is zero.
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
-        product = torch.ops.onednn.qlinear_pointwise(
-            rows.as_unsigned(), 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        product = _packed_product(rows.as_unsigned(), weight, scale)
     elif buffers is None:
         product = torch._int_mm(rows.integers, weight.t()).float().mul_(scale)
     else:
@@ -183,6 +186,49 @@ def _product(
         product.copy_(torch._int_mm(rows.integers, weight.t(), out=counts)).mul_(scale)
     scales = rows.scales[:, None]
     return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales, out=product)
+
+
+def _packed_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    # oneDNN's fast kernels take unsigned states, for which 128 is zero.
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(
+        rows, 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+# What a compiler does not look into; what is around it, it makes one loop of.
+torch.library.define("yan_hf::int8_product", "(Tensor rows, Tensor weight, Tensor scale) -> Tensor")
+
+
+@torch.library.impl("yan_hf::int8_product", "CPU")
+def _int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Integers `(T, d)`, uint8 with 128 for zero, and a weight `(n, d)`, int8, that [`_is_packed`] → `(T, n)`."""
+    packed = _prepared(weight)
+    return _packed_product(rows, packed if packed.is_mkldnn else _pack(weight), scale)
+
+
+@torch.library.register_fake("yan_hf::int8_product")
+def _(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[0], dtype=torch.float32)
+
+
+def _compiled_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, precise: bool) -> Tensor:
+    """[`int8_linear`] for a compiler."""
+    rows = states.float().reshape(-1, states.shape[-1])
+    integers, scales = quantize_rows(rows, torch.float32)
+    if precise:
+        rest, rest_scales = quantize_rows(rows - integers * scales[:, None], torch.float32)
+        integers, scales = torch.cat([integers, rest]), torch.cat([scales, rest_scales])
+    if _is_packed(weight):
+        product = torch.ops.yan_hf.int8_product((integers + 128).to(torch.uint8), weight, scale)
+    else:
+        product = torch._int_mm(integers.to(torch.int8), weight.t()).float() * scale
+    product = product * scales[:, None]
+    if precise:
+        product = product[: len(rows)] + product[len(rows) :]
+    if bias is not None:
+        product = product + bias
+    return product.view(*states.shape[:-1], -1).to(states.dtype)
 
 
 def _product_buffers(rows: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -257,7 +303,7 @@ class IndexedExperts(YanExperts):
 
     def all_fields(self, hidden_states: Tensor, only: int | None = None) -> Tensor:
         number = self.num_experts if only is None else 1
-        return _all_by_index(lambda *given: _EAGER_FORWARD(self, *given), hidden_states, number, only or 0)
+        return _all_by_index(lambda *given: EAGER_FORWARD(self, *given), hidden_states, number, only or 0)
 
 
 class Int8Experts(IndexedExperts):
