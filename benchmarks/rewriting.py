@@ -27,9 +27,10 @@ on where it stopped.
 
 `compare` cuts the test documents into paragraphs of over three quarters of 32, 64 and 128 tokens. Latency is the
 median over paragraphs, one at a time, throughput that of batches of 32; every paragraph and batch goes through all
-systems in turn. Systems with prompt lookup take one at a time, so that they have no throughput, and the quality of
-greedy decoding, whose texts they have to give. `no system` is the source as it is. With restoration every system also
-gets clean paragraphs, which should stay, and paragraphs with a word in backquotes.
+systems in turn. Systems with prompt lookup and compiled ones (`--fast`) take one at a time, so that they have
+no throughput, and the quality of what they are the fast form of, whose texts they have to give. `no system` is the
+source as it is. With restoration every system also gets clean paragraphs, which should stay, and paragraphs with a
+word in backquotes.
 
 `experts` says what each expert of a YAN whose targets share their choice writes when it writes everything, in one
 step, beside the gate's choice, and beside the best expert of each row by the reference.
@@ -61,6 +62,7 @@ from rewriting_systems import (
     TimeBudget,
     TimedYanTrainer,
     architecture,
+    fast_rewriters,
     load_model,
     load_tokenizer,
     num_positions,
@@ -353,9 +355,11 @@ def measure(
     examples = make_examples(texts, data, tokenizer, options.seed)
     if not examples:
         raise SystemExit(f"rewriting.py: the test file has no paragraph of about {size} tokens.")
-    batched = {name: system for name, system in systems.items() if not name.endswith("-lookup")}
+    compiled = {name: system for name, system in systems.items() if "-compiled" in name}
+    batched = {name: systems[name] for name in systems if not (name in compiled or name.endswith("-lookup"))}
     singles = batches_of(examples[: options.timed_rows], 1)
     run(systems, singles[:1])  # warms up
+    run(compiled, singles)
     ids, batch_seconds = run(batched, batches_of(examples, 32))
     single_ids, single_seconds = run(systems, singles)
     num_tokens = sum(len(example.target_ids) for example in examples)
@@ -368,9 +372,9 @@ def measure(
         for name, figures in probe(probed, texts[: options.probe_rows], data, tokenizer, options.seed).items():
             rows[name] |= figures
     for name in set(systems) - set(batched):
-        greedy = name.removesuffix("-lookup")
-        same = [a == b for a, b in zip(single_ids[name], single_ids[greedy])]
-        rows[name] = {**rows[greedy], "same_as_greedy": sum(same) / len(same)}
+        plain = name.removesuffix("-lookup").replace("-compiled", "")
+        same = [a == b for a, b in zip(single_ids[name], single_ids[plain])]
+        rows[name] = {**rows[plain], "same_text": sum(same) / len(same)}
     found = []
     for name in (NO_SYSTEM, *systems):
         row = {"system": name, "size": size, "rows": len(examples), **rows[name]}
@@ -393,6 +397,8 @@ def compare(options: argparse.Namespace, arguments: list[str]):
             raise SystemExit(f"rewriting.py: {folder} has another tokenizer than {options.yan}.")
         model = load_model(name, folder)
         systems |= rewriters(name, model, data.max_target_length)
+        if name == "yan" and options.fast:
+            systems |= fast_rewriters(model, folder, data.max_target_length)
         training = Path(folder, "training.json")
         about[name] = json.loads(training.read_text()) if training.is_file() else {}
         about[name]["parameters"] = model.num_parameters()
@@ -485,6 +491,7 @@ def main():
     command.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     command.add_argument("--rows", type=int, default=320, help="paragraphs of every size")
     command.add_argument("--timed-rows", type=int, default=30, help="of them one at a time, for the latency")
+    command.add_argument("--fast", action="store_true", help="YAN also compiled and in 8 bits (some minutes a size)")
     command.add_argument("--probe-rows", type=int, default=160, help="paragraphs that are clean, and with code")
     command.add_argument("--threads", type=int, default=1)
     command.add_argument("--seed", type=int, default=0, help="of the corruption")

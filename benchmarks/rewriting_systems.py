@@ -24,7 +24,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from yan_hf import YanDataCollator
+from yan_hf import YanDataCollator, YanInt8Config
 from yan_hf.data.alignment import fillings_of
 from yan_hf.training.trainer import LengthGrouping, YanTrainer
 
@@ -259,9 +259,9 @@ def texts_of(ids: torch.Tensor, config: Any) -> Rows:
     return rows
 
 
-def _yan(model: PreTrainedModel, max_new_tokens: int, steps: int, rows: Rows) -> Rows:
+def _yan(model: PreTrainedModel, max_new_tokens: int, steps: int, rows: Rows, **options: Any) -> Rows:
     batch = padded_batch(rows, model.config.pad_token_id)
-    options = {"seeds": list(range(len(rows))), "num_inference_steps": steps, "max_new_tokens": max_new_tokens}
+    options |= {"seeds": list(range(len(rows))), "num_inference_steps": steps, "max_new_tokens": max_new_tokens}
     return texts_of(model.generate(**batch, **options), model.config)
 
 
@@ -313,6 +313,17 @@ def rewriters(system: str, model: PreTrainedModel, max_new_tokens: int) -> dict[
     run = partial(_fillings if system == "ar-gpt2-fillings" else _autoregressive, model, max_new_tokens)
     found = {system: partial(run, None)}
     return found if system == "ar-gpt2-fillings" else {**found, f"{system}-lookup": partial(run, LOOKUP_TOKENS)}
+
+
+def fast_rewriters(model: PreTrainedModel, folder: Path, max_new_tokens: int) -> dict[str, Rewriter]:
+    """A YAN from `folder` compiled, in 8 bits, and both, in one step and in three."""
+    integers = AutoModelForSeq2SeqLM.from_pretrained(folder, quantization_config=YanInt8Config())
+    found = {}
+    for steps in (1, 3):
+        found[f"yan-int8-{steps}"] = partial(_yan, integers, max_new_tokens, steps)
+        found[f"yan-compiled-{steps}"] = partial(_yan, model, max_new_tokens, steps, compile=True)
+        found[f"yan-int8-compiled-{steps}"] = partial(_yan, integers, max_new_tokens, steps, compile=True)
+    return found
 
 
 def load_model(system: str, folder: Path | str) -> PreTrainedModel:

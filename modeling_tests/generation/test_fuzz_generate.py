@@ -39,7 +39,7 @@ KINDS = {
         "start_state": "stretched",
     },
     "an expert for each block": {"expert_scope": "block", "routing_block_size": 3, "start_state": "stretched"},
-    "a length for each token": {"start_state": "fertility", "max_token_length": 24},
+    "a length for each token": {"start_state": "fertility", "max_token_length": 24, "repeat_window": 2},
     "known tokens around masks": {"start_state": "aligned", "keep_known": True},
     "untrained length head": {"length_head_trained": False, "attention_bias": True},
 }

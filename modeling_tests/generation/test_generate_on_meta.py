@@ -35,7 +35,7 @@ FILLINGS = {"decode_fillings": lambda mask, **_: torch.zeros(2, mask.dim(), dtyp
 CONSENSUS = {"_select_candidates": lambda tokens: torch.zeros(tokens.shape, dtype=torch.long).tolist()}
 PAPER, TARGET = {}, {"expert_scope": "target", "reselect_experts": True}
 ALIGNED = {"start_state": "aligned", "mask_token_id": 4}
-FERTILITY = {"start_state": "fertility"}
+FERTILITY = {"start_state": "fertility", "repeat_window": 3}
 SAMPLED = {"do_sample": True, "top_k": 5, "top_p": 0.9, "typical_p": 0.9, "temperature": 0.8, "min_p": 0.1}
 BLOCKS = {"routing": "block", "routing_block_size": 4, "core_threshold": 0.6, "routing_top_k": 2}
 EVERYTHING = dict.fromkeys(("output_scores", "output_trajectory", "output_expert_indices", "output_routing"), True)

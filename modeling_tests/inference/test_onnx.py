@@ -22,7 +22,9 @@ def models(request, tmp_path_factory):
     """A model, and the same one in ONNX Runtime; one chooses experts anew in both solver steps, for whole targets."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    options = {"expert_scope": "target", "reselect_experts": True} if request.param == "aligned" else {}
+    options = {}
+    if request.param == "aligned":
+        options = {"expert_scope": "target", "reselect_experts": True, "repeat_window": 3}
     start_state = "aligned" if request.param == "aligned" else "noise"
     if request.param == "mamba":
         options = {"encoder_backbone": "mamba", "flow_backbone": "mamba"}

@@ -8,7 +8,45 @@ import torch
 from testing_utils import small_model
 from torch.nn.functional import gelu, layer_norm, softmax
 
-from yan_hf.layers import sdpa_in_float32
+from yan_hf.layers import repeated_tokens, sdpa_in_float32
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "expected"),
+    [
+        ([7, 7, 8], 4, [0, 1, 0]),
+        ([7, 7, 7], 4, [0, 1, 1]),
+        ([7, 8, 7, 8, 9], 4, [0, 0, 2, 2, 0]),
+        ([7, 8, 7, 8, 9], 1, [0, 0, 0, 0, 0]),
+        ([5, 6, 7, 5, 6, 7, 7], 3, [0, 0, 0, 3, 3, 3, 1]),
+        ([7, 8, 9, 8, 7], 4, [0, 0, 0, 0, 0]),
+        ([0, 0, 7, 4, 4, 2, 2], 4, [0, 0, 0, 0, 0, 0, 0]),  # special tokens
+        ([7], 4, [0]),
+    ],
+)
+def test_repeated_tokens(tokens, longest, expected):
+    for before, behind in ((0, 0), (3, 0), (0, 3)):
+        padded = [0] * before + tokens + [0] * behind
+        found = repeated_tokens(torch.tensor([padded]), [0, 1, 2, 4], longest)
+        assert found.tolist() == [[0] * before + expected + [0] * behind]
+
+
+def test_the_encoder_is_told_of_repeats():
+    plain, model = small_model(), small_model(repeat_window=2)
+    assert model.load_state_dict(plain.state_dict(), strict=False).missing_keys == ["model.embed_repeats.weight"]
+    once, twice = torch.tensor([[7, 8, 9]]), torch.tensor([[7, 8, 8, 9, 8, 9]])
+
+    def change():
+        return [(model.model.encode(ids)[0] - plain.model.encode(ids)[0]).abs().amax().item() for ids in (once, twice)]
+
+    with torch.no_grad():
+        assert change() == [0, 0]  # a model that is trained on starts from what it knew
+        model.model.embed_repeats.weight[1:].normal_()
+        assert change()[0] == 0 and change()[1] > 1e-3
+        with pytest.raises(ValueError, match="`repeat_window` looks for repeated tokens"):
+            model.model.encode(inputs_embeds=torch.zeros(1, 3, model.config.hidden_size))
+    model.freeze("token_embeddings")
+    assert not model.model.embed_repeats.weight.requires_grad
 
 
 def linear(module, x):

@@ -388,6 +388,7 @@ def test_an_auto_encoder_stands_on_it_too(folders, tmp_path):
         ({"encoder_config": BertConfig(**SIZES), "vocab_size": 61}, "vocab_size=61.*has 60"),
         ({"encoder_config": BertConfig(**SIZES), "encoder_backbone": "mamba"}, "encoder_backbone.*own encoder"),
         ({"encoder_config": BertConfig(**SIZES), "embedding_dropout": 0.1}, "embedding_dropout.*own encoder"),
+        ({"encoder_config": BertConfig(**SIZES), "repeat_window": 2}, "repeat_window=2.*own encoder"),
     ],
 )
 def test_encoders_that_do_not_fit_are_refused(fields, message):

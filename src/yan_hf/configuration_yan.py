@@ -151,6 +151,8 @@ class YanConfig(PreTrainedConfig):
         keep_known: Whether the known tokens of a source with masks are taken over, so that only fillings are trained
             and generated. Needs `start_state="aligned"`.
         max_token_length: The most target tokens that one mask or source token is predicted to stand for.
+        repeat_window: The encoder is told which tokens repeat up to so many right before them, as a word that was
+            written twice, by an embedding that is added to theirs; 0: it is not. For the model's own encoder.
         expert_sigma: Standard deviation `σ` of each expert's normal density.
         routing: `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first agree
             on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
@@ -251,6 +253,7 @@ class YanConfig(PreTrainedConfig):
     start_state: Literal["noise", "stretched", "aligned", "fertility"] = "noise"
     keep_known: bool = False
     max_token_length: int = _count(default=32)
+    repeat_window: int = interval(min=0)(default=0)
     expert_sigma: int | float = _positive(default=1.0)
     routing: Routing = "token"
     routing_block_size: int | None = None
@@ -355,7 +358,7 @@ class YanConfig(PreTrainedConfig):
         for name, value in self._encoder_sizes().items():
             if getattr(self, name) != value:
                 raise ValueError(f"`{name}={getattr(self, name)}` must be left out: `encoder_config` has {value}.")
-        for name in ("encoder_backbone", "embedding_dropout"):
+        for name in ("encoder_backbone", "embedding_dropout", "repeat_window"):
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(
                     f"`{name}={getattr(self, name)!r}` is of the model's own encoder, but there is an "

@@ -371,6 +371,51 @@ class YanStartOffsets(nn.Embedding):
         return super().forward(before) + super().forward(half + behind)
 
 
+def repeated_tokens(input_ids: Tensor, special_ids: list[int], longest: int) -> Tensor:
+    """
+    Which tokens `(B, L)` repeat those right before them: for each one the least `n` up to `longest` such that it lies
+    in `n` tokens that are the same, one by one, as the `n` before these; 0 for the others and for special tokens.
+    `(B, L)`, int64. What stands before or behind a text, padding too, changes nothing.
+    """
+    length = input_ids.shape[1]
+
+    def moved(values: Tensor, places: int) -> Tensor:
+        padded = nn.functional.pad(values, (max(0, places), max(0, -places)))
+        return padded[:, :length] if places > 0 else padded[:, -places:]
+
+    is_text = torch.ones_like(input_ids)
+    for token in special_ids:
+        is_text = is_text * (input_ids != token)
+    found = torch.zeros_like(input_ids)
+    for size in range(longest, 0, -1):
+        is_same = (input_ids == moved(input_ids, size)) * is_text * moved(is_text, size)
+        # `size` in a row: at the last of them, and then at all of them.
+        ends = is_same
+        for shift in range(1, size):
+            ends = ends * moved(is_same, shift)
+        within = ends
+        for shift in range(1, size):
+            within = within + moved(ends, -shift)
+        found = torch.where(within > 0, size, found)
+    return found
+
+
+class YanRepeatEmbedding(nn.Embedding):
+    """
+    Tells the encoder which tokens are [`repeated_tokens`]: attention by positions alone learns slowly to compare
+    neighbours. A class of its own, so that it starts as zeros.
+    """
+
+    def __init__(self, config: YanConfig):
+        super().__init__(config.repeat_window + 1, config.hidden_size)
+        special = (config.pad_token_id, config.bos_token_id, config.eos_token_id, config.mask_token_id)
+        self.special_ids = [token for token in special if token is not None]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Tokens `(B, L)` → `(B, L, d)`."""
+        return super().forward(repeated_tokens(input_ids, self.special_ids, self.num_embeddings - 1))
+
+
 class YanDecoderLayer(GradientCheckpointingLayer):
     """Residual block of the position-wise decoder: `x += FF(LN(x))`."""
 

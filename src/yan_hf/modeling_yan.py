@@ -55,6 +55,7 @@ from .layers import (
     YanFlowLayer,
     YanLengthHead,
     YanPositionEmbedding,
+    YanRepeatEmbedding,
     YanStartOffsets,
     YanStartProjection,
     YanTimeEmbedding,
@@ -480,7 +481,7 @@ class YanPreTrainedModel(PreTrainedModel):
             init.zeros_(module.down_proj_bias)
         elif getattr(module, "ends_residual", False) and self.config.residual_init_scale != 1:
             init.normal_(module.weight, mean=0.0, std=std * self.config.residual_init_scale)
-        elif isinstance(module, YanStartOffsets):
+        elif isinstance(module, (YanStartOffsets, YanRepeatEmbedding)):
             init.zeros_(module.weight)
         elif isinstance(module, YanPretrainedEncoder):
             init.zeros_(module.latent_mean)
@@ -519,7 +520,7 @@ class YanPreTrainedModel(PreTrainedModel):
             "encoder": [encoder],
             "flow": [getattr(base, "flow", None)],
             "decoder": [getattr(base, "decoder", None), getattr(self, "lm_head", None)],
-            "token_embeddings": [tokens],
+            "token_embeddings": [tokens, getattr(base, "embed_repeats", None)],
             "position_embeddings": [getattr(base, "embed_positions", None)],
         }
         if unknown := [name for name in names if name not in modules]:
@@ -933,6 +934,7 @@ class YanModel(YanPreTrainedModel):
         super().__init__(config)
         if config.encoder_config is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_repeats = YanRepeatEmbedding(config) if config.repeat_window else None
         num_positions = config.max_position_embeddings + config.num_extra_positions
         self.embed_positions = YanPositionEmbedding(num_positions, config.hidden_size)
         if config.encoder_config is None:
@@ -982,6 +984,10 @@ class YanModel(YanPreTrainedModel):
             return self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+            if self.embed_repeats is not None:
+                inputs_embeds = inputs_embeds + self.embed_repeats(input_ids)
+        elif self.embed_repeats is not None:
+            raise ValueError("`repeat_window` looks for repeated tokens: pass `input_ids`, not embeddings.")
         states = inputs_embeds + self._positions(inputs_embeds.shape[:2], attention_mask, inputs_embeds.device)
         if not is_target:
             # As the encoder's own dropout: off where it is frozen.

@@ -94,9 +94,7 @@ class CompiledSampler:
             mode = "reduce-overhead" if model.device.type == "cuda" else "default"
             # Without the kernels a quantised mixture's loop over its experts breaks the graph.
             compile_config = {"fullgraph": method is None or is_available(), "mode": mode}
-        for module in model.modules():
-            if hasattr(module, "parts_by_expert"):  # also the experts of a checkpoint's own code
-                keep_experts(module)
+        keep_experts(model.model.flow.experts)
         self.model, self.programs = model, model.compiled_programs
         self.compile_config = CompileConfig(**compile_config) if isinstance(compile_config, dict) else compile_config
         self.buckets = length_buckets(model.config.max_position_embeddings)
