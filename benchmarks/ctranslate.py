@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 def _save(model: PreTrainedModel, folder: str):
     """A model with a tokenizer whose tokens are their own numbers, which the converter needs."""
-    model.config.normalize_before = False  # of BART, which the converter looks up and Transformers no longer has
+    # What the converter looks up and Transformers no longer has.
+    model.config.normalize_before = model.config.model_type == "mbart"
     model.save_pretrained(folder)
     vocabulary = {str(token): token for token in range(model.config.vocab_size)}
     special = {name: str(getattr(model.config, f"{name}_id")) for name in ("pad_token", "bos_token", "eos_token")}
@@ -22,7 +23,7 @@ def _save(model: PreTrainedModel, folder: str):
 
 
 def convert(model: PreTrainedModel, folder: str, quantization: str):
-    """Writes a `GPT2LMHeadModel` or a `BartForConditionalGeneration` for CTranslate2; "float32" or "int8"."""
+    """Writes a GPT-2, a BART or an mBART for CTranslate2; "float32" or "int8"."""
     import ctranslate2
 
     with tempfile.TemporaryDirectory() as saved:
@@ -47,6 +48,25 @@ def load(folder: str, is_encoder_decoder: bool, quantization: str) -> Callable[[
         limits = {"min_length": length, "max_length": length}
         results = loaded.generate_batch(rows, beam_size=1, include_prompt_in_result=False, **limits)
         return [found.sequences[0] for found in results]
+
+    return run
+
+
+def rewriter(model: PreTrainedModel, quantization: str) -> Callable[[list[list[int]], int], list[list[int]]]:
+    """What writes for rows of tokens of an encoder-decoder, greedily, at most a number of tokens, the end left out."""
+    import ctranslate2
+
+    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as folder:
+        convert(model, folder, quantization)
+        loaded = ctranslate2.Translator(folder, device="cpu", compute_type=quantization, **threads)
+    start = [[str(model.config.decoder_start_token_id)]]  # as mBART's target language
+
+    def run(rows: list[list[int]], longest: int) -> list[list[int]]:
+        texts = [[str(token) for token in row] for row in rows]
+        options = {"beam_size": 1, "max_batch_size": 64, "max_decoding_length": longest}
+        found = loaded.translate_batch(texts, target_prefix=start * len(rows), **options)
+        return [[int(token) for token in result.hypotheses[0]] for result in found]
 
     return run
 

@@ -1,9 +1,11 @@
 # Copyright 2026 The yan_hf authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The benchmark of rewriting: every system learns and rewrites, and a run goes from documents to a table."""
 
+import gzip
 import json
 import sys
 
+import distil
 import pytest
 import rewriting
 import torch
@@ -207,3 +209,31 @@ def test_from_documents_to_the_table(task, config, tokenizer, tmp_path, monkeypa
         unchanged = rows[NO_SYSTEM, 60]
         assert unchanged["unchanged_rate"] == unchanged["unchanged_sentences"] == 1 and unchanged["code"] == [2, 2]
         assert unchanged["numbers"][0] > 0 and unchanged["names"][0] < unchanged["names"][1]
+
+
+# Distillation
+
+
+def test_the_teacher_decides_marks_and_capitals_and_no_letters():
+    reference = 'In "Rome," Mary said it was a well-known 3.5 m high.'
+    written = "In Rome mary said, it wass a well-known, 3.5 m high!"
+    assert distil.follow(reference, written) == "In Rome mary said, it was a well-known, 3.5 m high!"
+    assert distil.follow("The end.", "") == "The end." and distil.follow("", "More.") == ""
+    assert distil.follow("A b c.", "A c. b") == "A b c."
+
+
+def test_pairs_of_a_teacher(config, tokenizer, tmp_path, monkeypatch):
+    pytest.importorskip("ctranslate2")
+    documents, pairs = tmp_path / "documents.jsonl", tmp_path / "new" / "pairs.jsonl.gz"
+    documents.write_text("".join(json.dumps({"text": STORY * 2 + f"Number {i}."}) + "\n" for i in range(4)))
+    new_model("ar-bart", config, 200).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    arguments = ["--teacher", tmp_path / "teacher", "--train-file", documents, "--output", pairs, "--rows", 5]
+    arguments += ["--pack-tokens", 40, "--max-source-length", 80, "--max-target-length", 60]
+    monkeypatch.setattr(sys, "argv", ["distil.py", *map(str, arguments)])
+    distil.main()
+    with gzip.open(pairs, "rt") as file:
+        rows = [json.loads(line) for line in file]
+    assert len(rows) == 5 and all(row["source"] for row in rows)
+    letters = ["".join(filter(str.isalnum, text)).lower() for text in (STORY * 4, *(row["target"] for row in rows))]
+    assert all(text.split("number")[0] in letters[0] for text in letters[1:])
