@@ -94,7 +94,10 @@ class CompiledSampler:
             mode = "reduce-overhead" if model.device.type == "cuda" else "default"
             # Without the kernels a quantised mixture's loop over its experts breaks the graph.
             compile_config = {"fullgraph": method is None or is_available(), "mode": mode}
-        keep_experts(model.model.flow.experts)
+        experts = model.model.flow.experts
+        while hasattr(experts, "base_layer"):  # adapters stand around it
+            experts = experts.base_layer
+        keep_experts(experts)
         self.model, self.programs = model, model.compiled_programs
         self.compile_config = CompileConfig(**compile_config) if isinstance(compile_config, dict) else compile_config
         self.buckets = length_buckets(model.config.max_position_embeddings)
