@@ -563,6 +563,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/mamba.md": {"mamba": mamba},
     "docs/rewriting.md": {
         "rewriting": lambda: rewriting_report.table(result("rewriting/restoration")),
+        "rewriting-fast": lambda: rewriting_report.table(result("rewriting/restoration_fast")),
         "rewriting-all": lambda: rewriting_report.table(result("rewriting/restoration_all_systems")),
         "rewriting-experts": expert_table,
         "infilling": lambda: rewriting_report.table(result("rewriting/infilling")),
