@@ -3,6 +3,7 @@
 
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
@@ -32,16 +33,25 @@ def convert(model: PreTrainedModel, folder: str, quantization: str):
         converter.convert(folder, quantization=quantization, force=True)
 
 
-def load(folder: str, is_encoder_decoder: bool, quantization: str) -> Callable[[torch.Tensor, int], object]:
-    """What writes a target of a given length for sources `(B, Lx)`, greedily, with as many threads as PyTorch."""
+def _engine(folder: str, is_encoder_decoder: bool, quantization: str) -> Any:
     import ctranslate2
 
     engine = ctranslate2.Translator if is_encoder_decoder else ctranslate2.Generator
     threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
-    loaded = engine(folder, device="cpu", compute_type=quantization, **threads)
+    return engine(folder, device="cpu", compute_type=quantization, **threads)
+
+
+def _names(rows: list[list[int]]) -> list[list[str]]:
+    """The tokens of the vocabulary that [`_save`] writes."""
+    return [[str(token) for token in row] for row in rows]
+
+
+def load(folder: str, is_encoder_decoder: bool, quantization: str) -> Callable[[torch.Tensor, int], object]:
+    """What writes a target of a given length for sources `(B, Lx)`, greedily, with as many threads as PyTorch."""
+    loaded = _engine(folder, is_encoder_decoder, quantization)
 
     def run(ids: torch.Tensor, length: int) -> object:
-        rows = [[str(token) for token in row] for row in ids.tolist()]
+        rows = _names(ids.tolist())
         if is_encoder_decoder:
             limits = {"min_decoding_length": length, "max_decoding_length": length}
             return [found.hypotheses[0] for found in loaded.translate_batch(rows, beam_size=1, **limits)]
@@ -54,18 +64,14 @@ def load(folder: str, is_encoder_decoder: bool, quantization: str) -> Callable[[
 
 def rewriter(model: PreTrainedModel, quantization: str) -> Callable[[list[list[int]], int], list[list[int]]]:
     """What writes for rows of tokens of an encoder-decoder, greedily, at most a number of tokens, the end left out."""
-    import ctranslate2
-
-    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
         convert(model, folder, quantization)
-        loaded = ctranslate2.Translator(folder, device="cpu", compute_type=quantization, **threads)
-    start = [[str(model.config.decoder_start_token_id)]]  # as mBART's target language
+        loaded = _engine(folder, True, quantization)
+    start = _names([[model.config.decoder_start_token_id]])  # as mBART's target language
 
     def run(rows: list[list[int]], longest: int) -> list[list[int]]:
-        texts = [[str(token) for token in row] for row in rows]
         options = {"beam_size": 1, "max_batch_size": 64, "max_decoding_length": longest}
-        found = loaded.translate_batch(texts, target_prefix=start * len(rows), **options)
+        found = loaded.translate_batch(_names(rows), target_prefix=start * len(rows), **options)
         return [[int(token) for token in result.hypotheses[0]] for result in found]
 
     return run

@@ -359,7 +359,7 @@ def measure(
     batched = {name: systems[name] for name in systems if not (name in compiled or name.endswith("-lookup"))}
     singles = batches_of(examples[: options.timed_rows], 1)
     run(systems, singles[:1])  # warms up
-    run(compiled, singles)
+    run(compiled, singles)  # a program for every combination of lengths
     ids, batch_seconds = run(batched, batches_of(examples, 32))
     single_ids, single_seconds = run(systems, singles)
     num_tokens = sum(len(example.target_ids) for example in examples)

@@ -151,18 +151,22 @@ class _QuantisedRows:
         return self.unsigned
 
 
+def _with_rest(rows: Tensor, precise: bool, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """[`quantize_rows`] of rows `(T, d)` and, if `precise`, behind them of what the integers leave out of them."""
+    integers, scales = quantize_rows(rows, dtype)
+    if not precise:
+        return integers, scales
+    rest, rest_scales = quantize_rows(rows - integers * scales[:, None], dtype)
+    return torch.cat([integers, rest]), torch.cat([scales, rest_scales])
+
+
 def _quantised(states: Tensor, precise: bool) -> _QuantisedRows:
     """The states `(..., d)` and, if `precise`, behind them as many rows of what the integers leave out of them."""
     is_kept = not states.is_inference()
     key = (states._version, precise) if is_kept else None
     if is_kept and getattr(states, "_yan_int8", (None,))[0] == key:
         return states._yan_int8[1]  # query, key and value are read from the same states
-    rows = states.float().view(-1, states.shape[-1])
-    integers, scales = quantize_rows(rows)
-    if precise:
-        rest, rest_scales = quantize_rows(rows - integers * scales[:, None])
-        integers, scales = torch.cat([integers, rest]), torch.cat([scales, rest_scales])
-    found = _QuantisedRows(integers, scales)
+    found = _QuantisedRows(*_with_rest(states.float().view(-1, states.shape[-1]), precise))
     if is_kept:
         states._yan_int8 = key, found
     return found
@@ -215,10 +219,7 @@ def _(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def _compiled_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, precise: bool) -> Tensor:
     """[`int8_linear`] for a compiler."""
     rows = states.float().reshape(-1, states.shape[-1])
-    integers, scales = quantize_rows(rows, torch.float32)
-    if precise:
-        rest, rest_scales = quantize_rows(rows - integers * scales[:, None], torch.float32)
-        integers, scales = torch.cat([integers, rest]), torch.cat([scales, rest_scales])
+    integers, scales = _with_rest(rows, precise, torch.float32)
     if _is_packed(weight):
         product = torch.ops.yan_hf.int8_product((integers + 128).to(torch.uint8), weight, scale)
     else:
