@@ -155,7 +155,6 @@ def option_sets(draw, kind):
     }
     if KINDS[kind].get("start_state", "noise") != "noise":
         options["copy_bias"] = draw(st.sampled_from([0.0, 2.0]))
-    options["expert_selection"] = draw(st.sampled_from(["sample", "greedy"]))
     options["expert_temperature"] = draw(st.sampled_from([0.5, 1.0, 2.0]))
     if draw(st.booleans()):
         routing = {"routing": "block", "routing_block_size": 2, "core_threshold": 0.5, "min_experts": 1}
@@ -163,6 +162,10 @@ def option_sets(draw, kind):
     if draw(st.booleans()):
         options["expert_scope"] = draw(st.sampled_from(["token", "block", "target"]))
         options["reselect_experts"] = draw(st.booleans())
+    scope = options.get("expert_scope", KINDS[kind].get("expert_scope", "token"))
+    options["expert_selection"] = draw(
+        st.sampled_from(["sample", "greedy", *([] if scope == "token" else ["stratified"])])
+    )
     options["output_expert_indices"] = options["output_routing"] = True
     return options
 

@@ -60,6 +60,7 @@ CASES = [
     (PAPER, {**BLOCKS, **EVERYTHING}, {}, ()),
     (PAPER, {"expert_scope": "block", "routing_block_size": 4}, {}, ()),
     (TARGET, {"num_candidates": 2, "rerank": "joint", **EVERYTHING}, {}, ()),
+    (TARGET, {"expert_selection": "stratified", **SEVERAL, **EVERYTHING}, {}, ()),
     ({"encoder_backbone": "mamba", "flow_backbone": "mamba"}, EVERYTHING, {}, ()),
     ({"attn_implementation": "eager"}, {}, {}, ()),
     ({"start_state": "stretched"}, {}, {}, ()),

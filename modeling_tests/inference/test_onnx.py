@@ -82,6 +82,8 @@ def test_what_the_programs_do_not_have_is_refused(models):
     for name, value in {"num_inference_steps": 3, "expert_temperature": 0.5, "solver": "heun"}.items():
         with pytest.raises(ValueError, match="export it again"):
             runtime.generate(ids, **{name: value})
+    with pytest.raises(ValueError, match="stratified=False.*export it again"):
+        runtime.generate(ids, expert_scope="target", expert_selection="stratified")
     refused = {"output_trajectory": True, "compile": True, "expert_indices": torch.zeros(1, 3, dtype=torch.long)}
     for name, value in refused.items():
         with pytest.raises(ValueError, match=name):
@@ -92,6 +94,8 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path):
     for name in ("routing", "expert_scope"):
         with pytest.raises(ValueError, match=f"`{name}='block'`"):
             export_programs(small_model(**SHALLOW), **{name: "block"}, routing_block_size=3)
+    with pytest.raises(ValueError, match="stratified.*cannot be exported"):
+        export_programs(small_model(**SHALLOW, expert_scope="target"), expert_selection="stratified")
     sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     with pytest.raises(ValueError, match="pretrained encoder"):
         export_programs(small_model(**SHALLOW, encoder_config=BertConfig(**sizes)))

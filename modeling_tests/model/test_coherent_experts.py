@@ -11,10 +11,18 @@ from torch.distributions import Normal
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
-from yan_hf.experts import RoutingOptions, choice_log_probs, gate_log_probs, share_choice, sum_over_blocks
+from yan_hf.experts import (
+    RoutingOptions,
+    choice_log_probs,
+    gate_log_probs,
+    share_choice,
+    stratified_choice,
+    sum_over_blocks,
+)
 from yan_hf.lengths import stretch
 from yan_hf.losses import block_flow_matching_nll, token_log_probs
 from yan_hf.modeling_yan import YanFlow
+from yan_hf.sampling import SamplingOptions
 
 
 SCOPES = [("token", False), ("token", True), ("block", False), ("block", True), ("target", False), ("target", True)]
@@ -54,6 +62,40 @@ def test_the_noise_of_a_block_is_its_first_token_s():
     assert torch.equal(noise, uniform[:, [0, 0, 0, 3, 3, 3, 6]])
     _, noise = share_choice(torch.zeros(2, 7, 4), uniform, mask, RoutingOptions(scope="target"))
     assert torch.equal(noise, uniform[:, :1].expand_as(uniform))
+
+
+def test_stratified_choices_divide_the_gate_evenly_and_go_on_dividing():
+    gate, mask = torch.tensor([0.12, 0.48, 0.0, 0.4]).log().expand(10, 6, 4), torch.ones(10, 6)
+    samples, whole = SamplingOptions(times=(), repeats=10).samples(10, gate.device), RoutingOptions(scope="target")
+    experts, (place, number) = stratified_choice(gate, samples, mask, whole)
+    assert experts.tolist() == [[expert] * 6 for expert in [1] * 5 + [3] * 4 + [0]]
+    assert place.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0] and number.tolist() == [5] * 5 + [4] * 4 + [1]
+    following, (place, number) = stratified_choice(gate, (place, number), mask, whole)
+    assert following[:, 0].tolist() == [1, 1, 3, 3, 0, 1, 1, 3, 3, 1]
+    assert place.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 1, 0] and number.tolist() == [2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
+    # A gate without preferences gives every expert its turn, and a hot one has none.
+    likely, few = torch.tensor([0.1, 0.5, 0.001, 0.399]).log().expand(4, 6, 4), [part[:4] for part in samples]
+    few[1] = few[1].clamp(max=4)
+    for flat, options in ((torch.zeros(4, 6, 4), {}), (likely, {"temperature": 1e4})):
+        chosen, (_, number) = stratified_choice(flat, tuple(few), mask[:4], whole, **options)
+        assert sorted(chosen[:, 0].tolist()) == [0, 1, 2, 3] and number.tolist() == [1] * 4
+
+
+def test_stratified_choices_of_blocks_follow_one_another_and_padding_is_none():
+    gate = torch.randn(1, 7, 4).log_softmax(-1).expand(8, 7, 4)
+    samples, mask = (torch.arange(8), torch.full((8,), 8)), (torch.arange(7) < 4).long().expand(8, 7)
+    whole, block = RoutingOptions(scope="target"), RoutingOptions(scope="block", block_size=3)
+    experts, rest = stratified_choice(gate, samples, mask, block)
+    first, between = stratified_choice(gate[:, :3], samples, mask[:, :3], whole)
+    second, last = stratified_choice(gate[:, 3:4], between, mask[:, 3:4], whole)
+    assert torch.equal(experts[:, :4], torch.cat([first, second], dim=1))
+    assert all(map(torch.equal, rest, last)) and not torch.equal(rest[1], between[1])
+    assert len(set(map(tuple, experts[:, [0, 3]].tolist()))) > len(set(first[:, 0].tolist()))
+
+
+def test_lengths_of_a_sample_share_its_place():
+    place, number = SamplingOptions(times=(), repeats=6, num_lengths=3).samples(12, torch.device("cpu"))
+    assert place.tolist() == [0, 0, 0, 1, 1, 1] * 2 and number.tolist() == [2] * 12
 
 
 def test_a_path_s_probability_is_the_product_over_its_blocks():
@@ -154,6 +196,33 @@ def test_who_shares_a_choice(scope, anew):
         assert len(experts) == 4 and not (experts == experts[:1]).all()
 
 
+@pytest.mark.parametrize(("scope", "anew"), SCOPES[2:])
+def test_stratified_samples_go_different_ways_and_the_first_is_the_greedy_one(scope, anew):
+    model = model_with(scope, anew, gate_temperature=0.5)
+    _, ids, mask = batch_of_rows([4, 9, 6])
+    options = {"return_dict_in_generate": True, "output_expert_indices": True, "target_lengths": 9, "init_noise": 0.0}
+    greedy = model.generate(ids, mask, expert_selection="greedy", **options)
+    spread = {**options, "expert_selection": "stratified", "expert_temperature": 20.0}
+    many = model.generate(ids, mask, num_return_sequences=4, **spread)
+    assert torch.equal(many.expert_indices.unflatten(-2, (3, 4))[..., 0, :], greedy.expert_indices)
+    assert torch.equal(many.sequences[::4], greedy.sequences)
+    paths = many.expert_indices.movedim(-2, 0).flatten(1).unflatten(0, (3, 4)).tolist()
+    assert all(len(set(map(tuple, row))) == 4 for row in paths)
+    again = model.generate(ids, mask, num_return_sequences=4, seeds=list(range(12)), **spread)
+    assert torch.equal(again.expert_indices, many.expert_indices)
+    # Candidates of a sequence count as samples do.
+    best = model.generate(ids, mask, num_candidates=4, rerank="joint", **spread)
+    assert all(text in many.sequences.tolist() for text in best.sequences.tolist())
+
+
+def test_stratified_choices_need_shared_ones():
+    ids = batch_of_rows([7])[1]
+    with pytest.raises(ValueError, match='expert_selection="stratified".*expert_scope'):
+        small_model().generate(ids, expert_selection="stratified")
+    with pytest.raises(ValueError, match="expert_scope"):
+        model_with("target").generate(ids, expert_selection="stratified", expert_scope="token")
+
+
 def test_given_experts_are_followed_at_every_step():
     model = model_with("target", True)
     _, ids, mask = batch_of_rows([4, 9])
@@ -205,11 +274,13 @@ def test_the_start_begins_as_the_source_itself():
 def test_compiled_equals_eager(scope, anew):
     model = model_with(scope, anew, encoder_layers=1, flow_layers=1, cross_attention_layers=[0])
     _, ids, mask = batch_of_rows([4, 9, 6], "left")
-    options = {"seeds": [1, 2, 3], "return_dict_in_generate": True, "output_expert_indices": True}
-    expected = model.generate(ids, mask, **options)
-    compiled = model.generate(ids, mask, compile=True, compile_config={"backend": "aot_eager"}, **options)
-    assert torch.equal(compiled.sequences, expected.sequences)
-    assert torch.equal(compiled.expert_indices, expected.expert_indices)
+    spread = {"expert_selection": "stratified", "num_return_sequences": 3, "seeds": list(range(9))}
+    for chosen in [{"seeds": [1, 2, 3]}, *([] if scope == "token" else [spread])]:
+        options = {**chosen, "return_dict_in_generate": True, "output_expert_indices": True}
+        expected = model.generate(ids, mask, **options)
+        compiled = model.generate(ids, mask, compile=True, compile_config={"backend": "aot_eager"}, **options)
+        assert torch.equal(compiled.sequences, expected.sequences)
+        assert torch.equal(compiled.expert_indices, expected.expert_indices)
 
 
 # Training

@@ -313,6 +313,46 @@ def share_choice(
     return log_probs, uniform
 
 
+def stratified_choice(
+    log_probs: Tensor,
+    samples: tuple[Tensor, Tensor],
+    attention_mask: Tensor,
+    options: RoutingOptions,
+    temperature: float = 1.0,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """
+    Shared choices of samples that divide the gate of [`share_choice`], `(B, Ly, K)`, divided by `temperature`, among
+    them, as in arithmetic sampling (Vilnis et al. 2023, arXiv 2210.15458), without a look at each other.
+
+    `samples` are, `(B,)` each, a row's place among those that have chosen the same so far, and their number. These
+    stand at even distances in [0, 1), the first at 0, where each of a block's experts, in descending order, has as
+    much room as it has probability. Gives the experts, `(B, Ly)`, and the `samples` that have chosen the same after
+    that: one that is alone follows the gate's mode.
+    """
+    (place, number), length, experts = samples, log_probs.shape[1], []
+    # In double precision, in which rows of the same beginning see the same room; Apple's devices have none.
+    dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
+    others = torch.arange(log_probs.shape[0], device=log_probs.device)  # never more in number than rows
+    for first in range(0, length, options.block_size or length):  # of canvases without padding before their last token
+        shares = (log_probs[:, first] / temperature).to(dtype).softmax(dim=-1)
+        # A stable sort: of equals the lower index comes first, as in the gate's mode.
+        shares, order = shares.sort(dim=-1, descending=True, stable=True)
+        ends = shares.cumsum(dim=-1)
+        ends = ends.masked_fill(ends > 1 - 1e-6, 2.0)  # what rounding leaves is nobody's
+        points = ((others + 0.5) / number[:, None]).masked_fill(others == 0, 0.0)
+        points = points.masked_fill(others >= number[:, None], 2.0)
+        rank = (ends <= points.gather(1, place[:, None])).sum(dim=-1, keepdim=True)
+        experts.append(order.gather(1, rank))
+        # Blocks behind a row's canvas are no choices.
+        is_real = attention_mask[:, first].bool()
+        before = nn.functional.pad(ends, (1, 0)).gather(1, rank) > points
+        within = (points < ends.gather(1, rank)) & ~before
+        place = torch.where(is_real, place - before.sum(dim=-1), place)
+        number = torch.where(is_real, within.sum(dim=-1), number)
+    blocks = block_of_token(attention_mask, options.block_size).clamp(max=len(experts) - 1)
+    return torch.cat(experts, dim=1).gather(1, blocks), (place, number)
+
+
 def choice_log_probs(log_probs: Tensor, experts: Tensor, attention_mask: Tensor, options: RoutingOptions) -> Tensor:
     """
     Log-probability of a row's shared choices `(B, Ly)`, `(B,)`: the sum over its blocks of what [`share_choice`]

@@ -151,7 +151,10 @@ OPTIONS = {
         "several lengths); cycle, the distance of the latents to those of the text; mbr, token F1 with the others",
     ),
     "expert_selection": Option(
-        "sample", _one_of(("sample", "greedy")), "how experts are chosen: drawn from the gate, or its mode"
+        "sample",
+        _one_of(("sample", "greedy", "stratified")),
+        "how experts are chosen: drawn from the gate; its mode; or, where choices are shared, the samples of a source "
+        "divide the gate's distribution evenly, the first at its mode, so that they go different ways",
     ),
     "expert_temperature": Option(1.0, _POSITIVE, "divides the gate's log-probabilities; below 1 sharpens it"),
     "expert_scope": Option(
@@ -319,6 +322,11 @@ class YanGenerationConfig(GenerationConfig):
                 raise ValueError(
                     f"`{name}={value}` is more than the model's `{limit}={highest}`. Ask for at most that many."
                 )
+        if self.expert_selection == "stratified" and self.expert_scope == "token":
+            raise ValueError(
+                '`expert_selection="stratified"` divides choices that tokens share, but with `expert_scope="token"` '
+                'each has its own. Take "sample", or a model that was trained with the scope "block" or "target".'
+            )
         if self.copy_bias and model_config.start_state == "noise":
             raise ValueError(
                 f"`copy_bias={self.copy_bias}` needs a model whose flow starts at the source's tokens, but its "

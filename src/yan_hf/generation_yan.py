@@ -463,6 +463,7 @@ class YanGenerationMixin:
         options = SamplingOptions.from_config(
             config,
             repeats=layout.rows_per_source,
+            num_lengths=layout.num_lengths,
             decode_argmax=not (
                 decoding["processors"]
                 or config.do_sample

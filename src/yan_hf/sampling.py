@@ -15,7 +15,14 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
-from .experts import RoutingOptions, choice_log_probs, choose_experts, restrict_to_core, share_choice
+from .experts import (
+    RoutingOptions,
+    choice_log_probs,
+    choose_experts,
+    restrict_to_core,
+    share_choice,
+    stratified_choice,
+)
 from .layers import KERNELS, is_plain_linear, linear
 from .lengths import EncodedSource, SourceInputs, repeat_rows, source_places
 from .solver import SOLVERS, evaluation_times, integrate
@@ -584,6 +591,8 @@ class SamplingOptions:
     solver: str = "euler"
     expert_temperature: float = 1.0  # divides the gate's log-probabilities
     repeats: int = 1  # targets for each source
+    num_lengths: int = 1  # tried for each of its samples
+    stratified: bool = False  # whether the samples of a source divide the gate's choices among them
     keep_states: bool = False  # whether to keep the state after every step
     decode_argmax: bool = True  # whether to read the tokens too, as the argmax
     with_scores: bool = False  # whether to give their log-probabilities
@@ -598,12 +607,19 @@ class SamplingOptions:
             times=tuple(config.times()),
             solver=config.solver,
             expert_temperature=float(config.expert_temperature),
+            stratified=config.expert_selection == "stratified",
             keep_states=bool(config.output_trajectory),
             routing=RoutingOptions.from_config(config),
             reselect=bool(config.reselect_experts),
             keep_core=bool(config.output_routing),
             **more,
         )
+
+    def samples(self, num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The place of each row among its source's samples, and their number, `(R,)`: for [`stratified_choice`]."""
+        rows = torch.arange(num_rows, device=device) % self.repeats
+        place = torch.div(rows, self.num_lengths, rounding_mode="floor")
+        return place, torch.full_like(place, self.repeats // self.num_lengths)
 
 
 @dataclass
@@ -698,6 +714,7 @@ def sample(
     # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate is
     # finite, the core sets, and the log-probability of what was chosen.
     records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
+    samples = {0: options.samples(len(lengths), device)}  # that have chosen the same before a solver step
 
     def held(experts: torch.Tensor) -> torch.Tensor:
         # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
@@ -709,7 +726,13 @@ def sample(
         noise = None if uniform is None else uniform[:, :, step]
         log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
         log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
-        experts = held(choose_experts(log_probs, noise, options.expert_temperature))
+        if options.stratified:
+            experts, samples[step + 1] = stratified_choice(
+                log_probs, samples[step], canvas, options.routing, options.expert_temperature
+            )
+        else:
+            experts = choose_experts(log_probs, noise, options.expert_temperature)
+        experts = held(experts)
         records[step] = (is_finite, core, choice_log_probs(log_probs, experts, canvas, options.routing))
         return experts
 

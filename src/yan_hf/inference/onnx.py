@@ -74,7 +74,9 @@ class SamplerProgram(nn.Module):
 def _fixed(options: SamplingOptions) -> dict[str, Any]:
     """Those options that are fixed in a program."""
     fields = json.loads(json.dumps(asdict(options)))
-    return {name: fields[name] for name in ("times", "solver", "expert_temperature", "routing", "reselect")}
+    return {
+        name: fields[name] for name in ("times", "solver", "expert_temperature", "stratified", "routing", "reselect")
+    }
 
 
 @contextmanager
@@ -107,8 +109,8 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         `"encoder"`, an [`EncoderProgram`], and `"sampler"`, a [`SamplerProgram`].
 
     Raises:
-        ValueError: for block routing, pretrained encoders, quantized weights, and models in another dtype or
-            on another device.
+        ValueError: for block routing, stratified choices, pretrained encoders, quantized weights, and models in
+            another dtype or on another device.
     """
     config = model.config
     if config.encoder_config is not None:
@@ -125,6 +127,11 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         raise ValueError(
             f"`routing={sampling.routing.routing!r}` with `expert_scope={sampling.routing.scope!r}` cannot be "
             "exported: the number of blocks would be fixed. Tokens by themselves can, and whole targets."
+        )
+    if sampling.stratified:
+        raise ValueError(
+            '`expert_selection="stratified"` cannot be exported: the program would have to know which rows are one '
+            'source\'s. "sample" and "greedy" can.'
         )
     # Sizes of 1 would be taken as constants, and one tensor given twice as one input.
     rows, source, target, choices = 2, 3, 4, len(sampling.times) - 1 if sampling.reselect else 1
@@ -244,9 +251,10 @@ class OnnxYan(YanGenerationMixin, nn.Module):
     ) -> SampleOutput:
         """As [`~sampling.sample`], without states; with logits in the place of what the vocabulary head reads."""
         asked = _fixed(options)
-        if changed := [name for name, value in self.fixed.items() if asked[name] != value]:
+        fixed = {"stratified": False, **self.fixed}
+        if changed := [name for name, value in fixed.items() if asked[name] != value]:
             raise ValueError(
-                f"The exported program is fixed to {', '.join(f'{name}={self.fixed[name]}' for name in changed)}, but "
+                f"The exported program is fixed to {', '.join(f'{name}={fixed[name]}' for name in changed)}, but "
                 f"is asked for {', '.join(f'{name}={asked[name]}' for name in changed)}: export it again with these."
             )
         lengths, state, uniform, _, places = start
