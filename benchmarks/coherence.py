@@ -2,24 +2,29 @@
 """
 Coherent experts on real text: whether a shared choice of experts, and choosing anew, generate better at equal passes.
 
-    python benchmarks/coherence.py --task infilling --data tinystories --experts 4 --reselect --output ...
-    python benchmarks/coherence.py --task infilling --data tinystories --experts 1 --output ...
+    python benchmarks/coherence.py --task infilling --data tinystories --models 1 4-anew 8-held --seed 0 --work work
 
-Tasks on stories: `infilling` (sentences with a span of one to three words masked, the whole sentence is generated),
-`middle` (a sentence between its neighbours, which is generated), `last_word`. One stage of training for
-`--train-steps` steps of `--batch-size`, the flow starting at the stretched source. Measured on the test rows:
+Tasks on stories: `infilling` (sentences with a span of one to three words masked, which is generated), `middle` (a
+sentence between its neighbours, which is generated), `last_word`.
 
-- exact match of the greedy path with predicted and true lengths, for 1 to 4 solver steps;
-- of 8 samples with true lengths: the best by the reference (`oracle`), the best by the joint score of choices and
-  tokens (`reranked`), how many are distinct, and the loss in nats per token of an autoregressive judge, a GPT-2 of the
-  same width trained on the targets of the same rows, on the first sample, on the greedy text, and on the references;
-- the entropy of the gate and of the winners, and every expert's share, in the last steps of training.
+One field is trained for `--grow-at` of `--train-steps`; from there each of the `--models` goes on by itself for the
+rest: `1`, the field, or `K-token`, `K-held`, `K-anew`, where it becomes K experts that tokens choose
+for themselves, or the whole target once, or at every step. `--grow-at 0` trains each from nothing. `--work` keeps what
+they share, and what has a result there is not trained again. Measured on the test rows, for 1 to 4 solver steps:
+
+- exact match of the greedy text with predicted and true lengths;
+- of 8 texts with true lengths, which divide the gate's choices among them (`expert_selection="stratified"`; of one
+  field and of tokens that choose for themselves, drawn ones): the best by the reference (`oracle`), the best by the
+  joint score of choices and tokens (`reranked`), how many are `distinct`, and the loss in nats per token of an
+  autoregressive judge, a GPT-2 of width 128 trained on the targets of the same rows, on all 8;
+- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, and of 8 whose `tokens` are;
+- the entropy of the gate and every expert's share of the winners, in the last steps of training.
 """
 
 import argparse
-import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -32,6 +37,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from yan_hf import YanConfig, YanForConditionalGeneration
 from yan_hf.data.alignment import fill_masks
 from yan_hf.data.tasks import TextPair, space_with_answer, split_sentences
+from yan_hf.training.callbacks import ExpertUsageCallback
 
 
 RESULTS = Path(__file__).with_name("results") / "coherence"
@@ -86,9 +92,32 @@ class Rows:
         return {"input_ids": ids[:, :source], "attention_mask": mask[:, :source], "labels": labels[:, :target]}
 
 
-def make_model(options: argparse.Namespace, task: Task, vocab_size: int) -> YanForConditionalGeneration:
-    is_token = options.scope == "token"
-    weights = {"token": 1.0, "latent": 0.01, "gate": 0.1, "reconstruction": 0.5, "mmd": 0.0, "l2": 0.01, "length": 0.1}
+LOSS_WEIGHTS = {
+    "target": {
+        "token": 1.0,
+        "latent": 0.01,
+        "gate": 0.1,
+        "reconstruction": 0.5,
+        "mmd": 0.0,
+        "l2": 0.01,
+        "length": 0.1,
+    },
+}
+LOSS_WEIGHTS["target"] |= {"flow": 0.0, "load_balance": 0.0}
+LOSS_WEIGHTS["token"] = {**LOSS_WEIGHTS["target"], "flow": 0.01, "load_balance": 0.1}
+
+
+def choice_fields(name: str) -> dict[str, object]:
+    """The configuration's fields of one of the `--models`."""
+    experts, _, choice = name.partition("-")
+    if choice not in (("",) if experts == "1" else ("token", "held", "anew")):
+        raise ValueError(f"`--models` must be 1, K-token, K-held or K-anew, but one is {name!r}.")
+    scope = "token" if choice == "token" else "target"
+    fields = {"expert_scope": scope, "reselect_experts": choice == "anew", "loss_weights": LOSS_WEIGHTS[scope]}
+    return {"num_experts": int(experts), **fields}
+
+
+def make_model(options: argparse.Namespace, task: Task, vocab_size: int, name: str) -> YanForConditionalGeneration:
     return YanForConditionalGeneration(
         YanConfig(
             vocab_size=vocab_size,
@@ -97,37 +126,50 @@ def make_model(options: argparse.Namespace, task: Task, vocab_size: int) -> YanF
             encoder_layers=3,
             flow_layers=2,
             decoder_layers=1,
-            num_experts=options.experts,
             max_position_embeddings=task.max_source_length,
             solver_steps=options.steps,
-            expert_scope=options.scope,
-            reselect_experts=options.reselect,
-            winner_prior=options.prior,
-            start_state=options.start_state,
-            keep_known=options.keep_known,
+            start_state="aligned" if options.task == "infilling" else "stretched",
+            keep_known=options.task == "infilling",
             embedding_scale=0.2,
             initializer_range=0.05,
             detach_length_head=False,
-            loss_weights={**weights, "flow": 0.01 if is_token else 0.0, "load_balance": 0.1 if is_token else 0.0},
+            **choice_fields(name),
         )
     )
 
 
-def fit(model: torch.nn.Module, loss_of, rows: Rows, steps: int, rate: float, batch_size: int) -> dict[str, float]:
-    """AdamW, 100 warm-up steps, decay over the last third; means of what `loss_of` reports in the last tenth."""
+def fit(
+    model: torch.nn.Module,
+    loss_of,
+    rows: Rows,
+    steps: int,
+    rate: float,
+    batch_size: int,
+    begin: float = 0.0,
+    decays: bool = True,
+    usage: ExpertUsageCallback | None = None,
+) -> dict[str, float]:
+    """
+    AdamW, 100 warm-up steps, decay over the last third of the training, of which `begin` has been done, if it
+    `decays`; means of what `loss_of` reports in the last tenth.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     sums: dict[str, float] = {}
+    first = int(begin * steps)
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(first + 1, steps + 1):
         share = step / steps
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, step / 100) * min(1.0, max(0.02, (1 - share) / 0.33))
+            group["lr"] = rate * min(1.0, (step - first) / 100)
+            group["lr"] *= min(1.0, max(0.02, (1 - share) / 0.33)) if decays else 1.0
         index = torch.randint(len(rows), (batch_size,), device=rows.ids.device)
         loss, told = loss_of(rows.batch(index))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if usage is not None and share <= usage.until:
+            usage.revive(model, optimizer, step)
         if step > 0.9 * steps:
             for name, value in told.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / (steps - int(0.9 * steps))
@@ -137,9 +179,11 @@ def fit(model: torch.nn.Module, loss_of, rows: Rows, steps: int, rate: float, ba
     return {name: value.tolist() for name, value in sums.items()}
 
 
-def yan_loss(model: YanForConditionalGeneration):
+def yan_loss(model: YanForConditionalGeneration, usage: ExpertUsageCallback | None = None):
     def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         output = model(**batch)
+        if usage is not None:
+            usage.collect(model, None, output)
         told = dict(output.loss_terms)
         if output.expert_indices is not None:
             wins = torch.nn.functional.one_hot(output.expert_indices[..., 0], model.config.num_experts).float()
@@ -165,8 +209,38 @@ def make_judge(options: argparse.Namespace, rows: Rows, vocab_size: int, start: 
     def loss_of(batch: dict[str, torch.Tensor]):
         return judge_loss(judge, start, batch["labels"]).sum() / (batch["labels"] != -100).sum(), {}
 
+    kept = options.work / f"{options.task}_judge.pt"
+    if kept.is_file():
+        judge.load_state_dict(torch.load(kept))
+        return judge.eval()
     fit(judge, loss_of, rows, options.judge_steps, 1e-3, options.batch_size)
+    torch.save(judge.state_dict(), kept)
     return judge
+
+
+@torch.no_grad()
+def grow_experts(field: YanForConditionalGeneration, model: YanForConditionalGeneration):
+    """Takes a trained field's weights over: every expert is a copy of it with noise (arXiv 2212.05055)."""
+    weights = field.state_dict()
+    for name, value in model.state_dict().items():
+        if weights[name].shape == value.shape:
+            value.copy_(weights[name])
+        elif "experts" in name:
+            value.copy_(weights[name] + 0.5 * weights[name].std() * torch.randn_like(value))
+
+
+def first_stage(options: argparse.Namespace, task: Task, rows: Rows, vocab_size: int) -> YanForConditionalGeneration:
+    """One field, at a constant rate, from which all models go on."""
+    torch.manual_seed(options.seed)
+    model = make_model(options, task, vocab_size, "1").to(rows.ids.device)
+    kept = options.work / f"{options.task}_field_seed{options.seed}.pt"
+    if kept.is_file():
+        model.load_state_dict(torch.load(kept))
+        return model
+    steps = int(options.grow_at * options.train_steps)
+    fit(model, yan_loss(model), rows, steps, options.learning_rate, options.batch_size, decays=False)
+    torch.save(model.state_dict(), kept)
+    return model
 
 
 @torch.no_grad()
@@ -184,68 +258,114 @@ def evaluate(model, rows: Rows, judge: GPT2LMHeadModel, start: int, batch_size: 
         ids = torch.nn.functional.pad(ids, (0, width - ids.shape[-1]), value=pad_id)
         return (ids == torch.nn.functional.pad(target, (0, width - target.shape[1]), value=pad_id)).all(-1)
 
+    def add_texts(name: str, ids: torch.Tensor, labels: torch.Tensor):
+        texts = ids.view(len(labels), SAMPLES, -1)
+        add(f"oracle_{name}", torch.stack([is_right(texts[:, sample], labels) for sample in range(SAMPLES)]).any(0))
+        add(f"distinct_{name}", float(sum(len(set(map(tuple, row))) for row in texts.tolist())))
+        add_judged(name, ids)
+
+    def add_judged(name: str, ids: torch.Tensor):
+        behind = torch.arange(ids.shape[1], device=ids.device) >= (ids != pad_id).sum(1)[:, None]
+        add(f"judge_{name}", judge_loss(judge, start, ids.masked_fill(behind, -100)))
+        add(f"tokens_{name}", (~behind).sum().float())
+
+    # With as much heat as lets every expert have its turn, and from one start, so that the choices alone differ.
+    spread = {"expert_selection": "stratified", "expert_temperature": 100.0, "init_noise": 0.0}
+    spread = spread if model.config.expert_scope == "target" and model.config.num_experts > 1 else {}
+    drawn_tokens = {"do_sample": True, "top_k": 0, "expert_selection": "greedy"}
     for first in range(0, len(rows), batch_size):
         batch = rows.batch(slice(first, first + batch_size))
         labels = batch.pop("labels")
         lengths = (labels != -100).sum(1)
         seeds = list(range(first, first + len(labels)))
-        greedy = {"expert_selection": "greedy", "seeds": seeds}
-        for steps in SOLVER_STEPS:
-            for name, given in (("predicted", None), ("true", lengths)):
-                ids = model.generate(**batch, **greedy, num_inference_steps=steps, target_lengths=given)
-                add(f"exact_match_{name}_{steps}", is_right(ids, labels))
-            behind = torch.arange(ids.shape[1], device=ids.device) >= (ids != pad_id).sum(1)[:, None]
-            add(f"judge_greedy_{steps}", judge_loss(judge, start, ids.masked_fill(behind, -100)))
-            add(f"tokens_greedy_{steps}", (~behind).sum().float())
-        many = {"num_return_sequences": SAMPLES, "target_lengths": lengths}
+        given = {"target_lengths": lengths}
+        many = {**given, "num_return_sequences": SAMPLES}
         many["seeds"] = [seed * SAMPLES + sample for seed in seeds for sample in range(SAMPLES)]
-        ids = model.generate(**batch, **many).view(len(labels), SAMPLES, -1)
-        add("oracle", torch.stack([is_right(ids[:, sample], labels) for sample in range(SAMPLES)]).any(0))
-        add("sampled", is_right(ids[:, 0], labels))
-        add("distinct", float(sum(len(set(map(tuple, row))) for row in ids.tolist())))
-        behind = torch.arange(ids.shape[-1], device=ids.device) >= (ids[:, 0] != pad_id).sum(1)[:, None]
-        add("judge_sampled", judge_loss(judge, start, ids[:, 0].masked_fill(behind, -100)))
-        add("tokens_sampled", (~behind).sum().float())
-        ids = model.generate(**batch, seeds=seeds, num_candidates=SAMPLES, rerank="joint", target_lengths=lengths)
-        add("reranked", is_right(ids, labels))
+        for steps in SOLVER_STEPS:
+            for name, length in (("predicted", {}), ("true", given)):
+                greedy = {"expert_selection": "greedy", "seeds": seeds, "num_inference_steps": steps, **length}
+                ids = model.generate(**batch, **greedy)
+                add(f"exact_match_{name}_{steps}", is_right(ids, labels))
+            add_judged(f"greedy_{steps}", ids)
+            best = {"num_candidates": SAMPLES, "rerank": "joint", "seeds": seeds, "num_inference_steps": steps}
+            add(f"reranked_{steps}", is_right(model.generate(**batch, **best, **given, **spread), labels))
+            add_texts(f"{steps}", model.generate(**batch, **many, num_inference_steps=steps, **spread), labels)
+        add_texts("drawn", model.generate(**batch, **many), labels)
+        add_texts("tokens", model.generate(**batch, **many, **drawn_tokens), labels)
         add("judge_references", judge_loss(judge, start, labels))
         add("tokens_references", (labels != -100).sum().float())
     figures = {name: value / len(rows) for name, value in counts.items() if not name.startswith(("judge", "tokens"))}
     for name in [name for name in counts if name.startswith("judge")]:
-        figures[name] = counts[name] / counts[name.replace("judge", "tokens")]
+        figures[name] = counts[name] / counts[name.replace("judge", "tokens", 1)]
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def table() -> str:
+def run(options: argparse.Namespace, name: str, make_field, task: Task, train: Rows, test: Rows, judge, tokenizer):
+    """Trains and measures one of the models, and saves its result."""
+    output = options.output / f"{options.task}_{name}_seed{options.seed}.json"
+    if output.is_file():
+        return
+    torch.manual_seed(options.seed)
+    model = make_model(options, task, len(tokenizer), name).to(train.ids.device)
+    usage = ExpertUsageCallback() if model.config.expert_scope == "target" and name != "1" else None
+    kept = options.work / f"{options.task}_{name}_seed{options.seed}.pt"
+    if kept.is_file():
+        weights, told, minutes = torch.load(kept)
+        model.load_state_dict(weights)
+    else:
+        if options.grow_at:
+            grow_experts(make_field(), model)
+        torch.manual_seed(options.seed + 1_000)  # other rows than the first stage's
+        began = time.monotonic()
+        more = {"begin": options.grow_at, "usage": usage}
+        loss_of = yan_loss(model, usage)
+        told = fit(model, loss_of, train, options.train_steps, options.learning_rate, options.batch_size, **more)
+        minutes = (time.monotonic() - began) / 60
+        torch.save((model.state_dict(), told, minutes), kept)
+    figures = evaluate(model.eval(), test, judge, tokenizer.bos_token_id)
+    print(name, figures, flush=True)
+    settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings = {name: value for name, value in settings.items() if name not in ("output", "work", "models")}
+    result = {
+        "settings": {"model": name, **settings},
+        "parameters": model.num_parameters(),
+        "train_rows": len(train),
+        "test_rows": len(test),
+        "training_minutes": round(minutes, 2),  # of its own stage
+        "last_training_steps": told,
+        "figures": figures,
+    }
+    save(output, result)
+
+
+def table(folder: Path = RESULTS) -> str:
     """Means over training seeds of the committed results, and standard deviations, as Markdown."""
     groups: dict[tuple, list[dict]] = {}
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
-        settings = result["settings"]
-        choice = "one field" if settings["experts"] == 1 else "anew" if settings["reselect"] else "held"
-        start = settings["start_state"] + (", known kept" if settings.get("keep_known") else "")
-        small = f", {settings['vocab_size']:,} tokens" if settings.get("vocab_size") else ""
-        key = (settings["task"] + small, start, settings["experts"], choice, settings["prior"])
-        groups.setdefault(key, []).append(result)
+        experts, _, choice = result["settings"]["model"].partition("-")
+        groups.setdefault((result["settings"]["task"], choice or "one field", int(experts)), []).append(result)
     columns = {
         "exact match, predicted length": "exact_match_predicted_3",
         "true length": "exact_match_true_3",
-        "true length, one step": "exact_match_true_1",
-        "a sample": "sampled",
-        "best of 8, by score": "reranked",
-        "best of 8, oracle": "oracle",
-        "distinct of 8": "distinct",
+        "best of 8, by score": "reranked_3",
+        "best of 8, oracle": "oracle_3",
+        "one step": "oracle_1",
+        "drawn": "oracle_drawn",
+        "tokens drawn": "oracle_tokens",
+        "distinct of 8": "distinct_3",
+        "one step ": "distinct_1",
         "judge, greedy text": "judge_greedy_3",
-        "judge, a sample": "judge_sampled",
-        "judge, the references": "judge_references",
+        "judge, the 8": "judge_3",
     }
-    head = ["task", "start", "K", "choice", "prior", "seeds", *columns]
+    head = ["task", "choice", "K", "seeds", *columns]
     rows = [head, ["---"] * len(head)]
-    for key, results in sorted(groups.items()):
+    order = ["one field", "token", "held", "anew"]
+    for key, results in sorted(groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])):
         cells = []
         for name in columns.values():
             values = [result["figures"][name] for result in results]
-            is_share = name.startswith("exact") or name in ("sampled", "reranked", "oracle")
+            is_share = name.startswith(("exact", "reranked", "oracle"))
             spread = f" ± {stdev(values) * (100 if is_share else 1):.2f}" if len(values) > 1 else ""
             cells.append((f"{100 * mean(values):.1f} %" if is_share else f"{mean(values):.2f}") + spread)
         rows.append([*key, len(results), *cells])
@@ -256,53 +376,34 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=COHERENCE_TASKS, default="infilling")
     parser.add_argument("--data", type=Path, help="folder with train and test .jsonl.gz files; default: the Hub")
-    parser.add_argument("--experts", type=int, default=4)
+    parser.add_argument("--models", nargs="+", default=["1", "4-anew", "8-held"])
     parser.add_argument("--steps", type=int, default=3, help="solver steps in training")
-    parser.add_argument("--scope", choices=("token", "target"), default="target")
-    parser.add_argument("--reselect", action="store_true", help="choose anew at every step")
-    parser.add_argument("--prior", type=float, default=0.0, help="weight of the gate's opinion in finding the winner")
-    parser.add_argument("--start-state", choices=("noise", "stretched", "aligned"), default="stretched")
-    parser.add_argument("--keep-known", action="store_true", help="generate the fillings alone")
-    parser.add_argument("--vocab-size", type=int, help="instead of the task's: words of more tokens")
-    parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--train-steps", type=int, default=4_000)
-    parser.add_argument("--judge-steps", type=int, default=2_000)
+    parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument("--train-steps", type=int, default=2_000)
+    parser.add_argument("--grow-at", type=float, default=0.5, help="share of the training after which models part")
+    parser.add_argument("--judge-steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--max-rows", type=int, default=1_500, help="test rows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for what the models share")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    for name in options.models:
+        choice_fields(name)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = COHERENCE_TASKS[options.task]
-    if options.vocab_size:
-        task = dataclasses.replace(task, vocab_size=options.vocab_size)
     texts = read_rows(task, options.data, "train")
     tokenizer = tokenizer_of(task, texts)
     train = Rows(task, tokenizer, fitting_pairs(task, tokenizer, texts), device)
     test_pairs = fitting_pairs(task, tokenizer, read_rows(task, options.data, "test"))[: options.max_rows]
     test = Rows(task, tokenizer, test_pairs, device)
+    options.work.mkdir(parents=True, exist_ok=True)
     judge = make_judge(options, train, len(tokenizer), tokenizer.bos_token_id)
-    torch.manual_seed(options.seed)
-    model = make_model(options, task, len(tokenizer)).to(device)
-    began = time.monotonic()
-    told = fit(model, yan_loss(model), train, options.train_steps, options.learning_rate, options.batch_size)
-    minutes = (time.monotonic() - began) / 60
-    figures = evaluate(model, test, judge, tokenizer.bos_token_id)
-    print(figures, flush=True)
-    if options.output:
-        settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
-        result = {
-            "settings": {name: value for name, value in settings.items() if name != "output"},
-            "parameters": model.num_parameters(),
-            "train_rows": len(train),
-            "test_rows": len(test),
-            "training_minutes": round(minutes, 2),
-            "last_training_steps": told,
-            "figures": figures,
-        }
-        save(options.output, result)
+    for name in options.models:
+        make_field = partial(first_stage, options, task, train, len(tokenizer))
+        run(options, name, make_field, task, train, test, judge, tokenizer)
 
 
 if __name__ == "__main__":
