@@ -320,18 +320,11 @@ def decode_tokens(
         # From here on scores are changed in place.
         scores = logits.clone() if keeps_logits and not is_argmax else logits
         indices = torch.arange(start, start + len(logits), device=states.device)
-        if copied_ids is not None:
-            copied = copied_ids.flatten()[block, None].to(scores.device)
-            bias = (copy_bias * (copied >= 0)).to(scores.dtype)
-            scores.scatter_add_(1, copied.clamp(min=0), bias)
-        if forbidden is not None:
-            scores.index_fill_(1, forbidden.to(scores.device), -torch.inf)
-        if forbids_end:
-            early = indices % length < min_length - 1
-            if end_places is not None:
-                early = early | ~end_places.flatten()[block].to(scores.device)
-            for token in end_token_ids:  # a list as an index would be copied to the device
-                scores[:, token].masked_fill_(early, -torch.inf)
+        no_end = (indices % length < min_length - 1) if forbids_end else None
+        if forbids_end and end_places is not None:
+            no_end = no_end | ~end_places.flatten()[block].to(scores.device)
+        copied = None if copied_ids is None else copied_ids.flatten()[block].to(scores.device)
+        _adjust_scores(scores, copied, copy_bias, forbidden, end_token_ids, no_end)
         if processors is not None:
             prefix = indices.new_empty(len(indices), 0) if context_ids is None else context_ids[indices // length]
             scores = processors(prefix, scores.float())
@@ -355,28 +348,57 @@ def decode_tokens(
         for parts in zip(*blocks)
     )
     if seconds:
-        lost, second, its_logit = (torch.cat(parts).view(tokens.shape) for parts in zip(*seconds))
-        goes_on = goes_on.to(tokens.device)
-        for token in end_token_ids or ():
-            goes_on = goes_on & (tokens != token)  # a canvas ends in as many as are left
-        gives = _giving_neighbours(tokens, lost, goes_on)
-        tokens, chosen = torch.where(gives, second, tokens), torch.where(gives, its_logit, chosen)
+        seconds = [torch.cat(parts).view(tokens.shape) for parts in zip(*seconds)]
+        tokens, chosen = _take_second_best(tokens, chosen, *seconds, goes_on.to(tokens.device), end_token_ids or ())
     log_probs = chosen.float() - partition if with_scores else None
     has_choice = None if is_choice is None else is_choice.all()
     return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), has_choice)
 
 
-def _giving_neighbours(tokens: torch.Tensor, lost: torch.Tensor, goes_on: torch.Tensor) -> torch.Tensor:
+def _adjust_scores(
+    scores: torch.Tensor,
+    copied: torch.Tensor | None,
+    copy_bias: float,
+    forbidden: torch.Tensor | None,
+    end_token_ids: list[int] | None,
+    no_end: torch.Tensor | None,
+):
     """
-    Which positions `(B, L)` take their second-best token: of two neighbours with the same of the `tokens` `(B, L)`, of
-    which the later one `goes_on` `(B, L)`, that whose logit is less by what is `lost` `(B, L)`, where it is finite.
+    What [`decode_tokens`] does to the scores `(T, V)` before any processor, in place: a bias for the `copied` tokens
+    `(T,)`, none for the `forbidden` ones, nor for end tokens where there is `no_end` `(T,)`.
     """
+    if copied is not None:
+        bias = (copy_bias * (copied >= 0)).to(scores.dtype)
+        scores.scatter_add_(1, copied.clamp(min=0)[:, None], bias[:, None])
+    if forbidden is not None:
+        scores.index_fill_(1, forbidden.to(scores.device), -torch.inf)
+    if no_end is not None:
+        for token in end_token_ids:  # a list as an index would be copied to the device
+            scores[:, token].masked_fill_(no_end, -torch.inf)
+
+
+def _take_second_best(
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    lost: torch.Tensor,
+    second: torch.Tensor,
+    its_logit: torch.Tensor,
+    goes_on: torch.Tensor,
+    end_token_ids: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The `tokens` and their `logits`, `(B, L)` each, where of two neighbours with the same token, of which the later one
+    `goes_on`, that takes its `second` token, with `its_logit`, whose logit is less by what is `lost`, if it is finite.
+    """
+    for token in end_token_ids:
+        goes_on = goes_on & (tokens != token)  # a canvas ends in as many as are left
     lost = torch.where(lost < torch.inf, lost, torch.inf)  # NaN too
     is_pair = (
         (tokens[:, 1:] == tokens[:, :-1]) & goes_on[:, 1:] & (torch.minimum(lost[:, 1:], lost[:, :-1]) < torch.inf)
     )
     is_first = is_pair & (lost[:, :-1] < lost[:, 1:])
-    return nn.functional.pad(is_first, (0, 1)) | nn.functional.pad(is_pair & ~is_first, (1, 0))
+    gives = nn.functional.pad(is_first, (0, 1)) | nn.functional.pad(is_pair & ~is_first, (1, 0))
+    return torch.where(gives, second, tokens), torch.where(gives, its_logit, logits)
 
 
 def decode_fillings(
@@ -676,6 +698,51 @@ def encode(
     return EncodedSource(source, model.predict_lengths(source, attention_mask), model.predict_token_lengths(source))
 
 
+class _ExpertChooser:
+    """
+    Chooses the experts of every solver step, of the gate's log-probabilities `(R, L, K)`: [`solve_flow`]'s selector,
+    which keeps what [`SampleOutput`] tells of the choices.
+    """
+
+    def __init__(self, options: SamplingOptions, canvas: torch.Tensor, uniform: torch.Tensor | None):
+        self.options, self.canvas, self.uniform = options, canvas, uniform
+        # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate
+        # is finite, the core sets, and the log-probability of what was chosen.
+        self.records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
+        # Before a solver step, the samples that have chosen the same.
+        self.samples = {0: options.samples(len(canvas), canvas.device)} if options.stratified else {}
+
+    def held(self, experts: torch.Tensor) -> torch.Tensor:
+        """Experts `(R, L, ...)` where positions behind a row's canvas follow its first token, and need none."""
+        is_real = self.canvas.bool().view(*self.canvas.shape, *[1] * (experts.dim() - 2))
+        return torch.where(is_real, experts, experts[:, :1])
+
+    def __call__(self, log_probs: torch.Tensor, step: int) -> torch.Tensor:
+        canvas, routing, temperature = self.canvas, self.options.routing, self.options.expert_temperature
+        is_finite = torch.isfinite(log_probs).all()
+        noise = None if self.uniform is None else self.uniform[:, :, step]
+        log_probs, noise = share_choice(log_probs, noise, canvas, routing)
+        log_probs, core = restrict_to_core(log_probs, canvas, routing)
+        if self.options.stratified:
+            choice = stratified_choice(log_probs, self.samples[step], canvas, routing, temperature)
+            experts, self.samples[step + 1] = choice
+        else:
+            experts = choose_experts(log_probs, noise, temperature)
+        experts = self.held(experts)
+        self.records[step] = (is_finite, core, choice_log_probs(log_probs, experts, canvas, routing))
+        return experts
+
+    def outcome(self) -> dict[str, torch.Tensor | None]:
+        """Fields of [`SampleOutput`]."""
+        finite, core, paths = zip(*self.records.values()) if self.records else ((), (), ())
+        canvas, keeps_core = self.canvas, self.options.keep_core and core and core[0] is not None
+        return {
+            "is_finite": torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
+            "core": torch.stack(core).any(dim=0) if keeps_core else None,
+            "path_log_probs": sum(paths, torch.zeros(len(canvas), device=canvas.device)),
+        }
+
+
 def sample(
     model: PreTrainedModel,
     options: SamplingOptions,
@@ -710,31 +777,7 @@ def sample(
     canvas = (torch.arange(state.shape[1], device=device) < lengths[:, None]).long()
     if places is not None:
         state = state + model.model.start(source, places, canvas, options.repeats)
-    states = [state]
-    # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate is
-    # finite, the core sets, and the log-probability of what was chosen.
-    records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
-    samples = {0: options.samples(len(lengths), device)}  # that have chosen the same before a solver step
-
-    def held(experts: torch.Tensor) -> torch.Tensor:
-        # Positions behind a row's canvas follow its first token, so that they need no expert of their own.
-        is_real = canvas.bool().view(*canvas.shape, *[1] * (experts.dim() - 2))
-        return torch.where(is_real, experts, experts[:, :1])
-
-    def select(log_probs: torch.Tensor, step: int) -> torch.Tensor:
-        is_finite = torch.isfinite(log_probs).all()
-        noise = None if uniform is None else uniform[:, :, step]
-        log_probs, noise = share_choice(log_probs, noise, canvas, options.routing)
-        log_probs, core = restrict_to_core(log_probs, canvas, options.routing)
-        if options.stratified:
-            experts, samples[step + 1] = stratified_choice(
-                log_probs, samples[step], canvas, options.routing, options.expert_temperature
-            )
-        else:
-            experts = choose_experts(log_probs, noise, options.expert_temperature)
-        experts = held(experts)
-        records[step] = (is_finite, core, choice_log_probs(log_probs, experts, canvas, options.routing))
-        return experts
+    states, chooser = [state], _ExpertChooser(options, canvas, uniform)
 
     def after_step(state: torch.Tensor):
         if options.keep_states:
@@ -746,20 +789,17 @@ def sample(
     context = model.model.prepare_context(source, source_mask, canvas, options.repeats)
     context.source_key_values = flow.cache_cross_attention(source, options.repeats)
     context.modulations = flow.embed_times(list(dict.fromkeys(evaluation_times(times, options.solver))), device)
-    choice = (select, None if expert_indices is None else held(expert_indices), options.reselect)
+    choice = (chooser, None if expert_indices is None else chooser.held(expert_indices), options.reselect)
     latents, experts = solve_flow(flow, state, context, times, *choice, options.solver, after_step)
     decoded = model.model.decoder(latents)
     tokens = decode_tokens(model.lm_head, decoded, with_scores=options.with_scores) if options.decode_argmax else None
-    finite, core, paths = zip(*records.values()) if records else ((), (), ())
     return SampleOutput(
         latents=latents,
         decoded=decoded,
         experts=experts,
         states=torch.stack(states) if options.keep_states else None,
         tokens=tokens,
-        is_finite=torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
-        core=torch.stack(core).any(dim=0) if options.keep_core and core and core[0] is not None else None,
-        path_log_probs=sum(paths, torch.zeros(lengths.shape, device=device)),
+        **chooser.outcome(),
     )
 
 
