@@ -305,6 +305,13 @@ MUTATIONS = [
         ("generation/test_source_start.py::test_neighbours_from_one_token_do_not_write_the_same",),
     ),
     Mutation(
+        "stratified samples forget their place",
+        "experts.py",
+        "place = torch.where(is_real, place - before.sum(dim=-1), place)",
+        "place = torch.where(is_real, place * 0, place)",
+        ("model/test_coherent_experts.py::test_stratified_choices_divide_the_gate_evenly_and_go_on_dividing",),
+    ),
+    Mutation(
         "the neighbour that loses most gives way",
         "sampling.py",
         "is_first = is_pair & (lost[:, :-1] < lost[:, 1:])",
