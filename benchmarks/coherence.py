@@ -17,7 +17,8 @@ they share, and what has a result there is not trained again. Measured on the te
   field and of tokens that choose for themselves, drawn ones): the best by the reference (`oracle`), the best by the
   joint score of choices and tokens (`reranked`), how many are `distinct`, and the loss in nats per token of an
   autoregressive judge, a GPT-2 of width 128 trained on the targets of the same rows, on all 8;
-- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, and of 8 whose `tokens` are;
+- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, of 8 whose `tokens` are, and
+  of the 8 likeliest that the greedy text's token distributions give, each token by itself (`listed`);
 - the entropy of the gate and every expert's share of the winners, in the last steps of training.
 """
 
@@ -243,6 +244,36 @@ def first_stage(options: argparse.Namespace, task: Task, rows: Rows, vocab_size:
     return model
 
 
+def open_places(config: YanConfig, batch: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
+    """Which positions of targets of these lengths are generated, `(B, L)`: all, or the filling of the only mask."""
+    places = torch.arange(int(lengths.max()), device=lengths.device)
+    first, number = torch.zeros_like(lengths), lengths
+    if config.keep_known:
+        first = (batch["input_ids"] == config.mask_token_id).int().argmax(dim=1)
+        number = lengths - batch["attention_mask"].sum(dim=1) + 1
+    return (places >= first[:, None]) & (places < (first + number)[:, None])
+
+
+def likeliest_texts(logits: torch.Tensor, ids: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
+    """
+    The `SAMPLES` likeliest texts if the tokens of the positions with `is_open` `(B, L)` were independent, of logits
+    `(B, L, V)`; the others are those of `ids` `(B, L)`. `(B · SAMPLES, L)`.
+    """
+    values, tokens = logits.log_softmax(dim=-1).topk(SAMPLES, dim=-1)
+    scores = values.new_full((len(ids), SAMPLES), -torch.inf)
+    scores[:, 0] = 0
+    texts = ids[:, None].repeat(1, SAMPLES, 1)
+    for place in range(ids.shape[1]):
+        # A known token is the only choice, and every text goes on as it is.
+        more = values[:, place].masked_fill(~is_open[:, place, None], -torch.inf)
+        more[:, 0] = torch.where(is_open[:, place], more[:, 0], 0.0)
+        chosen = torch.where(is_open[:, place, None], tokens[:, place], ids[:, place, None])
+        scores, best = (scores[:, :, None] + more[:, None]).flatten(1).topk(SAMPLES, dim=-1)
+        texts = texts.gather(1, (best // SAMPLES)[..., None].expand_as(texts))
+        texts[:, :, place] = chosen.gather(1, best % SAMPLES)
+    return texts.flatten(0, 1)
+
+
 @torch.no_grad()
 def evaluate(model, rows: Rows, judge: GPT2LMHeadModel, start: int, batch_size: int = 250) -> dict[str, object]:
     """The measures of the module's docstring."""
@@ -293,6 +324,11 @@ def evaluate(model, rows: Rows, judge: GPT2LMHeadModel, start: int, batch_size: 
             add_texts(f"{steps}", model.generate(**batch, **many, num_inference_steps=steps, **spread), labels)
         add_texts("drawn", model.generate(**batch, **many), labels)
         add_texts("tokens", model.generate(**batch, **many, **drawn_tokens), labels)
+        asked = {"return_dict_in_generate": True, "output_scores": True, "expert_selection": "greedy"}
+        one = model.generate(**batch, **given, **asked, init_noise=0.0)
+        add_texts(
+            "listed", likeliest_texts(one.logits, one.sequences, open_places(model.config, batch, lengths)), labels
+        )
         add("judge_references", judge_loss(judge, start, labels))
         add("tokens_references", (labels != -100).sum().float())
     figures = {name: value / len(rows) for name, value in counts.items() if not name.startswith(("judge", "tokens"))}
@@ -354,6 +390,7 @@ def table(folder: Path = RESULTS) -> str:
         "one step": "oracle_1",
         "drawn": "oracle_drawn",
         "tokens drawn": "oracle_tokens",
+        "tokens listed": "oracle_listed",
         "distinct of 8": "distinct_3",
         "one step ": "distinct_1",
         "judge, greedy text": "judge_greedy_3",
