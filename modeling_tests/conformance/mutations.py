@@ -307,9 +307,9 @@ MUTATIONS = [
     Mutation(
         "stratified samples forget their place",
         "experts.py",
-        "place = torch.where(is_real, place - before.sum(dim=-1), place)",
-        "place = torch.where(is_real, place * 0, place)",
-        ("model/test_coherent_experts.py::test_stratified_choices_divide_the_gate_evenly_and_go_on_dividing",),
+        "place = torch.where(attention_mask[:, first].bool(), following, place)",
+        "place = torch.where(attention_mask[:, first].bool(), following * 0, place)",
+        ("model/test_coherent_experts.py::test_stratified_choices_divide_the_gate_and_go_on_dividing",),
     ),
     Mutation(
         "the neighbour that loses most gives way",

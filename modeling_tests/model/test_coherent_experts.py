@@ -64,38 +64,41 @@ def test_the_noise_of_a_block_is_its_first_token_s():
     assert torch.equal(noise, uniform[:, :1].expand_as(uniform))
 
 
-def test_stratified_choices_divide_the_gate_evenly_and_go_on_dividing():
-    gate, mask = torch.tensor([0.12, 0.48, 0.0, 0.4]).log().expand(10, 6, 4), torch.ones(10, 6)
-    samples, whole = SamplingOptions(times=(), repeats=10).samples(10, gate.device), RoutingOptions(scope="target")
-    experts, (place, number) = stratified_choice(gate, samples, mask, whole)
-    assert experts.tolist() == [[expert] * 6 for expert in [1] * 5 + [3] * 4 + [0]]
-    assert place.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0] and number.tolist() == [5] * 5 + [4] * 4 + [1]
-    following, (place, number) = stratified_choice(gate, (place, number), mask, whole)
-    assert following[:, 0].tolist() == [1, 1, 3, 3, 0, 1, 1, 3, 3, 1]
-    assert place.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 1, 0] and number.tolist() == [2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
-    # A gate without preferences gives every expert its turn, and a hot one has none.
-    likely, few = torch.tensor([0.1, 0.5, 0.001, 0.399]).log().expand(4, 6, 4), [part[:4] for part in samples]
-    few[1] = few[1].clamp(max=4)
-    for flat, options in ((torch.zeros(4, 6, 4), {}), (likely, {"temperature": 1e4})):
-        chosen, (_, number) = stratified_choice(flat, tuple(few), mask[:4], whole, **options)
-        assert sorted(chosen[:, 0].tolist()) == [0, 1, 2, 3] and number.tolist() == [1] * 4
+def test_stratified_choices_divide_the_gate_and_go_on_dividing():
+    gate, mask, whole = torch.tensor([0.12, 0.5, 0.01, 0.37]).log(), torch.ones(7, 6), RoutingOptions(scope="target")
+
+    def choose(places, left, **changes):
+        number = len(places)
+        given = gate.expand(number, 6, 4), torch.tensor(places), mask[:number]
+        experts, places = stratified_choice(*given, whole, changes.get("samples", 7), left, changes.get("heat", 1.0))
+        assert (experts == experts[:, :1]).all()
+        return experts[:, 0].tolist(), places.tolist()
+
+    # Quotients 50, 37, 25, 18.5, 16.7, 12.5, 12.3: with room below, nobody gets more than is due.
+    assert choose(list(range(7)), 2) == ([1, 3, 1, 3, 1, 1, 3], [0, 0, 1, 1, 2, 3, 2])
+    # Of those that have chosen the same each goes a way of its own at last, as long as there are any.
+    assert choose([0, 1, 2, 3], 0, samples=4)[0] == [1, 3, 0, 2]
+    assert choose(list(range(7)), 0) == ([1, 3, 0, 2, 1, 3, 1], [0, 0, 0, 0, 1, 1, 2])
+    # One more choice tells four apart, so that no expert gets more than these.
+    assert [choose(list(range(7)), 1)[0].count(expert) for expert in range(4)] == [0, 4, 0, 3]
+    assert choose(list(range(7)), 2, heat=100.0)[0] == [1, 3, 0, 2, 1, 3, 0]
+    assert choose([0], 2, samples=1) == ([1], [0])
 
 
 def test_stratified_choices_of_blocks_follow_one_another_and_padding_is_none():
     gate = torch.randn(1, 7, 4).log_softmax(-1).expand(8, 7, 4)
-    samples, mask = (torch.arange(8), torch.full((8,), 8)), (torch.arange(7) < 4).long().expand(8, 7)
+    places, mask = torch.arange(8), (torch.arange(7) < 4).long().expand(8, 7)
     whole, block = RoutingOptions(scope="target"), RoutingOptions(scope="block", block_size=3)
-    experts, rest = stratified_choice(gate, samples, mask, block)
-    first, between = stratified_choice(gate[:, :3], samples, mask[:, :3], whole)
-    second, last = stratified_choice(gate[:, 3:4], between, mask[:, 3:4], whole)
-    assert torch.equal(experts[:, :4], torch.cat([first, second], dim=1))
-    assert all(map(torch.equal, rest, last)) and not torch.equal(rest[1], between[1])
-    assert len(set(map(tuple, experts[:, [0, 3]].tolist()))) > len(set(first[:, 0].tolist()))
+    experts, rest = stratified_choice(gate, places, mask, block, 8, 0)
+    first, between = stratified_choice(gate[:, :3], places, mask[:, :3], whole, 8, 1)
+    second, last = stratified_choice(gate[:, 3:4], between, mask[:, 3:4], whole, 8, 0)
+    assert torch.equal(experts[:, :4], torch.cat([first, second], dim=1)) and torch.equal(rest, last)
+    assert len(set(map(tuple, experts[:, [0, 3]].tolist()))) == 8 > len(set(first[:, 0].tolist()))
 
 
 def test_lengths_of_a_sample_share_its_place():
-    place, number = SamplingOptions(times=(), repeats=6, num_lengths=3).samples(12, torch.device("cpu"))
-    assert place.tolist() == [0, 0, 0, 1, 1, 1] * 2 and number.tolist() == [2] * 12
+    places = SamplingOptions(times=(), repeats=6, num_lengths=3).sample_places(12, torch.device("cpu"))
+    assert places.tolist() == [0, 0, 0, 1, 1, 1] * 2
 
 
 def test_a_path_s_probability_is_the_product_over_its_blocks():
@@ -202,7 +205,7 @@ def test_stratified_samples_go_different_ways_and_the_first_is_the_greedy_one(sc
     _, ids, mask = batch_of_rows([4, 9, 6])
     options = {"return_dict_in_generate": True, "output_expert_indices": True, "target_lengths": 9, "init_noise": 0.0}
     greedy = model.generate(ids, mask, expert_selection="greedy", **options)
-    spread = {**options, "expert_selection": "stratified", "expert_temperature": 20.0}
+    spread = {**options, "expert_selection": "stratified"}
     many = model.generate(ids, mask, num_return_sequences=4, **spread)
     assert torch.equal(many.expert_indices.unflatten(-2, (3, 4))[..., 0, :], greedy.expert_indices)
     assert torch.equal(many.sequences[::4], greedy.sequences)

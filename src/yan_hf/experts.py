@@ -315,42 +315,45 @@ def share_choice(
 
 def stratified_choice(
     log_probs: Tensor,
-    samples: tuple[Tensor, Tensor],
+    place: Tensor,
     attention_mask: Tensor,
     options: RoutingOptions,
+    num_samples: int,
+    steps_left: int,
     temperature: float = 1.0,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """
     Shared choices of samples that divide the gate of [`share_choice`], `(B, Ly, K)`, divided by `temperature`, among
-    them, as in arithmetic sampling (Vilnis et al. 2023, arXiv 2210.15458), without a look at each other.
+    them, without a look at each other.
 
-    `samples` are, `(B,)` each, a row's place among those that have chosen the same so far, and their number. These
-    stand at even distances in [0, 1), the first at 0, where each of a block's experts, in descending order, has as
-    much room as it has probability. Gives the experts, `(B, Ly)`, and the `samples` that have chosen the same after
-    that: one that is alone follows the gate's mode.
+    `place`, `(B,)`, is a row's place among those of its `num_samples` that have chosen the same so far. Of these, who
+    comes first takes the gate's mode, and who comes next the expert whose probability is largest for one more, as
+    seats are given to parties (D'Hondt); no expert gets more than can go different ways in the choices that follow:
+    the other blocks' and those of the `steps_left`. Gives the experts, `(B, Ly)`, and the place among those that have
+    chosen the same after that.
     """
-    (place, number), length, experts = samples, log_probs.shape[1], []
-    # In double precision, in which rows of the same beginning see the same room; Apple's devices have none.
-    dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
-    others = torch.arange(log_probs.shape[0], device=log_probs.device)  # never more in number than rows
-    for first in range(0, length, options.block_size or length):  # of canvases without padding before their last token
-        shares = (log_probs[:, first] / temperature).to(dtype).softmax(dim=-1)
-        # A stable sort: of equals the lower index comes first, as in the gate's mode.
-        shares, order = shares.sort(dim=-1, descending=True, stable=True)
-        ends = shares.cumsum(dim=-1)
-        ends = ends.masked_fill(ends > 1 - 1e-6, 2.0)  # what rounding leaves is nobody's
-        points = ((others + 0.5) / number[:, None]).masked_fill(others == 0, 0.0)
-        points = points.masked_fill(others >= number[:, None], 2.0)
-        rank = (ends <= points.gather(1, place[:, None])).sum(dim=-1, keepdim=True)
-        experts.append(order.gather(1, rank))
+    length, num_experts, experts = *log_probs.shape[1:], []
+    size = options.block_size or length
+    num_blocks = (attention_mask.sum(dim=-1) + size - 1).div(size, rounding_mode="floor")
+    for block, first in enumerate(range(0, length, size)):  # of canvases without padding before their last token
+        probs = (log_probs[:, first] / temperature).softmax(dim=-1)
+        choices_left = num_blocks * (steps_left + 1) - block - 1
+        room = torch.pow(float(num_experts), choices_left.clamp(0, 32)).clamp(max=num_samples)[:, None]
+        taken, chosen, following = torch.zeros_like(probs), torch.zeros_like(place), torch.zeros_like(place)
+        for sample in range(num_samples):
+            is_full = (taken >= room) & (taken < room).any(dim=-1, keepdim=True)
+            best = (probs / (taken + 1)).masked_fill(is_full, -1.0).argmax(dim=-1, keepdim=True)
+            before = taken.gather(1, best)
+            is_own = place == sample
+            chosen, following = (
+                torch.where(is_own, new[:, 0].to(old.dtype), old) for new, old in ((best, chosen), (before, following))
+            )
+            taken = taken.scatter(1, best, before + 1)
+        experts.append(chosen)
         # Blocks behind a row's canvas are no choices.
-        is_real = attention_mask[:, first].bool()
-        before = nn.functional.pad(ends, (1, 0)).gather(1, rank) > points
-        within = (points < ends.gather(1, rank)) & ~before
-        place = torch.where(is_real, place - before.sum(dim=-1), place)
-        number = torch.where(is_real, within.sum(dim=-1), number)
+        place = torch.where(attention_mask[:, first].bool(), following, place)
     blocks = block_of_token(attention_mask, options.block_size).clamp(max=len(experts) - 1)
-    return torch.cat(experts, dim=1).gather(1, blocks), (place, number)
+    return torch.stack(experts, dim=1).gather(1, blocks), place
 
 
 def choice_log_probs(log_probs: Tensor, experts: Tensor, attention_mask: Tensor, options: RoutingOptions) -> Tensor:

@@ -154,7 +154,7 @@ OPTIONS = {
         "sample",
         _one_of(("sample", "greedy", "stratified")),
         "how experts are chosen: drawn from the gate; its mode; or, where choices are shared, the samples of a source "
-        "divide the gate's distribution evenly, the first at its mode, so that they go different ways",
+        "divide the gate among them, the first at its mode, and go different ways",
     ),
     "expert_temperature": Option(1.0, _POSITIVE, "divides the gate's log-probabilities; below 1 sharpens it"),
     "expert_scope": Option(

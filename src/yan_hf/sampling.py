@@ -637,11 +637,10 @@ class SamplingOptions:
             **more,
         )
 
-    def samples(self, num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The place of each row among its source's samples, and their number, `(R,)`: for [`stratified_choice`]."""
+    def sample_places(self, num_rows: int, device: torch.device) -> torch.Tensor:
+        """The place of each row among the samples of its source, `(R,)`."""
         rows = torch.arange(num_rows, device=device) % self.repeats
-        place = torch.div(rows, self.num_lengths, rounding_mode="floor")
-        return place, torch.full_like(place, self.repeats // self.num_lengths)
+        return torch.div(rows, self.num_lengths, rounding_mode="floor")
 
 
 @dataclass
@@ -709,8 +708,8 @@ class _ExpertChooser:
         # By solver step, of its last choice (that before it is the prediction of offloaded experts): whether the gate
         # is finite, the core sets, and the log-probability of what was chosen.
         self.records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
-        # Before a solver step, the samples that have chosen the same.
-        self.samples = {0: options.samples(len(canvas), canvas.device)} if options.stratified else {}
+        # Before a solver step, a row's place among the samples that have chosen the same.
+        self.places = {0: options.sample_places(len(canvas), canvas.device)} if options.stratified else {}
 
     def held(self, experts: torch.Tensor) -> torch.Tensor:
         """Experts `(R, L, ...)` where positions behind a row's canvas follow its first token, and need none."""
@@ -724,8 +723,11 @@ class _ExpertChooser:
         log_probs, noise = share_choice(log_probs, noise, canvas, routing)
         log_probs, core = restrict_to_core(log_probs, canvas, routing)
         if self.options.stratified:
-            choice = stratified_choice(log_probs, self.samples[step], canvas, routing, temperature)
-            experts, self.samples[step + 1] = choice
+            number = self.options.repeats // self.options.num_lengths
+            steps_left = len(self.options.times) - 2 - step if self.options.reselect else 0
+            experts, self.places[step + 1] = stratified_choice(
+                log_probs, self.places[step], canvas, routing, number, steps_left, temperature
+            )
         else:
             experts = choose_experts(log_probs, noise, temperature)
         experts = self.held(experts)
