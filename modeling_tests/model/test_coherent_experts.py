@@ -83,6 +83,9 @@ def test_stratified_choices_divide_the_gate_and_go_on_dividing():
     assert [choose(list(range(7)), 1)[0].count(expert) for expert in range(4)] == [0, 4, 0, 3]
     assert choose(list(range(7)), 2, heat=100.0)[0] == [1, 3, 0, 2, 1, 3, 0]
     assert choose([0], 2, samples=1) == ([1], [0])
+    # Nobody leaves a core set for want of room.
+    gate = torch.tensor([0.3, 0.7, 0.0, 0.0]).log()
+    assert choose([0, 1, 2, 3, 4], 0, samples=5)[0] == [1, 0, 1, 1, 1]
 
 
 def test_stratified_choices_of_blocks_follow_one_another_and_padding_is_none():
@@ -97,7 +100,7 @@ def test_stratified_choices_of_blocks_follow_one_another_and_padding_is_none():
 
 
 def test_lengths_of_a_sample_share_its_place():
-    places = SamplingOptions(times=(), repeats=6, num_lengths=3).sample_places(12, torch.device("cpu"))
+    places = SamplingOptions(times=(), repeats=6, stratified=2).sample_places(12, torch.device("cpu"))
     assert places.tolist() == [0, 0, 0, 1, 1, 1] * 2
 
 

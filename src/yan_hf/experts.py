@@ -341,7 +341,8 @@ def stratified_choice(
         room = torch.pow(float(num_experts), choices_left.clamp(0, 32)).clamp(max=num_samples)[:, None]
         taken, chosen, following = torch.zeros_like(probs), torch.zeros_like(place), torch.zeros_like(place)
         for sample in range(num_samples):
-            is_full = (taken >= room) & (taken < room).any(dim=-1, keepdim=True)
+            has_room = (taken < room) & (probs > 0)  # those outside of core sets have none
+            is_full = has_room.any(dim=-1, keepdim=True) & ~has_room
             best = (probs / (taken + 1)).masked_fill(is_full, -1.0).argmax(dim=-1, keepdim=True)
             before = taken.gather(1, best)
             is_own = place == sample

@@ -463,7 +463,7 @@ class YanGenerationMixin:
         options = SamplingOptions.from_config(
             config,
             repeats=layout.rows_per_source,
-            num_lengths=layout.num_lengths,
+            stratified=layout.samples_per_source if config.expert_selection == "stratified" else 0,
             decode_argmax=not (
                 decoding["processors"]
                 or config.do_sample

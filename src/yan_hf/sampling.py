@@ -49,6 +49,10 @@ class CandidateLayout:
         return len(self.lengths) // self.num_sources
 
     @property
+    def samples_per_source(self) -> int:
+        return self.rows_per_source // self.num_lengths
+
+    @property
     def rows_per_sequence(self) -> int:
         return self.num_samples * self.num_lengths
 
@@ -613,8 +617,7 @@ class SamplingOptions:
     solver: str = "euler"
     expert_temperature: float = 1.0  # divides the gate's log-probabilities
     repeats: int = 1  # targets for each source
-    num_lengths: int = 1  # tried for each of its samples
-    stratified: bool = False  # whether the samples of a source divide the gate's choices among them
+    stratified: int = 0  # number of a source's samples that divide the gate among them; 0 where each has all of it
     keep_states: bool = False  # whether to keep the state after every step
     decode_argmax: bool = True  # whether to read the tokens too, as the argmax
     with_scores: bool = False  # whether to give their log-probabilities
@@ -629,7 +632,6 @@ class SamplingOptions:
             times=tuple(config.times()),
             solver=config.solver,
             expert_temperature=float(config.expert_temperature),
-            stratified=config.expert_selection == "stratified",
             keep_states=bool(config.output_trajectory),
             routing=RoutingOptions.from_config(config),
             reselect=bool(config.reselect_experts),
@@ -638,9 +640,9 @@ class SamplingOptions:
         )
 
     def sample_places(self, num_rows: int, device: torch.device) -> torch.Tensor:
-        """The place of each row among the samples of its source, `(R,)`."""
+        """The place of each row among the samples of its source that are `stratified`, `(R,)`."""
         rows = torch.arange(num_rows, device=device) % self.repeats
-        return torch.div(rows, self.num_lengths, rounding_mode="floor")
+        return rows.div(self.repeats // self.stratified, rounding_mode="floor")  # the lengths of a sample share one
 
 
 @dataclass
@@ -709,7 +711,7 @@ class _ExpertChooser:
         # is finite, the core sets, and the log-probability of what was chosen.
         self.records: dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = {}
         # Before a solver step, a row's place among the samples that have chosen the same.
-        self.places = {0: options.sample_places(len(canvas), canvas.device)} if options.stratified else {}
+        self.places = {0: options.sample_places(canvas.shape[0], canvas.device)} if options.stratified else {}
 
     def held(self, experts: torch.Tensor) -> torch.Tensor:
         """Experts `(R, L, ...)` where positions behind a row's canvas follow its first token, and need none."""
@@ -723,10 +725,9 @@ class _ExpertChooser:
         log_probs, noise = share_choice(log_probs, noise, canvas, routing)
         log_probs, core = restrict_to_core(log_probs, canvas, routing)
         if self.options.stratified:
-            number = self.options.repeats // self.options.num_lengths
-            steps_left = len(self.options.times) - 2 - step if self.options.reselect else 0
+            choices = self.options.stratified, len(self.options.times) - 2 - step if self.options.reselect else 0
             experts, self.places[step + 1] = stratified_choice(
-                log_probs, self.places[step], canvas, routing, number, steps_left, temperature
+                log_probs, self.places[step], canvas, routing, *choices, temperature
             )
         else:
             experts = choose_experts(log_probs, noise, temperature)
@@ -741,7 +742,7 @@ class _ExpertChooser:
         return {
             "is_finite": torch.stack([torch.ones_like(canvas[0, 0], dtype=torch.bool), *finite]).all(),
             "core": torch.stack(core).any(dim=0) if keeps_core else None,
-            "path_log_probs": sum(paths, torch.zeros(len(canvas), device=canvas.device)),
+            "path_log_probs": sum(paths, torch.zeros(canvas.shape[:1], device=canvas.device)),
         }
 
 

@@ -122,13 +122,14 @@ def export_programs(model: PreTrainedModel, **options: Any) -> dict[str, Exporte
         raise ValueError("Quantized weights cannot be exported: load the checkpoint without `quantization_config`.")
     if model.dtype != torch.float32 or model.device.type != "cpu":
         raise ValueError(f"Load the model in float32 on the CPU: it is {model.dtype} on {model.device}.")
-    sampling = SamplingOptions.from_config(model._prepare_generation(None, options)[0])
+    generation_config = model._prepare_generation(None, options)[0]
+    sampling = SamplingOptions.from_config(generation_config)
     if "block" in (sampling.routing.routing, sampling.routing.scope):
         raise ValueError(
             f"`routing={sampling.routing.routing!r}` with `expert_scope={sampling.routing.scope!r}` cannot be "
             "exported: the number of blocks would be fixed. Tokens by themselves can, and whole targets."
         )
-    if sampling.stratified:
+    if generation_config.expert_selection == "stratified":
         raise ValueError(
             '`expert_selection="stratified"` cannot be exported: the program would have to know which rows are one '
             'source\'s. "sample" and "greedy" can.'
@@ -251,7 +252,7 @@ class OnnxYan(YanGenerationMixin, nn.Module):
     ) -> SampleOutput:
         """As [`~sampling.sample`], without states; with logits in the place of what the vocabulary head reads."""
         asked = _fixed(options)
-        fixed = {"stratified": False, **self.fixed}
+        fixed = {"stratified": 0, **self.fixed}
         if changed := [name for name, value in fixed.items() if asked[name] != value]:
             raise ValueError(
                 f"The exported program is fixed to {', '.join(f'{name}={fixed[name]}' for name in changed)}, but "
