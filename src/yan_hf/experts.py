@@ -327,8 +327,8 @@ def stratified_choice(
     them, without a look at each other.
 
     `place`, `(B,)`, is a row's place among those of its `num_samples` that have chosen the same so far. Of these, who
-    comes first takes the gate's mode, and who comes next the expert whose probability is largest for one more, as
-    seats are given to parties (D'Hondt); no expert gets more than can go different ways in the choices that follow:
+    comes first takes the gate's mode, and who comes next the expert whose share is furthest behind its probability, as
+    seats are given to parties (Sainte-Laguë); no expert gets more than can go different ways in the choices that follow:
     the other blocks' and those of the `steps_left`. Gives the experts, `(B, Ly)`, and the place among those that have
     chosen the same after that.
     """
@@ -343,7 +343,7 @@ def stratified_choice(
         for sample in range(num_samples):
             has_room = (taken < room) & (probs > 0)  # those outside of core sets have none
             is_full = has_room.any(dim=-1, keepdim=True) & ~has_room
-            best = (probs / (taken + 1)).masked_fill(is_full, -1.0).argmax(dim=-1, keepdim=True)
+            best = (probs / (2 * taken + 1)).masked_fill(is_full, -1.0).argmax(dim=-1, keepdim=True)
             before = taken.gather(1, best)
             is_own = place == sample
             chosen, following = (
