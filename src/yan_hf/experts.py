@@ -328,9 +328,9 @@ def stratified_choice(
 
     `place`, `(B,)`, is a row's place among those of its `num_samples` that have chosen the same so far. Of these, who
     comes first takes the gate's mode, and who comes next the expert whose share is furthest behind its probability, as
-    seats are given to parties (Sainte-Laguë); no expert gets more than can go different ways in the choices that follow:
-    the other blocks' and those of the `steps_left`. Gives the experts, `(B, Ly)`, and the place among those that have
-    chosen the same after that.
+    seats are given to parties (Sainte-Laguë); no expert gets more than can go different ways in the choices that
+    follow, of the other blocks and in the `steps_left`. Gives the experts, `(B, Ly)`, and the place among those that
+    have chosen the same after that.
     """
     length, num_experts, experts = *log_probs.shape[1:], []
     size = options.block_size or length
