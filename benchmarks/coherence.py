@@ -8,9 +8,10 @@ Tasks on stories: `infilling` (sentences with a span of one to three words maske
 sentence between its neighbours, which is generated), `last_word`.
 
 One field is trained for `--grow-at` of `--train-steps`; from there each of the `--models` goes on by itself for the
-rest: `1`, the field, or `K-token`, `K-held`, `K-anew`, where it becomes K experts that tokens choose
-for themselves, or the whole target once, or at every step. `--grow-at 0` trains each from nothing. `--work` keeps what
-they share, and what has a result there is not trained again. Measured on the test rows, for 1 to 4 solver steps:
+rest: `1`, the field, or `K-token`, `K-held`, `K-anew`, where it becomes K experts that tokens choose for themselves,
+or the whole target once, or at every step. `--grow-at 0` trains each from nothing. `--work` keeps what has been
+trained, which is not trained again: a folder for one setting of the training's other options. Measured on the test
+rows, for 1 to 4 solver steps:
 
 - exact match of the greedy text with predicted and true lengths;
 - of 8 texts with true lengths, which divide the gate's choices among them (`expert_selection="stratified"`; of one
@@ -93,19 +94,19 @@ class Rows:
         return {"input_ids": ids[:, :source], "attention_mask": mask[:, :source], "labels": labels[:, :target]}
 
 
-LOSS_WEIGHTS = {
-    "target": {
-        "token": 1.0,
-        "latent": 0.01,
-        "gate": 0.1,
-        "reconstruction": 0.5,
-        "mmd": 0.0,
-        "l2": 0.01,
-        "length": 0.1,
-    },
+_SHARED_WEIGHTS = {
+    "token": 1.0,
+    "latent": 0.01,
+    "gate": 0.1,
+    "reconstruction": 0.5,
+    "mmd": 0.0,
+    "l2": 0.01,
+    "length": 0.1,
 }
-LOSS_WEIGHTS["target"] |= {"flow": 0.0, "load_balance": 0.0}
-LOSS_WEIGHTS["token"] = {**LOSS_WEIGHTS["target"], "flow": 0.01, "load_balance": 0.1}
+LOSS_WEIGHTS = {
+    "target": {**_SHARED_WEIGHTS, "flow": 0.0, "load_balance": 0.0},
+    "token": {**_SHARED_WEIGHTS, "flow": 0.01, "load_balance": 0.1},
+}
 
 
 def choice_fields(name: str) -> dict[str, object]:
