@@ -9,12 +9,17 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers import BertConfig
 
 from yan_hf import YanConfig, YanForConditionalGeneration
 
 
 # One block of each kind, for tests whose time is that of a compiler.
 SHALLOW = {"encoder_layers": 1, "flow_layers": 1, "cross_attention_layers": [0]}
+
+# An encoder of Transformers, and where that looks whether its mask is all ones.
+ENCODER = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+ENCODER_READS = {"_ignore_bidirectional_mask_sdpa": lambda mask: False}
 
 
 def small_config(**changes) -> YanConfig:

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 import torch
-from testing_utils import SHALLOW, DraftCounter, NoHost, batch_of_rows, small_config, small_model
+from testing_utils import (
+    ENCODER,
+    ENCODER_READS,
+    SHALLOW,
+    DraftCounter,
+    NoHost,
+    batch_of_rows,
+    small_config,
+    small_model,
+)
 from torch.overrides import TorchFunctionMode
 from transformers.generation import CompileConfig
 from transformers.generation.stopping_criteria import MaxLengthCriteria
@@ -28,6 +37,13 @@ BY_TOKEN = {
     "_prepare_lengths": lambda found: True,
     "token_lengths_from": lambda value: True if value.dtype == torch.bool else 7,
     "likeliest_sums": lambda value: True if value.dtype == torch.bool else WIDTH,
+}
+GIVEN_BY_TOKEN = {
+    **BY_TOKEN,
+    "given_token_lengths": lambda numbers: [1, 1],
+    "choose_lengths": lambda value: True,
+    "token_lengths_from": lambda value: 1,
+    "_check_given": lambda limits: [1, WIDTH],
 }
 UNLIKELY = {**BY_TOKEN, "likeliest_sums": lambda value: False if value.dtype == torch.bool else WIDTH}
 # Which rows have no known tokens, and which tokens are fillings.
@@ -64,8 +80,10 @@ CASES = [
     ({"encoder_backbone": "mamba", "flow_backbone": "mamba"}, EVERYTHING, {}, ()),
     ({"attn_implementation": "eager"}, {}, {}, ()),
     ({"start_state": "stretched"}, {}, {}, ()),
+    ({"encoder_config": ENCODER}, {}, ENCODER_READS, ()),
     (ALIGNED, {}, BY_TOKEN, ()),
     (ALIGNED, {"num_length_candidates": 2}, BY_TOKEN, ()),
+    (ALIGNED, {"mask_lengths": [[2], [3]]}, GIVEN_BY_TOKEN, ("given_token_lengths",)),
     (FERTILITY, {}, UNLIKELY, ()),
     (FERTILITY, {"copy_bias": 2.0}, UNLIKELY, ()),
     (ALIGNED, {"keep_known": True}, {**BY_TOKEN, **FILLINGS}, ("_decoding_options",)),

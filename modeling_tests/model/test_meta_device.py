@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from testing_utils import NoHost, small_config
+from testing_utils import ENCODER, ENCODER_READS, NoHost, small_config
 
 from yan_hf import YanForAutoEncoding, YanForConditionalGeneration
 
@@ -31,6 +31,7 @@ MODELS = {
     "target scope": {"expert_scope": "target", "loss_weights": {"gate": 1.0}},
     "reselected": {"expert_scope": "target", "reselect_experts": True},
     "keep known": {"start_state": "aligned", "mask_token_id": 4, "keep_known": True, "eos_token_id": None},
+    "pretrained encoder": {"encoder_config": ENCODER},
 }
 # What training reads by design: the distinct tokens of a batch, among which winners are sought instead of in the whole
 # vocabulary, and, with `keep_known`, how many tokens are fillings.
@@ -41,6 +42,7 @@ READS = {
 }
 READERS = {"block scope": {"_winners"}, "target scope": {"_winners"}, "reselected": {"_winners"}}
 READERS["keep known"] = {"_decode_counted", "_token"}
+READERS["pretrained encoder"] = set(ENCODER_READS)
 
 
 # All in bfloat16, and what has parts in other precisions in the others too.
@@ -66,7 +68,7 @@ def batch(start_state="noise"):
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_forward(name, dtype):
     model, (source, _) = meta_model(MODELS[name], dtype), batch()
-    with NoHost():
+    with NoHost(ENCODER_READS if name == "pretrained encoder" else {}):
         outputs = [model(**source), model(source["input_ids"])]
         state = torch.zeros(2, 5, 32, device="meta", dtype=dtype)
         outputs.append(model(**source, latents=state, timesteps=torch.zeros(2, device="meta", dtype=torch.float32)))
@@ -79,7 +81,7 @@ def test_forward(name, dtype):
 def test_training_step(name, dtype):
     model = meta_model(MODELS[name], dtype).train()
     source, target = batch(model.config.start_state)
-    with NoHost(READS) as mode:
+    with NoHost({**READS, **ENCODER_READS}) as mode:
         output = model(**source, **target)
         output.loss.backward()
     assert mode.seen == READERS.get(name, set())
