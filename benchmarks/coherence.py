@@ -18,8 +18,10 @@ rows, for 1 to 4 solver steps:
   field and of tokens that choose for themselves, drawn ones): the best by the reference (`oracle`), the best by the
   joint score of choices and tokens (`reranked`), how many are `distinct`, and the loss in nats per token of an
   autoregressive judge, a GPT-2 of width 128 trained on the targets of the same rows, on all 8;
-- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, of 8 whose `tokens` are, and
-  of the 8 likeliest that the greedy text's token distributions give, each token by itself (`listed`);
+- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, of 8 whose `tokens` are, of the
+  8 likeliest that the greedy text's token distributions give, each token by itself (`listed`), and where experts are
+  chosen anew, of the 8 that a `beam` over the choices keeps, and the best of those by the joint score
+  (`reranked_beam`);
 - the entropy of the gate and every expert's share of the winners, in the last steps of training.
 """
 
@@ -276,6 +278,44 @@ def likeliest_texts(logits: torch.Tensor, ids: torch.Tensor, is_open: torch.Tens
 
 
 @torch.no_grad()
+def beam_of_choices(
+    model: YanForConditionalGeneration, batch: dict[str, torch.Tensor], lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Texts along the `SAMPLES` likeliest paths of shared choices that a beam of as many finds, from a start without
+    noise: ids `(B, SAMPLES, L)` and their joint scores `(B, SAMPLES)`, mean log-probabilities of path and tokens.
+    """
+    steps, size = model.config.solver_steps, len(lengths)
+    canvas = (torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]).long()
+    run = {**batch, "target_lengths": lengths, "init_noise": 0.0, "return_dict_in_generate": True}
+    encoded = {"encoder_outputs": model.model.encode(**batch), "attention_mask": batch["attention_mask"]}
+
+    def along(path: torch.Tensor, **asked: bool):
+        return model.generate(**run, **asked, expert_indices=path[..., None].expand(steps, size, canvas.shape[1]))
+
+    paths = torch.zeros(size, 1, steps, dtype=torch.long, device=lengths.device)  # (B, paths, S)
+    scores = torch.zeros(size, 1, device=lengths.device)
+    for step in range(steps):
+        gates = []
+        for path in paths.unbind(1):
+            state = along(path.T, output_trajectory=True).trajectory[step]
+            times = torch.full((size,), step / steps, device=lengths.device)
+            logits = model(**encoded, latents=state, timesteps=times, decoder_attention_mask=canvas).gate_logits
+            mean_logits = (logits * canvas[..., None]).sum(1) / lengths[:, None]
+            gates.append(mean_logits.log_softmax(dim=-1))
+        grown = scores[..., None] + torch.stack(gates, dim=1)  # (B, paths, K)
+        number = grown.shape[-1]
+        scores, best = grown.flatten(1).topk(min(SAMPLES, grown[0].numel()), dim=-1)
+        paths = paths.gather(1, (best // number)[..., None].expand(-1, -1, steps)).clone()
+        paths[:, :, step] = best % number
+    found = [along(path.T) for path in paths.unbind(1)]
+    # As `rerank="joint"`: of a filling, known tokens do not count.
+    counts = open_places(model.config, batch, lengths).sum(1)
+    joint = [text.sequence_scores + score / counts for text, score in zip(found, scores.unbind(1))]
+    return torch.stack([text.sequences for text in found], dim=1), torch.stack(joint, dim=1)
+
+
+@torch.no_grad()
 def evaluate(model, rows: Rows, judge: GPT2LMHeadModel, start: int, batch_size: int = 250) -> dict[str, object]:
     """The measures of the module's docstring."""
     pad_id = model.config.pad_token_id
@@ -329,6 +369,10 @@ def evaluate(model, rows: Rows, judge: GPT2LMHeadModel, start: int, batch_size: 
         add_texts(
             "listed", likeliest_texts(one.logits, one.sequences, open_places(model.config, batch, lengths)), labels
         )
+        if spread and model.config.reselect_experts:
+            texts, scores = beam_of_choices(model, batch, lengths)
+            add_texts("beam", texts.flatten(0, 1), labels)
+            add("reranked_beam", is_right(texts[torch.arange(len(texts)), scores.argmax(1)], labels))
         add("judge_references", judge_loss(judge, start, labels))
         add("tokens_references", (labels != -100).sum().float())
     figures = {name: value / len(rows) for name, value in counts.items() if not name.startswith(("judge", "tokens"))}

@@ -76,6 +76,7 @@ def learn(system, model, tokenizer, rows):
 
 
 @pytest.mark.parametrize("system", MODELS)
+@pytest.mark.slow
 def test_every_system_learns_rows_by_heart(system, config, tokenizer):
     """What the losses train is what the rewriters give back: in batches, alone, and with prompt lookup."""
     model = learn(system, new_model(system, config), tokenizer, ROWS)
@@ -86,6 +87,7 @@ def test_every_system_learns_rows_by_heart(system, config, tokenizer):
             assert rewrite(sources) == [target[:-1] for target in targets], name
 
 
+@pytest.mark.slow
 def test_lookup_in_the_source_saves_passes_of_bart(config, tokenizer):
     """A text that is in the source, and only there, takes a few passes."""
     row = [*range(60, 90), EOS]

@@ -536,7 +536,11 @@ def in_training(backbone="transformer", **changes):
 
 
 @pytest.mark.parametrize(
-    "case", ["plain", "mamba", "lora", "experts", "hooks", "checkpointing", "compiled part", "compile"]
+    "case",
+    [
+        *("plain", "mamba", "lora", "experts", "hooks", "checkpointing"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiled part", "compile")),
+    ],
 )
 def test_a_model_in_training_mode_generates_as_in_eval_mode_and_is_not_changed(case):
     changes = SHALLOW if case == "compile" else {}

@@ -114,6 +114,7 @@ def test_a_configuration_alone_is_staged_too(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "notes.txt"}
 
 
+@pytest.mark.slow
 def test_stale_weights_go_and_other_files_stay(tmp_path):
     """As many shards, fewer, one file and back: a loader gets what was saved last."""
     mine = ["notes.txt", "model_card.png", "model.onnx", "pytorch_model.bin", "adapter_model.safetensors"]

@@ -197,6 +197,7 @@ def test_programs_are_bounded_by_buckets():
     assert len(model.compiled_programs) == 2 and counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 def test_a_part_of_what_the_caller_gives_is_no_other_program():
     """Wider latents are cut to a view, whose strides a compiler would take for other inputs."""
     model = small_model(**SHALLOW)
@@ -223,6 +224,7 @@ def test_more_programs_than_allowed_run_plain(monkeypatch, caplog):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_model_can_be_copied_trained_and_compiled_again():
     model = small_model(**SHALLOW)
     _, ids, mask = batch_of_rows([4, 6])

@@ -397,6 +397,7 @@ def test_padding_changes_no_term(scope):
     torch.testing.assert_close(first.loss_terms, second.loss_terms, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gate_learns_the_winners_and_the_target_its_reconstruction():
     weights = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0) | {"token": 1.0, "gate": 1.0, "reconstruction": 1.0}
     model = model_with("target", True, loss_weights=weights).train()

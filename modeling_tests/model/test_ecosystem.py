@@ -101,6 +101,7 @@ def test_intermediate_size_sets_the_multiplier():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.slow
 def test_disk_offload_by_device_map(backbone, tmp_path):
     model = model_with(backbone)
     model.save_pretrained(tmp_path / "model")
@@ -260,6 +261,7 @@ def test_the_encoder_is_exported(backbone):
 
 @pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.slow
 def test_a_flow_step_is_exported(backbone, implementation):
     model = model_with(backbone, **SHALLOW)
     model.set_experts_implementation(implementation)

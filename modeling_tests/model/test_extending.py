@@ -20,6 +20,7 @@ from yan_hf.solver import SOLVERS, Tableau
 
 
 # One file: the tableau in `solver.SOLVERS`.
+@pytest.mark.slow
 def test_a_solver(model, monkeypatch, tmp_path):
     ralston = Tableau((0.0, 2 / 3), ((), (2 / 3,)), (0.25, 0.75))
     with pytest.raises(ValueError, match="solver"):

@@ -185,6 +185,7 @@ def test_what_the_backward_pass_keeps_grows_linearly_and_slowly():
     assert sizes[1] < 1024 * 256 * 16 * 4  # one state per position
 
 
+@pytest.mark.slow
 def test_the_operator_is_sound():
     """Fake tensors, autograd registration and schema, by PyTorch's own check."""
     inputs = scan_inputs(9, length=20)
@@ -194,6 +195,7 @@ def test_the_operator_is_sound():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.slow
 def test_compiles_to_one_graph(dynamic):
     compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for length in (12, 30):

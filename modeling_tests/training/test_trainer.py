@@ -146,6 +146,7 @@ def test_plain_trainer_and_auto_encoder_log_terms_through_the_callback(tmp_path)
     assert {"loss_token", "loss_mmd", "loss_l2"} <= set(found.state.log_history[0])
 
 
+@pytest.mark.slow
 def test_auto_encoder_trains_sparsely_and_is_evaluated_densely(tmp_path):
     rows = [{"input_ids": [5, 6, 4, 2], "labels": [-100, -100, 7, -100]}] * 4
     for adapted in (False, True):
@@ -169,6 +170,7 @@ def test_auto_encoder_trains_sparsely_and_is_evaluated_densely(tmp_path):
         assert seen[1:] == [(4, 4, 60)]
 
 
+@pytest.mark.slow
 def test_average_is_evaluated_saved_and_left_in_the_model(tmp_path):
     """Against averages computed from the weights after every step; training goes on with the plain weights."""
     weights, evaluated = [], []
@@ -202,6 +204,7 @@ def test_average_is_evaluated_saved_and_left_in_the_model(tmp_path):
     torch.testing.assert_close(alone.lm_head.weight.detach(), weights[-1], msg="averaging changed the training")
 
 
+@pytest.mark.slow
 def test_averages_go_on_from_a_checkpoint_in_another_folder(tmp_path):
     options = {"ema_decay": 0.9, "save_strategy": "steps", "save_steps": 3}
     whole, resumed = small_model(), small_model()
@@ -257,6 +260,7 @@ def test_smoothing_by_a_plain_trainer_is_refused_at_construction(tmp_path, cls):
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])
+@pytest.mark.slow
 def test_a_length_head_whose_adapters_are_trained_predicts_lengths(tmp_path, target):
     base = small_config(length_head_trained=False)
     model = get_peft_model(YanForConditionalGeneration(base), LoraConfig(target_modules=target))
