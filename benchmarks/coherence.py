@@ -18,8 +18,8 @@ rows, for 1 to 4 solver steps:
   field and of tokens that choose for themselves, drawn ones): the best by the reference (`oracle`), the best by the
   joint score of choices and tokens (`reranked`), how many are `distinct`, and the loss in nats per token of an
   autoregressive judge, a GPT-2 of width 128 trained on the targets of the same rows, on all 8;
-- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, of 8 whose `tokens` are, of the
-  8 likeliest that the greedy text's token distributions give, each token by itself (`listed`), and where experts
+- for three steps also the oracle and the distinct texts of 8 whose choices are `drawn`, of 8 whose `tokens` are, of
+  the 8 likeliest that the greedy text's token distributions give, each token by itself (`listed`), and where experts
   are chosen anew, of the 8 that a `beam` over the choices keeps, and the best of those by the joint score
   (`reranked_beam`);
 - the entropy of the gate and every expert's share of the winners, in the last steps of training.
