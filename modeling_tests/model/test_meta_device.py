@@ -36,11 +36,11 @@ MODELS = {
 # What training reads by design: the distinct tokens of a batch, among which winners are sought instead of in the whole
 # vocabulary, and, with `keep_known`, how many tokens are fillings.
 READS = {
-    "_winners": lambda labels: labels.flatten()[:5],
+    "_winner_scores": lambda labels: labels.flatten()[:5],
     "_decode_counted": lambda values, mask: values.flatten(0, 1)[:5],
     "_token": lambda values, mask: values.flatten(0, 1)[:5],
 }
-READERS = {"block scope": {"_winners"}, "target scope": {"_winners"}, "reselected": {"_winners"}}
+READERS = {"block scope": {"_winner_scores"}, "target scope": {"_winner_scores"}, "reselected": {"_winner_scores"}}
 READERS["keep known"] = {"_decode_counted", "_token"}
 READERS["pretrained encoder"] = set(ENCODER_READS)
 

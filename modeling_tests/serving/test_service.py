@@ -209,6 +209,19 @@ def test_a_failed_replica_is_a_503_that_clients_retry(loaded):
     asyncio.run(ask())
 
 
+def test_choices_that_a_checkpoint_stratifies_are_drawn(loaded):
+    """A row is a text by itself, the first of its source: stratified, all would be the same."""
+    _, tokenizer = loaded
+    model = small_model(vocab_size=len(tokenizer), expert_scope="target", max_position_embeddings=48)
+    model.config.length_head_trained = True
+    ids = encode_text(tokenizer, ["one two"])[0]
+    expected = [model.generate(torch.tensor([ids]), seeds=[seed], init_noise=0.0) for seed in range(6)]
+    model.generation_config.update(expert_selection="stratified", init_noise=0.0)
+    found = generate_rows(model, tokenizer, [Row(tuple(ids), seed) for seed in range(6)])
+    texts = tokenizer.batch_decode([row[0] for row in expected], skip_special_tokens=True)
+    assert [row["text"] for row in found] == texts and len(set(texts)) > 1
+
+
 def test_a_batch_costs_its_padding():
     rows = [Row((5,) * 3, 0), Row((5,) * 7, 0), Row((5,) * 2, 0, (("num_candidates", 4),))]
     assert padded_tokens(rows) == 6 * 7

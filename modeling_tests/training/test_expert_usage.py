@@ -14,7 +14,10 @@ def output_of(scores):
     """A forward's output whose expert scores are `(C, B, K)`."""
     scores = torch.tensor(scores)[:, :, None]
     return YanOutput(
-        expert_scores=scores, expert_indices=scores.argmax(-1), gate_logits=torch.zeros(1, 1, scores.shape[-1])
+        expert_scores=scores,
+        expert_indices=scores.argmax(-1),
+        choice_log_probs=scores.log_softmax(-1),
+        choice_mask=torch.ones(scores.shape[1:3], dtype=torch.bool),
     )
 
 
@@ -63,6 +66,27 @@ def test_it_only_reports_where_it_is_told_to_or_experts_are_frozen(is_frozen):
         model.freeze("flow")
     callback.revive(model, None, 1)
     assert not callback.revived
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_every_block_that_counts_is_a_choice(anew):
+    """Fillings behind known tokens, whose own blocks have nothing to explain, and rows padded on either side."""
+    fields = {"start_state": "aligned", "keep_known": True, "mask_token_id": 4, "routing_block_size": 2}
+    model = small_model(expert_scope="block", reselect_experts=anew, **fields).train()
+    ids = torch.tensor([[7, 8, 9, 4, 2, 0], [5, 4, 6, 4, 9, 2]])
+    labels = torch.tensor([[7, 8, 9, 11, 12, 13, 2, -100], [5, 21, 22, 23, 6, 9, 2, -100]])
+    lengths = torch.tensor([[1, 1, 1, 3, 1, 0], [1, 3, 1, 0, 1, 1]])
+    output = model(ids, (ids != 0).long(), labels=labels, token_lengths=lengths)
+    # The fillings are at 3 to 5 in the first row and at 1 to 3 in the second, in blocks of 2.
+    places = torch.tensor([[0, 0, 0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]]).bool()
+    assert torch.equal(output.choice_mask, places)
+    callback = ExpertUsageCallback()
+    callback.collect(model, (), output)
+    wins = output.expert_indices[:, places].flatten().bincount(minlength=4).float()
+    assert torch.equal(callback._logged[0], wins) and (callback._logged[4] == len(output.expert_indices) * 4).all()
+    log_probs = output.choice_log_probs[:, places]
+    entropy = -(log_probs.exp() * log_probs).sum(-1).sum()
+    torch.testing.assert_close(callback._logged[3], entropy.expand(4))
 
 
 def test_shares_and_entropies_are_logged(tmp_path):

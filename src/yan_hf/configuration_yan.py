@@ -156,8 +156,9 @@ class YanConfig(PreTrainedConfig):
         expert_sigma: Standard deviation `σ` of each expert's normal density.
         routing: `"token"`: each target token chooses among all experts. `"block"`: the tokens of a block first agree
             on a core set of experts, and each then chooses inside it ([`~yan_hf.experts.core_experts`]; dMoE,
-            arXiv 2605.30876), in training, where the mixture's weights are restricted too, and in `generate`, which
-            can override this field and the next four.
+            arXiv 2605.30876), in training, where the mixture's weights and the winners are restricted too, and in
+            `generate`, which can override this field and the next four. With `expert_scope="target"` the whole target
+            is one block.
         routing_block_size: Real target tokens of a block; `None` is the whole target.
         routing_top_k: A token votes for its so many likeliest experts; `None`: for all of them.
         core_threshold: The core set is the smallest set of most voted-for experts whose share of the votes exceeds it.
@@ -210,7 +211,7 @@ class YanConfig(PreTrainedConfig):
     model_type = "yan"
     keys_to_ignore_at_inference = [
         "loss_terms", "last_hidden_state", "encoder_last_hidden_state", "velocity", "expert_fields", "gate_logits",
-        "expert_indices", "expert_scores", "latents", "target_latents", "length_logits", "token_length_logits",
+        "expert_indices", "expert_scores", "choice_log_probs", "choice_mask", "latents", "target_latents", "length_logits", "token_length_logits",
     ]  # fmt: skip
     attribute_map = {
         "d_model": "hidden_size",

@@ -224,7 +224,12 @@ def choose_experts(log_probs: Tensor, uniform: Tensor | None = None, temperature
         return log_probs.argmax(dim=-1)
     tiny = torch.finfo(log_probs.dtype).tiny
     exponential = uniform.to(log_probs.dtype).clamp(min=tiny).log().neg().clamp(min=tiny)
-    return (log_probs / temperature - exponential.log()).argmax(dim=-1)
+    return (_sharpened(log_probs, temperature) - exponential.log()).argmax(dim=-1)
+
+
+def _sharpened(log_probs: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities `(..., K)` divided by a temperature, up to a constant: 0 for the mode, however low it is."""
+    return (log_probs - log_probs.amax(dim=-1, keepdim=True)) / temperature
 
 
 @dataclass(frozen=True)
@@ -286,6 +291,13 @@ def sum_over_blocks(values: Tensor, attention_mask: Tensor, block_size: int | No
     return _block_sums(values, attention_mask, block_size).gather(1, blocks)
 
 
+def first_of_blocks(attention_mask: Tensor, is_counted: Tensor, block_size: int | None) -> Tensor:
+    """The first token of each block that counts, of masks `(B, Ly)`: `(B, Ly)`, bool; none in a block without one."""
+    blocks = block_of_token(attention_mask, block_size).masked_fill(~is_counted, -1)
+    before = nn.functional.pad(blocks.cummax(dim=1).values[:, :-1], (1, 0), value=-1)
+    return is_counted & (blocks != before)
+
+
 def tokens_per_block(attention_mask: Tensor, block_size: int | None, dtype: torch.dtype) -> Tensor:
     """The number of real tokens in each token's block, at least 1: `(B, Ly, 1)`."""
     return sum_over_blocks(torch.ones_like(attention_mask, dtype=dtype)[..., None], attention_mask, block_size).clamp(
@@ -329,21 +341,23 @@ def stratified_choice(
     `place`, `(B,)`, is a row's place among those of its `num_samples` that have chosen the same so far. Of these, who
     comes first takes the gate's mode, and who comes next the expert whose share is furthest behind its probability, as
     seats are given to parties (Sainte-Laguë); no expert gets more than can go different ways in the choices that
-    follow, of the other blocks and in the `steps_left`. Gives the experts, `(B, Ly)`, and the place among those that
-    have chosen the same after that.
+    follow, of the other blocks and in the `steps_left`, among as many experts as this choice has in its core set.
+    Gives the experts, `(B, Ly)`, and the place among those that have chosen the same after that.
     """
-    length, num_experts, experts = *log_probs.shape[1:], []
+    length, experts = log_probs.shape[1], []
     size = options.block_size or length
     num_blocks = (attention_mask.sum(dim=-1) + size - 1).div(size, rounding_mode="floor")
     for block, first in enumerate(range(0, length, size)):  # of canvases without padding before their last token
-        probs = (log_probs[:, first] / temperature).softmax(dim=-1)
-        choices_left = num_blocks * (steps_left + 1) - block - 1
-        room = torch.pow(float(num_experts), choices_left.clamp(0, 32)).clamp(max=num_samples)[:, None]
-        taken, chosen, following = torch.zeros_like(probs), torch.zeros_like(place), torch.zeros_like(place)
+        is_allowed = log_probs[:, first] > -torch.inf  # inside the core set
+        # As logarithms, so that the gate's order is there for experts that it hardly gives anything.
+        shares = _sharpened(log_probs[:, first], temperature).clamp(min=-1e30).masked_fill(~is_allowed, -torch.inf)
+        choices_left = (num_blocks * (steps_left + 1) - block - 1).clamp(0, 32)[:, None]
+        room = is_allowed.sum(dim=-1, keepdim=True).to(shares.dtype).pow(choices_left).clamp(max=num_samples)
+        taken, chosen, following = torch.zeros_like(shares), torch.zeros_like(place), torch.zeros_like(place)
         for sample in range(num_samples):
-            has_room = (taken < room) & (probs > 0)  # those outside of core sets have none
+            has_room = (taken < room) & is_allowed
             is_full = has_room.any(dim=-1, keepdim=True) & ~has_room
-            best = (probs / (2 * taken + 1)).masked_fill(is_full, -1.0).argmax(dim=-1, keepdim=True)
+            best = (shares - (2 * taken + 1).log()).masked_fill(is_full, -torch.inf).argmax(dim=-1, keepdim=True)
             before = taken.gather(1, best)
             is_own = place == sample
             chosen, following = (

@@ -147,8 +147,9 @@ OPTIONS = {
     "rerank": Option(
         "score",
         _one_of(("score", "joint", "cycle", "mbr")),
-        "what is best: score, the mean log-probability of the tokens; joint, that and the length's (take it with "
-        "several lengths); cycle, the distance of the latents to those of the text; mbr, token F1 with the others",
+        "what is best: score, the mean log-probability of the tokens; joint, that, the length's and that of shared "
+        "choices of experts (take it with several lengths); cycle, the distance of the latents to those of the text; "
+        "mbr, token F1 with the others",
     ),
     "expert_selection": Option(
         "sample",
@@ -210,6 +211,7 @@ OPTIONS = {
     "return_dict_in_generate": Option(False, BOOLEAN, "whether to return a `YanGenerateOutput`", command_line=False),
     "output_scores": Option(False, BOOLEAN, "whether that holds the logits", command_line=False),
     "output_trajectory": Option(False, BOOLEAN, "whether it holds the state after every step", command_line=False),
+    "output_drafts": Option(False, BOOLEAN, "whether it holds the tokens after every step", command_line=False),
     "output_expert_indices": Option(False, BOOLEAN, "whether it holds the chosen experts", command_line=False),
     "output_routing": Option(
         False, BOOLEAN, "whether it holds each block's core set and number of distinct experts", command_line=False
@@ -325,7 +327,12 @@ class YanGenerationConfig(GenerationConfig):
         if self.expert_selection == "stratified" and self.expert_scope == "token":
             raise ValueError(
                 '`expert_selection="stratified"` divides choices that tokens share, but with `expert_scope="token"` '
-                'each has its own. Take "sample", or a model that was trained with the scope "block" or "target".'
+                'each has its own. Take "sample", or the scope "block" or "target" if the model was trained with it.'
+            )
+        if self.expert_scope == "block" and self.routing_block_size is None:
+            raise ValueError(
+                '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
+                '`expert_scope="target"`.'
             )
         if self.copy_bias and model_config.start_state == "noise":
             raise ValueError(

@@ -80,6 +80,8 @@ class YanGenerateOutput(ModelOutput):
         latents: The ODE's end, `(B, L, d)`.
         logits: With `output_scores`, `(B, L, V)`; before any processor.
         trajectory: With `output_trajectory`, the initial state and that after every solver step, `(S + 1, B, L, d)`.
+        drafts: With `output_drafts`, the tokens that are read off after every solver step, `(S, B, L)`; the last ones
+            are the `sequences`.
         expert_indices: With `output_expert_indices`, `(B, L)`; `(S, B, L)` where experts are chosen anew at every one
             of `S` solver steps.
         distinct_experts: With `output_routing`, how many experts the tokens of each of a canvas's `N` blocks of
@@ -96,6 +98,7 @@ class YanGenerateOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     trajectory: torch.FloatTensor | None = None
+    drafts: torch.LongTensor | None = None
     expert_indices: torch.LongTensor | None = None
     distinct_experts: torch.LongTensor | None = None
     core_experts: torch.BoolTensor | None = None
@@ -142,6 +145,7 @@ class Texts(NamedTuple):
     num_read: torch.Tensor  # tokens of each text that were not known, at least 1, (R,)
     scores: torch.Tensor | None  # mean log-probability of these tokens, (R,), if asked for
     logits: torch.Tensor | None  # (R, L, V), if asked for
+    drafts: torch.Tensor | None  # after every solver step, (R, S, L), if asked for
 
     def rows(self, index: torch.Tensor) -> "Texts":
         """Some of the rows."""
@@ -398,7 +402,10 @@ class YanGenerationMixin:
         uniform = experts = None
         if call.expert_indices is not None:
             shape = (num_choices, *rows) if config.reselect_experts else rows
-            experts = fitting_values("expert_indices", call.expert_indices, shape, noise.device, position_dim=-1)
+            parts = f"{'solver steps, ' * config.reselect_experts}returned sequences and positions"
+            if config.reselect_experts != (call.expert_indices.dim() == 3):
+                parts += f", with `reselect_experts={config.reselect_experts}`"
+            experts = fitting_values("expert_indices", call.expert_indices, shape, noise.device, -1, parts)
             experts = check_expert_indices(experts, num_experts)
             experts = layout.repeat(experts.movedim(0, -1) if config.reselect_experts else experts[..., None])
         elif config.expert_selection == "sample":
@@ -481,16 +488,21 @@ class YanGenerationMixin:
             streamer.put(source.input_ids.cpu())  # it skips what is put first
         names = ("context_ids", "known_ids", "copied_ids", "end_places", "goes_on")
         first = {name: None if decoding[name] is None else layout.first(decoding[name]) for name in names}
-        first["with_scores"] = False
-        lengths, ends = layout.first(layout.lengths), decoding["end_token_ids"]
+        lengths = layout.first(layout.lengths)
 
         def show_draft(state: torch.Tensor):
-            draft = self._read_tokens(self.model.decoder(layout.first(state)), decoding, **first)
-            cut = truncate_at_eos(draft.tokens, lengths, ends, config.pad_token_id or 0, first["known_ids"])
-            streamer.put_draft(cut[0].cpu())
+            streamer.put_draft(self._draft(config, layout.first(state), lengths, {**decoding, **first}).cpu())
 
         callback = show_draft if hasattr(streamer, "put_draft") else None
         return sampler.sample(options, source, encoded, layout.lengths, *start, callback_on_step_end=callback)
+
+    def _draft(
+        self, config: YanGenerationConfig, state: torch.Tensor, lengths: torch.Tensor, decoding: dict[str, Any]
+    ) -> torch.Tensor:
+        """The tokens `(R, L)` that a solver step's state `(R, L, d)` would give, none of them drawn."""
+        tokens = self._read_tokens(self.model.decoder(state), decoding, with_scores=False).tokens
+        pad_token_id, known_ids = config.pad_token_id or 0, decoding["known_ids"]
+        return truncate_at_eos(tokens, lengths, decoding["end_token_ids"], pad_token_id, known_ids)[0]
 
     def _decode_tokens(
         self,
@@ -522,7 +534,11 @@ class YanGenerationMixin:
         scores = None
         if decoded.log_probs is not None:
             scores = decoded.log_probs.masked_fill(~kept, 0.0).sum(dim=-1) / num_read
-        return Texts(tokens, lengths, kept, num_read, scores, decoded.logits)
+        drafts = None
+        if config.output_drafts:
+            early = [self._draft(config, state, layout.lengths, decoding) for state in sampled.states[1:-1]]
+            drafts = torch.stack([*early, tokens], dim=1)
+        return Texts(tokens, lengths, kept, num_read, scores, decoded.logits, drafts)
 
     def _select_candidates(
         self, config: YanGenerationConfig, layout: CandidateLayout, sampled: SampleOutput, texts: Texts
@@ -565,7 +581,8 @@ class YanGenerationMixin:
             length_mode=length_mode,
             latents=sampled.latents,
             logits=texts.logits,
-            trajectory=sampled.states,
+            trajectory=sampled.states if config.output_trajectory else None,
+            drafts=None if texts.drafts is None else texts.drafts.transpose(0, 1),
             expert_indices=experts,
             distinct_experts=distinct,
             core_experts=core,
@@ -624,7 +641,8 @@ class YanGenerationMixin:
         ).any(dim=0)
         core = sampled.core
         if core is not None:
-            core = core[:, : used.shape[1]]  # a compiled canvas may have more blocks
+            # A compiled canvas may have more blocks; the set of a whole target is that of each of its blocks.
+            core = core[:, : used.shape[1]] & used.any(dim=-1, keepdim=True)
         elif is_routed:
             core = used.any(dim=-1, keepdim=True).expand_as(used)
         return used.sum(dim=-1), core

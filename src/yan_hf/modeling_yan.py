@@ -38,6 +38,7 @@ from .experts import (
     YanRoutedExperts,
     choose_experts,
     expert_fields,
+    first_of_blocks,
     gate_log_probs,
     restrict_to_core,
     share_choice,
@@ -195,6 +196,9 @@ class YanOutput(ModelOutput):
             `(C, B, Ly)`: one, or one for each solver step with `reselect_experts`.
         expert_scores: What each winner was found by, `(C, B, Ly, K)`: the log-likelihood of the block's tokens under
             each expert, and the gate's opinion with `winner_prior`.
+        choice_log_probs: The gate that the block's tokens share at every choice, `(C, B, Ly, K)`, in logarithms.
+        choice_mask: The first token of each block that counts in the loss, `(B, Ly)`, bool: where a choice is read
+            once.
     """
 
     loss: torch.FloatTensor | None = None
@@ -206,6 +210,8 @@ class YanOutput(ModelOutput):
     token_length_logits: torch.FloatTensor | None = None
     expert_indices: torch.LongTensor | None = None
     expert_scores: torch.FloatTensor | None = None
+    choice_log_probs: torch.FloatTensor | None = None
+    choice_mask: torch.BoolTensor | None = None
     velocity: torch.FloatTensor | None = None
     expert_fields: torch.FloatTensor | None = None
     gate_logits: torch.FloatTensor | None = None
@@ -248,6 +254,8 @@ if "ep_dispatch_experts" not in ALL_PARALLEL_STYLES:  # Transformers before 5.21
     _EP_PLAN |= {"routes": "ep_router", "experts": "moe_tp_experts"}
 
 
+# Tokens among which winners are sought in training, at least.
+_FEWEST_TOKENS = 64
 _HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags")
 
 
@@ -1253,6 +1261,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         if inputs.choices:
             extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
             extra["expert_scores"] = torch.stack(inputs.expert_scores)
+            extra["choice_log_probs"] = torch.stack([gate for gate, _ in inputs.choices]).detach()
+            extra["choice_mask"] = first_of_blocks(inputs.canvas, inputs.mask > 0, routing.block_size)
         return flow, logits, loss_terms(inputs), extra
 
     def _prepare_loss(
@@ -1394,7 +1404,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             def select(log_probs: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
                 gate, _ = share_choice(log_probs, None, canvas, routing)
                 ends = state[:, :, None] + (1 - time) * fields
-                winners, scores = self._winners(ends, gate, canvas, inputs, routing)
+                scores = self._winner_scores(ends, gate, canvas, inputs, routing)
+                is_outside = restrict_to_core(gate, canvas, routing)[0] == -torch.inf
+                winners = scores.masked_fill(is_outside, -torch.inf).argmax(dim=-1)
                 inputs.choices.append((gate, winners))
                 inputs.expert_scores.append(scores)
                 return winners
@@ -1432,22 +1444,26 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         inputs.logits = [self._decode_counted(latents, inputs) for latents in (*early, last)]
 
     @torch.no_grad()
-    def _winners(
+    def _winner_scores(
         self,
         end_points: torch.Tensor,
         gate: torch.Tensor,
         canvas: torch.Tensor,
         inputs: LossInputs,
         routing: RoutingOptions,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """
-        The expert of each block, `(B, Ly)`, whose end point of `(B, Ly, K, d)` fits the true tokens best; the shared
-        gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
+        How well each expert's end point of `(B, Ly, K, d)` fits the true tokens of each block, `(B, Ly, K)`; the
+        shared gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
         """
         labels, decode, size = inputs.labels, self.decode, self.config.vocab_size
-        if is_plain_linear(self.lm_head):
+        if self.training and is_plain_linear(self.lm_head):
             # Among the tokens of the batch's targets: a vocabulary for every expert would cost more than all else.
             tokens = labels.unique() if inputs.group is None else inputs.group.union(labels.unique())
+            if len(tokens) < _FEWEST_TOKENS:
+                # Against a few, or one, every expert would seem to be right: others, spread over the vocabulary.
+                others = torch.arange(0, size, max(1, size // _FEWEST_TOKENS), device=tokens.device)
+                tokens = torch.cat([tokens, others]).unique()
             labels = torch.searchsorted(tokens, labels)
             weight, bias, size = self.lm_head.weight[tokens], self.lm_head.bias[tokens], len(tokens)
 
@@ -1457,8 +1473,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         labels = labels[..., None].expand(end_points.shape[:3])
         log_probs = token_log_probs(decode, end_points.flatten(0, 2), labels.flatten(), size).view(labels.shape)
         log_probs = log_probs * inputs.mask[..., None]
-        scores = sum_over_blocks(log_probs, canvas, routing.block_size) + self.config.winner_prior * gate
-        return scores.argmax(dim=-1), scores
+        return sum_over_blocks(log_probs, canvas, routing.block_size) + self.config.winner_prior * gate
 
     def _target_lengths(self, labels: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
         """Tokens up to the first end token, `(B,)`: the further ones of a canvas with slack do not count."""

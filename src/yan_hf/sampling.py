@@ -632,7 +632,7 @@ class SamplingOptions:
             times=tuple(config.times()),
             solver=config.solver,
             expert_temperature=float(config.expert_temperature),
-            keep_states=bool(config.output_trajectory),
+            keep_states=bool(config.output_trajectory or config.output_drafts),
             routing=RoutingOptions.from_config(config),
             reselect=bool(config.reselect_experts),
             keep_core=bool(config.output_routing),

@@ -249,16 +249,24 @@ def inference_module(name: str) -> ModuleType:
 
 
 def fitting_values(
-    name: str, values: Tensor, shape: tuple[int, ...], device: torch.device, position_dim: int = 1
+    name: str,
+    values: Tensor,
+    shape: tuple[int, ...],
+    device: torch.device,
+    position_dim: int = 1,
+    parts: str = "sources, positions and width",
 ) -> Tensor:
     """
     What the caller fixes for every position, cut to the canvas and moved to the device. Raises `ValueError` unless
-    `values` have `shape`, or more positions in its dimension `position_dim`, and are finite.
+    `values` have `shape`, whose dimensions are the `parts`, or more positions in its dimension `position_dim`, and are
+    finite.
     """
     others = list(shape)
     others[position_dim] = values.shape[position_dim] if values.dim() == len(shape) else -1
     if list(values.shape) != others or values.shape[position_dim] < shape[position_dim]:
-        raise ValueError(f"`{name}` must have shape {shape}, or more positions, but have {tuple(values.shape)}.")
+        raise ValueError(
+            f"`{name}` must have shape {shape}, {parts}, or more positions, but have {tuple(values.shape)}."
+        )
     values = values.narrow(position_dim, 0, shape[position_dim]).to(device)
     if _values_can_be_read(values) and not torch.isfinite(values).all():
         raise ValueError(f"`{name}` holds values that are not finite.")

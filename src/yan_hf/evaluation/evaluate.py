@@ -79,10 +79,10 @@ def generate_texts(
             break
         padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
         batch = {name: padded[name] for name in ("input_ids", "attention_mask")}
-        extra = {"output_trajectory": True, "output_expert_indices": True} if with_steps else {}
+        extra = {"output_drafts": True, "output_expert_indices": True} if with_steps else {}
         seeds = [seed * SEED_STRIDE + number * copies + copy for number in numbers for copy in range(copies)]
         output = model.generate(**batch, seeds=seeds, return_dict_in_generate=True, **extra, **options)
-        steps = _steps(model, tokenizer, output) if with_steps else None
+        steps = _steps(tokenizer, output) if with_steps else None
         found = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         lengths, scores = output.lengths.tolist(), output.sequence_scores.tolist()
         for index, text in enumerate(found):
@@ -93,17 +93,20 @@ def generate_texts(
         raise failure
 
 
-@torch.no_grad()
-def _steps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Any) -> list[list[list[tuple]]]:
+def _steps(tokenizer: PreTrainedTokenizerBase, output: Any) -> list[list[list[tuple]]]:
     """For each row, for each solver step: the draft's tokens as texts, and their experts."""
-    drafts = [model.decode(state).argmax(-1).tolist() for state in output.trajectory[1:]]
     experts = output.expert_indices
-    experts = experts.tolist() if experts.dim() == 3 else [experts.tolist()] * len(drafts)
-    rows = []
-    for row, length in enumerate(output.lengths.tolist()):
-        texts = [shown_texts(tokenizer, draft[row][:length]) for draft in drafts]
-        rows.append([list(zip(step, chosen[row][:length])) for step, chosen in zip(texts, experts)])
-    return rows
+    experts = experts.tolist() if experts.dim() == 3 else [experts.tolist()] * len(output.drafts)
+    kept = output.drafts != tokenizer.pad_token_id
+    places = torch.arange(1, kept.shape[-1] + 1, device=kept.device)
+    lengths, drafts = (kept * places).amax(dim=-1).tolist(), output.drafts.tolist()  # without padding at the end
+    return [
+        [
+            list(zip(shown_texts(tokenizer, draft[row][: length[row]]), chosen[row]))
+            for draft, length, chosen in zip(drafts, lengths, experts)
+        ]
+        for row in range(len(output.lengths))
+    ]
 
 
 def generate_examples(

@@ -288,6 +288,7 @@ class OnnxYan(YanGenerationMixin, nn.Module):
         refused = {
             "compile": config.compile,
             "output_trajectory": config.output_trajectory,
+            "output_drafts": config.output_drafts,
             "output_routing": config.output_routing,
             'rerank="cycle"': config.num_candidates > 1 and config.rerank == "cycle",
             "expert_indices": call.expert_indices is not None,

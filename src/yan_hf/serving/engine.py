@@ -85,6 +85,8 @@ def generate_rows(
     for index, row in enumerate(rows):
         groups.setdefault((row.options, row.with_drafts), []).append(index)
     end_ids = set(model.generation_config.end_token_ids())
+    # A row does not know which of its source's texts it is, so that its choice of experts cannot be stratified.
+    drawn = {"expert_selection": "sample"} if model.generation_config.expert_selection == "stratified" else {}
 
     def unpadded(ids: list[int]) -> list[int]:
         while ids and ids[-1] == tokenizer.pad_token_id:
@@ -108,7 +110,7 @@ def generate_rows(
         streamer = DraftStreamer(show) if with_drafts and put_draft is not None else None
         try:
             # Without the scores that a dictionary of results holds: they take a fifth of the time.
-            found = model.generate(**batch, seeds=seeds, streamer=streamer, **dict(options))
+            found = model.generate(**batch, seeds=seeds, streamer=streamer, **{**drawn, **dict(options)})
         except ValueError as error:
             for index in group:
                 results[index] = {"error": str(error)}

@@ -111,7 +111,8 @@ class ExpertUsageCallback(TrainerCallback):
     training follows winners.
 
     Added to every training log, over the steps since the last one: `expert_share_0`, `expert_share_1`, ..., how often
-    each expert won; `winner_entropy`, of these shares, and `gate_entropy`, mean over choices, both in nats.
+    each expert won, of all choices of blocks with tokens that count; `winner_entropy`, of these shares, and
+    `gate_entropy`, of the gate that a block shares, mean over these choices, both in nats.
 
     Hard winners have local optima: an expert that never wins gets no gradient, two may share one kind of text while a
     third has to serve two kinds. Every `every` steps the expert that would be missed least becomes a copy of the one
@@ -154,15 +155,15 @@ class ExpertUsageCallback(TrainerCallback):
         """Takes note of a training forward's choices; the hook that is put on the model."""
         if getattr(output, "expert_scores", None) is None or not module.training:
             return
-        # One choice for each row: its first token's. Blocks are represented by their first one.
-        scores, winners = output.expert_scores[:, :, 0].float().flatten(0, 1), output.expert_indices[:, :, 0].flatten()
+        # Every choice once, by weights: on a GPU an index by a mask would wait.
+        scores = output.expert_scores.float().flatten(0, 2)  # (N, K)
+        is_choice = output.choice_mask.expand_as(output.expert_indices).flatten().float()
         best = scores.topk(min(2, scores.shape[-1]), dim=-1).values
-        missed = best[:, 0] - best[:, -1]
-        log_probs = output.gate_logits.float().log_softmax(dim=-1)
-        entropy = torch.special.entr(log_probs.exp()).sum(dim=-1).mean()
-        wins = nn.functional.one_hot(winners, scores.shape[-1]).float()
-        rows = [wins.sum(0), (wins * -best[:, :1]).sum(0), (wins.T * missed).sum(1), entropy.expand(wins.shape[1])]
-        counts = torch.stack([*rows, torch.ones_like(rows[0])])  # (5, K)
+        entropy = torch.special.entr(output.choice_log_probs.float().exp()).sum(dim=-1).flatten()
+        wins = nn.functional.one_hot(output.expert_indices.flatten(), scores.shape[-1]).float() * is_choice[:, None]
+        rows = [wins.sum(0), wins.T @ -best[:, 0], wins.T @ (best[:, 0] - best[:, -1])]
+        sums = torch.stack([entropy @ is_choice, is_choice.sum()])
+        counts = torch.stack([*rows, *sums[:, None].expand(2, wins.shape[1])])  # (5, K)
         self._logged = counts if self._logged is None else self._logged + counts
         self._watched = counts if self._watched is None else self._watched + counts
 
