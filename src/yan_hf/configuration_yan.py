@@ -211,7 +211,8 @@ class YanConfig(PreTrainedConfig):
     model_type = "yan"
     keys_to_ignore_at_inference = [
         "loss_terms", "last_hidden_state", "encoder_last_hidden_state", "velocity", "expert_fields", "gate_logits",
-        "expert_indices", "expert_scores", "choice_log_probs", "choice_mask", "latents", "target_latents", "length_logits", "token_length_logits",
+        "expert_indices", "expert_scores", "choice_log_probs", "choice_mask", "latents", "target_latents",
+        "length_logits", "token_length_logits",
     ]  # fmt: skip
     attribute_map = {
         "d_model": "hidden_size",
