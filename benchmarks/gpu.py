@@ -4,7 +4,7 @@ Everything that needs a GPU, most telling first: one command on a machine with C
 
     python benchmarks/gpu.py                         # or `make gpu`: about 25 minutes
     python benchmarks/gpu.py --minutes 5 --steps tests profile
-    python benchmarks/gpu.py --dry-run               # the same steps on a CPU, tiny, without results to keep
+    python benchmarks/gpu.py --dry-run --output FOLDER   # the same steps on a CPU, tiny, without results to keep
 
 Every step writes `STEP.json` into the output folder, beside the conditions it was measured under. Steps whose file is
 there are left out, so that a run that was cut short goes on; `--again` measures them anew. No step starts after
@@ -354,7 +354,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.dry_run:
-        print(f"There is no CUDA device; on one this runs {', '.join(options.steps)}. Try it with --dry-run.")
+        print(f"There is no CUDA device; on one this runs {', '.join(options.steps)}. Try it with --dry-run --output FOLDER.")
         return 0
     if options.dry_run and options.output == RESULTS:
         parser.error("--dry-run measures nothing worth keeping: give another --output")

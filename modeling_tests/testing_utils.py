@@ -3,10 +3,12 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import BertConfig
@@ -103,12 +105,14 @@ class DraftCounter:
 class NoHost(TorchFunctionMode):
     """
     Makes the meta device stand for an accelerator, whose host waits wherever a value is read, or is copied from the
-    host's memory. PyTorch itself refuses reads on that device, and tensors of another beside its own.
+    host's memory. PyTorch itself refuses most reads on that device, and some tensors of another beside its own.
 
     Args:
         reads: By the name of the function that reads, what it gets in the place of the value: a function of the read's
             arguments. Other reads fail.
         copies: Names of functions that may copy values from the host. Other copies raise `AssertionError`.
+
+    `seen` counts the reads and copies of each function.
     """
 
     READS = {"item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"}
@@ -116,7 +120,7 @@ class NoHost(TorchFunctionMode):
 
     def __init__(self, reads: dict[str, Callable] | None = None, copies: tuple[str, ...] = ()):
         super().__init__()
-        self.reads, self.copies, self.seen = reads or {}, copies, set()
+        self.reads, self.copies, self.seen = reads or {}, copies, Counter()
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         frame, name = sys._getframe(1), getattr(function, "__name__", "")
@@ -126,24 +130,44 @@ class NoHost(TorchFunctionMode):
         if name == "_sample_dirichlet":
             return torch.empty_like(args[0])  # PyTorch has no such kernel for the meta device
         if self._is_read(name, args) and caller in self.reads:
-            self.seen.add(caller)
+            self.seen[caller] += 1
             return self.reads[caller](*args)
         result = function(*args, **(kwargs or {}))
         # Older versions of Transformers copy a zero for the mask of eager attention.
-        if caller != "eager_mask" and self._is_copy(name, args, result):
+        if caller != "eager_mask" and self._is_copy(name, args, kwargs or {}, result):
             assert caller in self.copies, f"{caller}: {name} copies values from the host"
-            self.seen.add(caller)
+            self.seen[caller] += 1
         return result
 
     def _is_read(self, name: str, args: tuple) -> bool:
         is_read = name in self.READS and args[0].is_meta
         return is_read and (name != "__getitem__" or getattr(args[1], "dtype", None) == torch.bool)
 
-    def _is_copy(self, name: str, args: tuple, result: Any) -> bool:
-        if name in ("__getitem__", "__setitem__"):
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            return args[0].is_meta and any(isinstance(part, list) for part in index)
-        if not isinstance(result, torch.Tensor) or not result.is_meta:
+    def _is_copy(self, name: str, args: tuple, kwargs: dict, result: Any) -> bool:
+        if name in ("__getitem__", "__setitem__", "index_put", "index_put_") and args[0].is_meta:
+            index = args[1] if isinstance(args[1], (tuple, list)) else (args[1],)
+            if name.startswith("__") and any(isinstance(part, (list, range, np.ndarray)) for part in index):
+                return True
+            by_mask = any(getattr(part, "dtype", None) == torch.bool for part in index)
+            if by_mask and len(args) > 2 and isinstance(args[2], torch.Tensor):
+                raise AssertionError(f"{name}: values of the device at a mask wait for how many these are")
+        tensors = [value for value in _flat([args, kwargs]) if isinstance(value, torch.Tensor)]
+        is_result = isinstance(result, torch.Tensor) and result.is_meta
+        # Many operations take another device's tensor on this one, and a number goes along with the launch.
+        if is_result or any(value.is_meta for value in tensors):
+            if any(not value.is_meta and value.dim() > 0 for value in tensors):
+                return True
+        if not is_result:
             return False
-        is_given = name in ("tensor", "as_tensor", "new_tensor") and not isinstance(args[0], torch.Tensor)
-        return is_given or any(isinstance(value, torch.Tensor) and not value.is_meta for value in args[:1])
+        is_given = name in ("tensor", "as_tensor", "asarray") and not isinstance(args[0], torch.Tensor)
+        return is_given or name == "new_tensor" or any(not value.is_meta for value in tensors[:1])
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value

@@ -49,6 +49,7 @@ UNLIKELY = {**BY_TOKEN, "likeliest_sums": lambda value: False if value.dtype == 
 # Which rows have no known tokens, and which tokens are fillings.
 FILLINGS = {"decode_fillings": lambda mask, **_: torch.zeros(2, mask.dim(), dtype=torch.long, device="meta").unbind(1)}
 CONSENSUS = {"_select_candidates": lambda tokens: torch.zeros(tokens.shape, dtype=torch.long).tolist()}
+MAMBA = {"encoder_backbone": "mamba", "flow_backbone": "mamba"}
 PAPER, TARGET = {}, {"expert_scope": "target", "reselect_experts": True}
 ALIGNED = {"start_state": "aligned", "mask_token_id": 4}
 FERTILITY = {"start_state": "fertility", "repeat_window": 3}
@@ -77,7 +78,7 @@ CASES = [
     (PAPER, {"expert_scope": "block", "routing_block_size": 4}, {}, ()),
     (TARGET, {"num_candidates": 2, "rerank": "joint", **EVERYTHING}, {}, ()),
     (TARGET, {"expert_selection": "stratified", **SEVERAL, **EVERYTHING}, {}, ()),
-    ({"encoder_backbone": "mamba", "flow_backbone": "mamba"}, EVERYTHING, {}, ()),
+    (MAMBA, EVERYTHING, {}, ()),
     ({"attn_implementation": "eager"}, {}, {}, ()),
     ({"start_state": "stretched"}, {}, {}, ()),
     ({"encoder_config": ENCODER}, {}, ENCODER_READS, ()),
@@ -114,10 +115,36 @@ def test_only_lengths_are_read(number):
     model = meta_model(fields, dtype)
     with NoHost({**LENGTHS, **reads}, copies) as mode:
         output = model.generate(**source(), **options, return_dict_in_generate=True)
-    assert mode.seen >= {"host_lengths", *copies}
+    assert set(mode.seen) >= {"host_lengths", *copies} and mode.seen["host_lengths"] == 1
+    assert sum(mode.seen[name] for name in BY_TOKEN) <= 7
     count = options.get("num_return_sequences", 1)
     assert output.sequences.shape == (2 * count, WIDTH) and output.sequences.is_meta
     assert output.latents.dtype == dtype and output.sequence_scores.dtype == torch.float32
+    assert output.trajectory is None or output.trajectory.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({**fields, **MAMBA} for fields in ({}, {"start_state": "stretched"})),
+        *(PAPER, {"start_state": "stretched"}, TARGET, {"encoder_config": ENCODER}),
+    ],
+)
+@pytest.mark.parametrize("names", [("input_ids",), ("inputs_embeds",), ("inputs_embeds", "attention_mask")])
+def test_sources_without_mask_or_tokens(fields, names):
+    model, given = meta_model(fields, torch.bfloat16), source()
+    width = model.get_input_embeddings().embedding_dim
+    given["inputs_embeds"] = torch.zeros(2, 7, width, device="meta", dtype=torch.bfloat16)
+    with NoHost({**LENGTHS, **ENCODER_READS}) as mode:
+        assert model.generate(**{name: given[name] for name in names}).is_meta
+    assert mode.seen["host_lengths"] == 1
+
+
+def test_a_source_of_fertilities_without_a_mask():
+    model = meta_model(FERTILITY, torch.float32)
+    with NoHost({**LENGTHS, **UNLIKELY}) as mode:
+        model.generate(source()["input_ids"], copy_bias=2.0)
+    assert sum(mode.seen[name] for name in BY_TOKEN) <= 7
 
 
 def test_a_streamer_gets_its_tokens_on_the_host():
@@ -125,7 +152,7 @@ def test_a_streamer_gets_its_tokens_on_the_host():
     model = meta_model(PAPER, torch.float32)
     with NoHost({**LENGTHS, **reads}) as mode:
         model.generate(**source(), streamer=streamer)
-    assert mode.seen == {"host_lengths", *reads} and streamer.drafts == 3
+    assert set(mode.seen) == {"host_lengths", *reads} and streamer.drafts == 3
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "on_demand"}, {"speculation": "execute"}])
@@ -144,7 +171,7 @@ def test_offloaded_experts_read_the_choice_of_experts_alone(dtype, options):
         experts = flow._modules.pop("experts")
         flow.experts = (model.to(device), experts)[1]
         experts.offload.device, experts.offload.cache = device, ExpertCache(experts, 2, device)
-        with NoHost({**LENGTHS, **reads}, ("_routed", "slots_of", "_select")) as mode:
+        with NoHost({**LENGTHS, **reads}, ("_routed", "slots_of", "_select", "_copy_weights")) as mode:
             output = model.generate(**source(), return_dict_in_generate=True)
         assert output.latents.is_meta and output.latents.dtype == dtype
         assert "_needed" in mode.seen and ("prefetch" in mode.seen) == ("mode" not in options)
@@ -179,12 +206,28 @@ class Readers(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_every_stop_of_a_call(monkeypatch):
+@pytest.mark.parametrize(
+    ("fields", "options", "more"),
+    [
+        (PAPER, {}, []),
+        (PAPER, {"solver": "rk4", "time_schedule": "shifted"}, []),
+        (PAPER, {**BLOCKS, "output_routing": True}, []),
+        (PAPER, {**SEVERAL, "rerank": "joint"}, []),
+        (TARGET, {"expert_selection": "stratified", **SEVERAL, **BLOCKS}, []),
+        (MAMBA, {"output_trajectory": True}, []),
+        ({"start_state": "stretched"}, {}, []),
+        # Most ways of choosing a token ask whether one was left.
+        (PAPER, SAMPLED, ["check_choice"]),
+        (PAPER, {"min_new_tokens": 3}, ["check_choice"]),
+    ],
+)
+def test_every_stop_of_a_call(fields, options, more, monkeypatch):
     """With the checks of values, which the meta device does not have: of the inputs, the lengths, and at the end."""
     monkeypatch.setattr(YanExperts, "implementation", lambda self, states: "blocks")  # as off the CPU
-    model, (_, ids, mask) = small_model(), batch_of_rows([4, 7])
+    model, (_, ids, mask) = small_model(**fields), batch_of_rows([4, 7])
     with Readers() as mode:
-        model.generate(ids, mask)
-    # Transformers looks at a mask on the CPU only.
+        model.generate(ids, mask, **options)
+    # Transformers looks at a mask on the CPU only, and a vocabulary in parts at numbers there.
     names = [name for name in mode.names if name != "_attention_mask"]
-    assert names == ["check_ids", "check_source", "check_finite", "host_lengths", "check_finite", "check_finite"]
+    lengths = ["check_ids", "check_source", "check_finite", "host_lengths"]
+    assert names == [*lengths, "check_finite", "check_finite", *more]

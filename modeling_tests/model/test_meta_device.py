@@ -12,6 +12,8 @@ import torch
 from testing_utils import ENCODER, ENCODER_READS, NoHost, small_config
 
 from yan_hf import YanForAutoEncoding, YanForConditionalGeneration
+from yan_hf.losses import MMD_MAX_POINTS, fused_token_loss, mmd_loss
+from yan_hf.selective_scan import _scan_backward, _scan_forward
 
 
 BLOCKS = {"routing": "block", "routing_block_size": 3, "core_threshold": 0.6}
@@ -36,13 +38,14 @@ MODELS = {
 # What training reads by design: the distinct tokens of a batch, among which winners are sought instead of in the whole
 # vocabulary, and, with `keep_known`, how many tokens are fillings.
 READS = {
-    "_winner_scores": lambda labels: labels.flatten()[:5],
+    "_winner_tokens": lambda labels: labels.flatten()[:5],
     "_decode_counted": lambda values, mask: values.flatten(0, 1)[:5],
     "_token": lambda values, mask: values.flatten(0, 1)[:5],
 }
-READERS = {"block scope": {"_winner_scores"}, "target scope": {"_winner_scores"}, "reselected": {"_winner_scores"}}
-READERS["keep known"] = {"_decode_counted", "_token"}
-READERS["pretrained encoder"] = set(ENCODER_READS)
+# How often: a few tokens twice, alone and with others.
+READERS = dict.fromkeys(("block scope", "target scope", "reselected"), {"_winner_tokens": 2})
+READERS["keep known"] = {"_decode_counted": 1, "_token": 4}
+READERS["pretrained encoder"] = dict.fromkeys(ENCODER_READS, 2)
 
 
 # All in bfloat16, and what has parts in other precisions in the others too.
@@ -84,7 +87,7 @@ def test_training_step(name, dtype):
     with NoHost({**READS, **ENCODER_READS}) as mode:
         output = model(**source, **target)
         output.loss.backward()
-    assert mode.seen == READERS.get(name, set())
+    assert mode.seen == READERS.get(name, {})
     assert output.loss.dtype == torch.float32 and output.logits.dtype == dtype
     gradients = {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None}
     assert gradients == {parameter.dtype for parameter in model.parameters()}
@@ -98,7 +101,33 @@ def test_auto_encoding(sparse_prediction):
     reads = {"forward": lambda values, mask: values.flatten(0, 1)} if sparse_prediction else {}
     with NoHost(reads) as mode:
         model(**source, **target, sparse_prediction=sparse_prediction).loss.backward()
-    assert mode.seen == set(reads)
+    assert set(mode.seen) == set(reads)
+
+
+def test_the_mmd_of_more_points_than_it_takes():
+    latents = torch.zeros(3, MMD_MAX_POINTS, 4, device="meta", requires_grad=True)
+    with NoHost():
+        mmd_loss(latents, torch.ones(latents.shape[:2], device="meta")).backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_loss(dtype):
+    head = torch.nn.Linear(8, 60, device="meta", dtype=dtype)
+    states = torch.zeros(5, 8, device="meta", dtype=dtype, requires_grad=True)
+    labels, mask = torch.zeros(5, dtype=torch.long, device="meta"), torch.ones(5, device="meta")
+    for has_weights in (False, True):
+        with NoHost():
+            fused_token_loss(states, head, labels, mask, has_weights).backward()
+
+
+def test_the_scan_in_chunks():
+    """What an operator hides from the model's own forward; off the CPU it runs by doubling."""
+    values = {"u": (2, 70, 4), "delta": (2, 70, 4), "A": (4, 3), "B": (2, 70, 3), "C": (2, 70, 3)}
+    inputs = [torch.zeros(shape, device="meta") for shape in values.values()]
+    with NoHost():
+        output, borders = _scan_forward(*inputs, True)
+        gradients = _scan_backward(output, *inputs, borders)
+    assert output.is_meta and all(gradient.is_meta for gradient in gradients)
 
 
 def test_every_gpu_test_names_its_twin():

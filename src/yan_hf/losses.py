@@ -184,7 +184,7 @@ def can_fuse(head: nn.Module, states: torch.Tensor, label_smoothing: float) -> b
         and is_plain_linear(head)
         and label_smoothing == 0
         and states.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and states.device.type in ("cpu", "cuda")
+        and states.device.type in ("cpu", "cuda", "meta")
         and not torch.compiler.is_compiling()
     )
 
@@ -203,7 +203,7 @@ def fused_token_loss(
     their gradients.
     """
     weight, bias = head.weight, head.bias
-    if torch.is_autocast_enabled(states.device.type):
+    if not states.is_meta and torch.is_autocast_enabled(states.device.type):  # it does not know the meta device
         dtype = torch.get_autocast_dtype(states.device.type)
         states, weight, bias = states.to(dtype), weight.to(dtype), bias.to(dtype)
     # Small enough for a cache, large enough that a pass over the vocabulary is worth it.

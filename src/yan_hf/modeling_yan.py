@@ -1399,12 +1399,13 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         canvas, dtype = context.canvas_mask, torch.promote_types(state.dtype, torch.float32)
         first: YanFlowOutput | None = None
+        tokens = self._winner_tokens(inputs)
 
         def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
             def select(log_probs: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
                 gate, _ = share_choice(log_probs, None, canvas, routing)
                 ends = state[:, :, None] + (1 - time) * fields
-                scores = self._winner_scores(ends, gate, canvas, inputs, routing)
+                scores = self._winner_scores(ends, gate, canvas, inputs, routing, tokens)
                 is_outside = restrict_to_core(gate, canvas, routing)[0] == -torch.inf
                 winners = scores.masked_fill(is_outside, -torch.inf).argmax(dim=-1)
                 inputs.choices.append((gate, winners))
@@ -1443,6 +1444,21 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             inputs.early_losses, early = [loss] * len(early), []
         inputs.logits = [self._decode_counted(latents, inputs) for latents in (*early, last)]
 
+    def _winner_tokens(self, inputs: LossInputs) -> torch.Tensor | None:
+        """The tokens among which an expert has to find the true ones, `(U,)`, in order; `None` for the vocabulary."""
+        if not (self.training and is_plain_linear(self.lm_head)):
+            return None
+        # Those of the batch's targets: a vocabulary for every expert would cost more than all else.
+        tokens = inputs.labels.unique()
+        tokens = tokens if inputs.group is None else inputs.group.union(tokens)
+        if len(tokens) >= _FEWEST_TOKENS:
+            return tokens
+        # Against a few, or one, every expert would seem to be right: others, spread over the vocabulary.
+        size = self.config.vocab_size
+        return torch.cat(
+            [tokens, torch.arange(0, size, max(1, size // _FEWEST_TOKENS), device=tokens.device)]
+        ).unique()
+
     @torch.no_grad()
     def _winner_scores(
         self,
@@ -1451,19 +1467,15 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         canvas: torch.Tensor,
         inputs: LossInputs,
         routing: RoutingOptions,
+        tokens: torch.Tensor | None,
     ) -> torch.Tensor:
         """
         How well each expert's end point of `(B, Ly, K, d)` fits the true tokens of each block, `(B, Ly, K)`; the
-        shared gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`.
+        shared gate's log-probabilities `(B, Ly, K)` count with `config.winner_prior`. Likelihoods are those among the
+        `tokens` `(U,)`, or of the whole vocabulary.
         """
         labels, decode, size = inputs.labels, self.decode, self.config.vocab_size
-        if self.training and is_plain_linear(self.lm_head):
-            # Among the tokens of the batch's targets: a vocabulary for every expert would cost more than all else.
-            tokens = labels.unique() if inputs.group is None else inputs.group.union(labels.unique())
-            if len(tokens) < _FEWEST_TOKENS:
-                # Against a few, or one, every expert would seem to be right: others, spread over the vocabulary.
-                others = torch.arange(0, size, max(1, size // _FEWEST_TOKENS), device=tokens.device)
-                tokens = torch.cat([tokens, others]).unique()
+        if tokens is not None:
             labels = torch.searchsorted(tokens, labels)
             weight, bias, size = self.lm_head.weight[tokens], self.lm_head.bias[tokens], len(tokens)
 
