@@ -354,9 +354,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.dry_run:
-        print(
-            f"There is no CUDA device; on one this runs {', '.join(options.steps)}. Try it with --dry-run --output FOLDER."
-        )
+        steps = ", ".join(options.steps)
+        print(f"There is no CUDA device; on one this runs {steps}. Try it with --dry-run --output FOLDER.")
         return 0
     if options.dry_run and options.output == RESULTS:
         parser.error("--dry-run measures nothing worth keeping: give another --output")

@@ -154,9 +154,9 @@ class NoHost(TorchFunctionMode):
         tensors = [value for value in _flat([args, kwargs]) if isinstance(value, torch.Tensor)]
         is_result = isinstance(result, torch.Tensor) and result.is_meta
         # Many operations take another device's tensor on this one, and a number goes along with the launch.
-        if is_result or any(value.is_meta for value in tensors):
-            if any(not value.is_meta and value.dim() > 0 for value in tensors):
-                return True
+        is_here = is_result or any(value.is_meta for value in tensors)
+        if is_here and any(not value.is_meta and value.dim() > 0 for value in tensors):
+            return True
         if not is_result:
             return False
         is_given = name in ("tensor", "as_tensor", "asarray") and not isinstance(args[0], torch.Tensor)

@@ -43,7 +43,7 @@ READS = {
     "_token": lambda values, mask: values.flatten(0, 1)[:5],
 }
 # How often: a few tokens twice, alone and with others.
-READERS = dict.fromkeys(("block scope", "target scope", "reselected"), {"_winner_tokens": 2})
+READERS = {name: {"_winner_tokens": 2} for name in ("block scope", "target scope", "reselected")}
 READERS["keep known"] = {"_decode_counted": 1, "_token": 4}
 READERS["pretrained encoder"] = dict.fromkeys(ENCODER_READS, 2)
 
