@@ -419,34 +419,43 @@ def run(options: argparse.Namespace, name: str, make_field, task: Task, train: R
     save(output, result)
 
 
-def table(folder: Path = RESULTS) -> str:
+TEXTS = {
+    "exact match, predicted length": "exact_match_predicted_3",
+    "true length": "exact_match_true_3",
+    "best of 8, by score": "reranked_3",
+    "best of 8, oracle": "oracle_3",
+    "drawn": "oracle_drawn",
+    "beam": "oracle_beam",
+    "tokens drawn": "oracle_tokens",
+    "tokens listed": "oracle_listed",
+    "distinct of 8": "distinct_3",
+    "judge, greedy text": "judge_greedy_3",
+    "judge, the 8": "judge_3",
+}
+BY_STEPS = {
+    f"{title}, {steps} step{'s' * (steps > 1)}": f"{name}_{steps}"
+    for title, name in (("oracle", "oracle"), ("distinct", "distinct"))
+    for steps in SOLVER_STEPS
+}
+
+
+def table(columns: dict[str, str] = TEXTS, folder: Path = RESULTS) -> str:
     """Means over training seeds of the committed results, and standard deviations, as Markdown."""
     groups: dict[tuple, list[dict]] = {}
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
         experts, _, choice = result["settings"]["model"].partition("-")
         groups.setdefault((result["settings"]["task"], choice or "one field", int(experts)), []).append(result)
-    columns = {
-        "exact match, predicted length": "exact_match_predicted_3",
-        "true length": "exact_match_true_3",
-        "best of 8, by score": "reranked_3",
-        "best of 8, oracle": "oracle_3",
-        "oracle, one step": "oracle_1",
-        "drawn": "oracle_drawn",
-        "tokens drawn": "oracle_tokens",
-        "tokens listed": "oracle_listed",
-        "distinct of 8": "distinct_3",
-        "distinct, one step": "distinct_1",
-        "judge, greedy text": "judge_greedy_3",
-        "judge, the 8": "judge_3",
-    }
     head = ["task", "choice", "K", "seeds", *columns]
     rows = [head, ["---"] * len(head)]
     order = ["one field", "token", "held", "anew"]
     for key, results in sorted(groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])):
         cells = []
         for name in columns.values():
-            values = [result["figures"][name] for result in results]
+            values = [result["figures"].get(name) for result in results]
+            if None in values:  # no beam of choices that are held
+                cells.append("")
+                continue
             is_share = name.startswith(("exact", "reranked", "oracle"))
             spread = f" ± {stdev(values) * (100 if is_share else 1):.2f}" if len(values) > 1 else ""
             cells.append((f"{100 * mean(values):.1f} %" if is_share else f"{mean(values):.2f}") + spread)

@@ -548,6 +548,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/experts.md": {
         "multimodal": multimodal.table,
         "coherence": coherence.table,
+        "coherence-steps": partial(coherence.table, coherence.BY_STEPS),
         "routing-quality": routing_quality,
         "routing": routing,
         "offload": offload,
