@@ -24,6 +24,7 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from yan_hf import YanForConditionalGeneration
 from yan_hf.experts import YanExperts
+from yan_hf.inference.compiled import _pad, _pad_rows
 from yan_hf.inference.expert_cache import ExpertCache
 from yan_hf.sampling import CandidateLayout
 from yan_hf.solver import SOLVERS
@@ -188,6 +189,12 @@ def test_the_compiled_path_is_one_graph(fields, monkeypatch):
         output = model.generate(**source(), **fast, **options, return_dict_in_generate=True)
         assert output.sequences.shape == (2, WIDTH) and output.latents.dtype == torch.bfloat16
     assert len(model.compiled_programs) == 3
+
+
+def test_the_compiled_path_pads_on_the_device():
+    values = torch.zeros(3, 5, 2, device="meta")
+    with NoHost():
+        assert _pad_rows(_pad(values, 3, 8), 4).shape == (4, 8, 2)
 
 
 class Readers(TorchFunctionMode):
