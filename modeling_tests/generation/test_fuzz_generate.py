@@ -162,6 +162,8 @@ def option_sets(draw, kind):
     if draw(st.booleans()):
         options["expert_scope"] = draw(st.sampled_from(["token", "block", "target"]))
         options["reselect_experts"] = draw(st.booleans())
+        if options["expert_scope"] == "block":
+            options.setdefault("routing_block_size", draw(st.sampled_from([1, 3, 40])))
     scope = options.get("expert_scope", KINDS[kind].get("expert_scope", "token"))
     options["expert_selection"] = draw(
         st.sampled_from(["sample", "greedy", *([] if scope == "token" else ["stratified"])])
