@@ -81,6 +81,15 @@ _OTHER_FIELDS = {*vars(PreTrainedConfig()), *PreTrainedConfig().to_dict(), "auto
 }  # fmt: skip
 
 
+def check_block_size(config: PreTrainedConfig):
+    """Raises `ValueError` where blocks share a choice of experts and have no size; of `generate`'s options too."""
+    if config.expert_scope == "block" and config.routing_block_size is None:
+        raise ValueError(
+            '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
+            '`expert_scope="target"`.'
+        )
+
+
 def _raise_value_errors(config_class: type) -> type:
     """Makes `ValueError`s of what `@strict` raises for a field, and lets it check the names of `attribute_map` too."""
     checked_setattr = config_class.__setattr__
@@ -407,11 +416,7 @@ class YanConfig(PreTrainedConfig):
         if self.routing_block_size is not None and self.routing_block_size < 1:
             size = self.routing_block_size
             raise ValueError(f"`routing_block_size` must be at least 1, or `None`, the whole target, but is {size}.")
-        if self.expert_scope == "block" and self.routing_block_size is None:
-            raise ValueError(
-                '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
-                '`expert_scope="target"`.'
-            )
+        check_block_size(self)
         for name in ("routing_top_k", "min_experts"):
             self._check_range(name, getattr(self, name), 1, self.num_experts, "num_experts")
 

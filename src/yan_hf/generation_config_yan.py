@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.utils import logging
 
-from .configuration_yan import ExpertScope, Routing, YanConfig
+from .configuration_yan import ExpertScope, Routing, YanConfig, check_block_size
 from .solver import DEFAULT_TIME_SHIFT, SOLVERS, TIME_SCHEDULES, time_grid
 
 
@@ -329,11 +329,7 @@ class YanGenerationConfig(GenerationConfig):
                 '`expert_selection="stratified"` divides choices that tokens share, but with `expert_scope="token"` '
                 'each has its own. Take "sample", or the scope "block" or "target" if the model was trained with it.'
             )
-        if self.expert_scope == "block" and self.routing_block_size is None:
-            raise ValueError(
-                '`expert_scope="block"` needs `routing_block_size`, the tokens of a block; for the whole target take '
-                '`expert_scope="target"`.'
-            )
+        check_block_size(self)
         if self.copy_bias and model_config.start_state == "noise":
             raise ValueError(
                 f"`copy_bias={self.copy_bias}` needs a model whose flow starts at the source's tokens, but its "

@@ -254,7 +254,7 @@ def fitting_values(
     shape: tuple[int, ...],
     device: torch.device,
     position_dim: int = 1,
-    parts: str = "sources, positions and width",
+    parts: str = "returned sequences, positions and width",
 ) -> Tensor:
     """
     What the caller fixes for every position, cut to the canvas and moved to the device. Raises `ValueError` unless
