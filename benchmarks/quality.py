@@ -59,6 +59,7 @@ from yan_hf import (
     create_model_card,
     prepare_tokenizer,
 )
+from yan_hf.generation_config_yan import OPTIONS
 from yan_hf.hub.model_card import describe_hardware
 
 
@@ -231,6 +232,7 @@ def main():
     )
     parser.add_argument("--flow-rate", type=float, default=1e-3)
     parser.add_argument("--config", default="{}", help="fields of YanConfig that replace the task's, as JSON")
+    parser.add_argument("--generation", default="{}", help="further options of YAN's generate, to evaluate, as JSON")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--sweep", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 32])
     parser.add_argument("--sampling-seeds", type=int, default=3)
@@ -249,7 +251,9 @@ def main():
 
     if options.system == "ar-encoder-decoder" and not options.encoder:
         parser.error("ar-encoder-decoder needs --encoder")
-    options.config_fields = json.loads(options.config)
+    options.config_fields, generation = json.loads(options.config), json.loads(options.generation)
+    if unknown := generation.keys() - OPTIONS.keys():
+        parser.error(f"--generation: {', '.join(sorted(unknown))}: no such option of generate")
     task = TASKS[options.task]
     if options.train_rows:
         task = dataclasses.replace(task, train_file="train")  # of SST-2 sentences, not their phrases
@@ -277,6 +281,8 @@ def main():
             model.save_pretrained(folder / "checkpoint")
         tokenizer.save_pretrained(folder / "checkpoint")
         (folder / "trained.json").write_text(json.dumps(trained))
+    if options.system not in AR_SYSTEMS:
+        model.generation_config.update(**generation)
     pairs = fitting_pairs(task, tokenizer, read_rows(task, options.data, options.split))[: options.max_rows]
     results = evaluate(options, task, options.system, model, tokenizer, pairs)
     if options.card and options.system not in AR_SYSTEMS:

@@ -171,6 +171,11 @@ def test_a_run_writes_figures_that_the_report_reads(system, stories, tmp_path):
     same = json.loads((tmp_path / "again.json").read_text())
     assert [row["f1"] for row in same["rows"]] == [row["f1"] for row in found["rows"]]
     assert same["training_minutes"] == found["training_minutes"]
+    if system == "yan":
+        reaches = run("quality.py", *options, "--generation", '{"min_new_tokens": 99}', "--again")
+        assert reaches.returncode == 1 and "`min_new_tokens=99`" in reaches.stderr, reaches.stderr[-3000:]
+        refused = run("quality.py", *options, "--generation", '{"expert_selektion": "greedy"}')
+        assert refused.returncode == 2 and "expert_selektion" in refused.stderr
 
 
 @pytest.fixture(scope="module")
