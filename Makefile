@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make demo         sets up, trains a small YAN on simulated bAbI stories, reloads it and evaluates it (about 4 minutes)"
-	@echo "make test-fast    runs our own tests but the slow ones (two and a half minutes)"
+	@echo "make test-fast    runs our own tests but the slow ones (two minutes)"
 	@echo "make test         runs all tests, then Transformers' and PEFT's own (about twenty minutes)"
 	@echo "make fuzz         draws 5,000 calls of generate, new ones every time (about ten minutes)"
 	@echo "make lint         checks style"
@@ -43,7 +43,7 @@ demo: setup
 	$(RUN) examples/demo.py
 
 test-fast: setup
-	@echo "Runs the tests that are not marked slow: two and a half minutes on two cores."
+	@echo "Runs the tests that are not marked slow: two minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q -m "not slow"
 
 test: setup

@@ -44,6 +44,7 @@ def test_the_dry_run_goes_through_every_step_and_goes_on(tmp_path):
     assert (tmp_path / "attention.json").is_file()
 
 
+@pytest.mark.slow
 def test_its_scripts_need_nothing_beyond_pytorch_and_transformers():
     absent = ["accelerate", "ctranslate2", "datasets", "matplotlib", "onnxruntime", "peft", "sentencepiece"]
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import gpu, mamba, offload, speed"

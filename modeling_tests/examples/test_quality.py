@@ -192,6 +192,7 @@ def encoder(tmp_path_factory, tokenizer):
 
 @pytest.mark.parametrize("mode", ENCODER_MODES)
 @pytest.mark.parametrize("system", ("yan", "ar-encoder-decoder"))
+@pytest.mark.slow
 def test_what_learns_around_a_pretrained_encoder(system, mode, encoder, tokenizer, tmp_path):
     """The pretrained weights stay or learn as the mode says; the rest always learns; sizes are alike."""
     options = argparse.Namespace(

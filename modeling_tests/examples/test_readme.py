@@ -67,7 +67,7 @@ def test_a_checkpoint_is_asked(folder, page, heading):
 @pytest.mark.parametrize(
     "page, heading, most_lines",
     [
-        ("README.md", "Fine-tune", 22),
+        pytest.param("README.md", "Fine-tune", 22, marks=pytest.mark.slow),
         pytest.param("docs/training.md", "Fine-tuning", 36, marks=pytest.mark.slow),
     ],
 )

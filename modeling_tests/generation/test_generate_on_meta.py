@@ -132,6 +132,7 @@ def test_only_lengths_are_read(number):
     ],
 )
 @pytest.mark.parametrize("names", [("input_ids",), ("inputs_embeds",), ("inputs_embeds", "attention_mask")])
+@pytest.mark.slow
 def test_sources_without_mask_or_tokens(fields, names):
     model, given = meta_model(fields, torch.bfloat16), source()
     width = model.get_input_embeddings().embedding_dim

@@ -54,9 +54,15 @@ def assert_same(result, expected):
     ("side", "options"),
     [
         ("left", {}),
-        ("right", {"target_lengths": [3, 24, 9]}),
-        ("left", {"solver": "heun", "num_candidates": 2, "num_length_candidates": 2, "num_inference_steps": 2}),
-        ("right", {"do_sample": True, "temperature": 0.8, "expert_selection": "greedy"}),
+        pytest.param("right", {"target_lengths": [3, 24, 9]}, marks=pytest.mark.slow),
+        pytest.param(
+            "left",
+            {"solver": "heun", "num_candidates": 2, "num_length_candidates": 2, "num_inference_steps": 2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "right", {"do_sample": True, "temperature": 0.8, "expert_selection": "greedy"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_results_are_those_of_the_plain_path(side, options):
@@ -88,6 +94,7 @@ needs_onednn = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs 
 
 @needs_onednn
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@pytest.mark.slow
 def test_large_products_are_operators(small_operators, implementation):
     model = small_model(**SHALLOW)
     model.set_experts_implementation(implementation)
@@ -108,6 +115,7 @@ def test_large_products_are_operators(small_operators, implementation):
 
 
 @needs_onednn
+@pytest.mark.slow
 def test_adapters_of_the_experts_count(small_operators):
     config = LoraConfig(target_modules=["q_proj"], target_parameters=["experts.up_proj"], lora_dropout=0)
     model = get_peft_model(small_model(**SHALLOW), config).eval()
@@ -128,6 +136,7 @@ def test_adapters_of_the_experts_count(small_operators):
 
 @needs_onednn
 @pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.slow
 def test_int8_is_compiled_too(small_operators, monkeypatch, tmp_path, is_packed):
     if not is_packed:
         monkeypatch.setattr(int8, "_SMALLEST_PACKED", 2**40)

@@ -66,7 +66,7 @@ def assert_identical(output, expected):
 
 @pytest.mark.parametrize("routing", ["token", "block"])
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_exact_modes_are_identical_to_the_resident_model(dtype, implementation, routing):
     model = many_experts(routing=routing, core_threshold=0.7).to(dtype)
     model.set_experts_implementation(implementation)

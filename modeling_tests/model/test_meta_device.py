@@ -80,7 +80,15 @@ def test_forward(name, dtype):
         assert {(value.device.type, value.dtype) for value in values} == {("meta", dtype)}
 
 
-@pytest.mark.parametrize(("name", "dtype"), CASES)
+# A step of training takes a second: the daily run has one for each way of choosing experts and each backbone.
+DAILY = ("paper", "block scope", "target scope", "mamba", "pretrained encoder")
+STEPS = [
+    case if case[0] in DAILY and case[1] == torch.bfloat16 else pytest.param(*case, marks=pytest.mark.slow)
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), STEPS)
 def test_training_step(name, dtype):
     model = meta_model(MODELS[name], dtype).train()
     source, target = batch(model.config.start_state)
