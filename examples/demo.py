@@ -87,14 +87,14 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         encoder_layers=3,
         flow_layers=2,
         decoder_layers=1,
-        num_experts=4,
         encoder_backbone=options.backbone,
         flow_backbone=options.backbone,
         max_position_embeddings=128,
         initializer_range=0.1,
-        loss_weights={"mmd": 0.0},  # two thousand latents against as many normal ones cost more than the encoder
         # On the CPU the plain loop over experts is faster than the grouped kernel.
         experts_implementation="eager",
+        # Two thousand latents against as many normal ones (mmd) cost more than the encoder.
+        **{"num_experts": 4, "loss_weights": {"mmd": 0.0}, **options.config},
     )
     autoencoder = YanForAutoEncoding(config)
     print(f"Stage 1: the auto-encoder ({autoencoder.num_parameters():,} parameters).", flush=True)
@@ -108,6 +108,8 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     logging.set_verbosity_warning()
     print(f"Stage 2: the flow learns to generate the answer ({model.num_parameters():,} parameters).", flush=True)
     second = train_stage(model, tokenizer, False, options, seconds=options.seconds - seconds)
+    if config.expert_scope != "token":
+        model.generation_config.expert_selection = "greedy"  # one answer is right, not one drawn from the gate
     folder = options.output / "checkpoint"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -121,6 +123,7 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         "parameters": model.num_parameters(),
         "statements": MAX_STATEMENTS,
         "backbone": options.backbone,
+        "config": options.config,
         "seed": options.seed,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -165,6 +168,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="files of an earlier run are replaced")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backbone", choices=BACKBONES, default="transformer", help="of encoder and flow")
+    parser.add_argument("--config", type=json.loads, default={}, help="fields of YanConfig, as JSON")
     parser.add_argument("--seconds", type=float, default=290, help="training stops then at the latest")
     parser.add_argument("--evaluate", type=Path, help="only evaluate the checkpoint in this folder")
     parser.add_argument("--questions", type=int, default=1000, help="number of held-out questions")

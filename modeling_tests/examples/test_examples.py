@@ -35,13 +35,21 @@ def run_on_two(script, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_demo_trains_saves_reloads_and_answers(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "selection"),
+    [({}, None), pytest.param({"expert_scope": "target", "num_experts": 2}, "greedy", marks=pytest.mark.slow)],
+)
+def test_demo_trains_saves_reloads_and_answers(config, selection, tmp_path):
     """A few seconds of training: every part runs, and the figures it prints are those it writes."""
-    finished = run(
-        "demo.py", "--output", tmp_path, "--seconds", 8, "--questions", 20, "--json", tmp_path / "result.json"
-    )
+    options = ["--seconds", 8, "--questions", 20, "--config", json.dumps(config)]
+    finished = run("demo.py", "--output", tmp_path, *options, "--json", tmp_path / "result.json")
     assert finished.returncode == 0, finished.stderr[-2000:]
     result = json.loads((tmp_path / "result.json").read_text())
+    saved = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert result["config"] == config == {name: saved[name] for name in config}
+    assert (
+        json.loads((tmp_path / "checkpoint" / "generation_config.json").read_text())["expert_selection"] == selection
+    )
     assert (
         result["trunk_passes"] == 3 and evaluate(tmp_path / "checkpoint", 20)["exact_match"] == result["exact_match"]
     )
