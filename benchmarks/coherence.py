@@ -434,7 +434,7 @@ TEXTS = {
 }
 BY_STEPS = {
     f"{title}, {steps} step{'s' * (steps > 1)}": f"{name}_{steps}"
-    for title, name in (("oracle", "oracle"), ("distinct", "distinct"))
+    for title, name in (("oracle", "oracle"), ("distinct", "distinct"), ("judge, the 8", "judge"))
     for steps in SOLVER_STEPS
 }
 
