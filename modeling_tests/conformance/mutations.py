@@ -110,17 +110,24 @@ MUTATIONS = [
         ("inference/test_compiled.py::test_large_products_are_operators",),
     ),
     Mutation(
-        "what 8 bits leave out of the encoder's states is lost in programs",
+        "what 8 bits leave out of the encoder's states is lost",
         "inference/int8.py",
         "product = product[: len(rows)] + product[len(rows) :]",
         "product = product[: len(rows)]",
-        ("inference/test_compiled.py::test_int8_is_compiled_too",),
+        ("inference/test_cpu_kernels.py::test_layers_that_read_the_same_states_quantise_them_once",),
+    ),
+    Mutation(
+        "hooks of quantised layers that are multiplied together are not called",
+        "layers.py",
+        'hasattr(kind := kinds.pop(), "joint") and not any(map(_has_hooks, layers)):',
+        'hasattr(kind := kinds.pop(), "joint"):',
+        ("inference/test_cpu_kernels.py::test_layers_that_read_the_same_states_quantise_them_once",),
     ),
     Mutation(
         "keys and values projected by the weight itself",
         "layers.py",
-        "self._split_heads(apply_linear(self.k_proj, states))",
-        "self._split_heads(nn.functional.linear(states, self.k_proj.weight, self.k_proj.bias))",
+        "return [apply_linear(layer, states) for layer in layers]",
+        "return [nn.functional.linear(states, layer.weight, layer.bias) for layer in layers]",
         (f"{E}test_offloaded_layers_are_loaded_when_they_are_called",),
     ),
     Mutation(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from yan_hf.inference import cpu_kernels, int8
-from yan_hf.layers import KERNELS, linear
+from yan_hf.layers import KERNELS, apply_linears, linear
 
 
 def packed_parts(weight: nn.Parameter) -> list[torch.Tensor]:
@@ -107,18 +107,36 @@ def test_packed_int8_products_equal_plain_ones_to_the_bit(monkeypatch):
         assert len(packed_parts(weights)) == 2
 
 
-def test_states_that_several_layers_read_are_quantised_once_and_again_when_they_change(monkeypatch):
+@pytest.mark.parametrize("precise", [False, True], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("smallest", [1, 2**40], ids=["packed", "plain"])
+def test_layers_that_read_the_same_states_quantise_them_once(monkeypatch, smallest, precise):
+    if smallest == 1 and not int8._multiplies_packed():
+        pytest.skip("needs oneDNN and VNNI")
+    monkeypatch.setattr(int8, "_SMALLEST_PACKED", smallest)
+    floats = [nn.Linear(16, size, bias=size > 8) for size in (8, 8, 24)]
+    layers = [int8.Int8Linear(layer, precise) for layer in floats]
+    for layer, quantised in zip(floats, layers):
+        integers, scale = int8.quantize_rows(layer.weight.detach())
+        quantised.load_state_dict({"weight": integers, "weight_scale": scale}, strict=False)
     calls = []
     quantize = int8.quantize_rows
     monkeypatch.setattr(int8, "quantize_rows", lambda *given: calls.append(1) or quantize(*given))
-    weight, scale = quantize(torch.randn(8, 16))
-    calls.clear()
     states = torch.randn(2, 3, 16)
-    first = int8.int8_linear(states, weight, scale)
-    assert torch.equal(int8.int8_linear(states, weight, scale), first) and len(calls) == 1
-    states *= -2
-    torch.testing.assert_close(int8.int8_linear(states, weight, scale), -2 * first)
-    assert len(calls) == 2
-    precise = int8.int8_linear(states, weight, scale, precise=True)
-    exact = states @ (weight * scale[:, None]).T
-    assert (precise - exact).norm() < 0.05 * (-2 * first - exact).norm() and len(calls) == 4
+    with torch.inference_mode():
+        expected = [layer(states) for layer in layers]
+        calls.clear()
+        found = apply_linears(layers, states)
+        assert len(calls) == 1 + precise
+        for one, other, layer in zip(found, expected, layers):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+            exact = nn.functional.linear(states, layer.weight * layer.weight_scale[:, None], layer.bias)
+            assert (one - exact).norm() < (1e-4 if precise else 0.02) * exact.norm()
+        # A changed weight or scale counts, and so does a hook.
+        layers[1].weight.neg_()
+        layers[2].weight_scale.mul_(2)
+        assert torch.equal(apply_linears(layers, states)[1], -expected[1])
+        torch.testing.assert_close(
+            apply_linears(layers, states)[2] - floats[2].bias, 2 * (expected[2] - floats[2].bias)
+        )
+        layers[0].register_forward_hook(lambda *given: given[-1] + 1)
+        assert torch.equal(apply_linears(layers, states)[0], expected[0] + 1)

@@ -35,19 +35,20 @@ class YanRoutedExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: `(T, d)`, `(T, k)`, `(T, k)` → `(T, d)`. The eager implementation."""
-        output = torch.zeros_like(hidden_states)
         slots = top_k_index.flatten().argsort(stable=True)
         # Under expert parallelism, indices past the last expert are another rank's.
         counts = torch.bincount(top_k_index.flatten(), minlength=self.num_experts).tolist()[: self.num_experts]
+        slots, output = slots[: sum(counts)], torch.zeros_like(hidden_states)
+        if not len(slots):
+            return output
         tokens, weights = slots // top_k_index.shape[-1], top_k_weights.flatten()[slots, None]
-        start = 0
-        for count, parts in zip(counts, self.parts_by_expert()):
-            if count == 0:
-                continue
-            group = slice(start, start := start + count)
-            field = self.field(hidden_states[tokens[group]], *parts)
-            output.index_add_(0, tokens[group], (field * weights[group]).to(output.dtype))
-        return output
+        fields = self.fields(hidden_states[tokens], counts) * weights
+        return output.index_add_(0, tokens, fields.to(output.dtype))
+
+    def fields(self, states: Tensor, counts: list[int]) -> Tensor:
+        """`(T, d)` → `(T, d)`: of the first so many states the first expert's field, and so on."""
+        groups = zip(states.split(counts), self.parts_by_expert())
+        return torch.cat([self.field(group, *parts) for group, parts in groups if len(group)])
 
     def parts_by_expert(self) -> Iterable[tuple[Tensor, ...]]:
         """What [`field`] takes of each expert."""
@@ -102,6 +103,8 @@ class YanExperts(YanRoutedExperts):
             return "eager"  # gradient checks run in it, and no grouped kernel does
         if chosen == "grouped_mm" and KERNELS.linear is not None and not torch.compiler.is_compiling():
             return "eager"  # the grouped product on the CPU is the same loop, over slower kernels
+        if chosen == "grouped_mm" and hidden_states.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            return "eager"  # autocast does not know the grouped product, which would stay in float32
         if chosen == "grouped_mm" and hidden_states.device.type != "cpu" and self.up_proj.dtype != torch.bfloat16:
             return "blocks"  # the grouped product of other types is a loop that waits for the counts on the host
         return chosen

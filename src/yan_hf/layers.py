@@ -3,7 +3,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,15 +36,14 @@ class Kernels(threading.local):
 KERNELS = Kernels()
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in module.__dict__)
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a layer's weight may be used without calling the layer: no adapter, hook or parametrization is there."""
-    return (
-        type(module) is nn.Linear
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and "_hf_hook" not in module.__dict__
-        and type(module._parameters.get("weight")) is nn.Parameter
-    )
+    is_linear = type(module) is nn.Linear and type(module._parameters.get("weight")) is nn.Parameter
+    return is_linear and not _has_hooks(module)
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,6 +66,14 @@ def apply_linear(layer: nn.Module, states: Tensor) -> Tensor:
     if KERNELS.linear is not None and is_plain_linear(layer):
         return linear(states, layer.weight, layer.bias)
     return layer(states)
+
+
+def apply_linears(layers: Sequence[nn.Module], states: Tensor) -> list[Tensor]:
+    """[`apply_linear`] of each layer, by one product where all are of a quantised class that has a `joint` one."""
+    kinds = {type(layer) for layer in layers}
+    if len(kinds) == 1 and hasattr(kind := kinds.pop(), "joint") and not any(map(_has_hooks, layers)):
+        return kind.joint(layers, states)
+    return [apply_linear(layer, states) for layer in layers]
 
 
 def eager_attention_forward(
@@ -131,8 +138,8 @@ class YanAttention(nn.Module):
 
     def project_key_value(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of `states` `(B, L, d)`, each `(B, heads, L, d/heads)`."""
-        key = self._split_heads(apply_linear(self.k_proj, states))
-        return key, self._split_heads(apply_linear(self.v_proj, states))
+        key, value = apply_linears((self.k_proj, self.v_proj), states)
+        return self._split_heads(key), self._split_heads(value)
 
     def forward(
         self,
@@ -141,8 +148,11 @@ class YanAttention(nn.Module):
         key_value: tuple[Tensor, Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
-        query = self._split_heads(apply_linear(self.q_proj, hidden_states))
-        key, value = self.project_key_value(hidden_states) if key_value is None else key_value
+        if key_value is None:
+            projected = apply_linears((self.q_proj, self.k_proj, self.v_proj), hidden_states)
+            query, key, value = map(self._split_heads, projected)
+        else:
+            query, (key, value) = self._split_heads(apply_linear(self.q_proj, hidden_states)), key_value
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -7,14 +7,15 @@ A weight has one scale for each output, states have one for each token: sums of 
 depends neither on its neighbours nor on the batch. The product is PyTorch's own, oneDNN's where the processor has it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers.activations import GELUActivation
 from transformers.core_model_loading import ConversionOps
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -51,9 +52,7 @@ def counted_version(weight: Tensor) -> tuple[int, int]:
 _PACKED = WeakIdKeyDictionary()
 
 
-def keep_packed(
-    weight: Tensor, version: tuple[float, ...], pack: Callable[[], Tensor], times: int = 1
-) -> Tensor | None:
+def keep_packed(weight: Tensor, version: tuple[Any, ...], pack: Callable[[], Any], times: int = 1) -> Any:
     """
     What `pack` makes of a parameter or a part of it, `(n, d)`, kept as long as the parameter is there and `version`
     the same. `None` for other tensors, and before it is asked for so many `times`.
@@ -123,18 +122,35 @@ def int8_linear(
     `linear` of states `(..., d)` and an int8 weight `(n, d)` with scales `(n,)`, in the states' dtype. With `precise`
     the product of what 8 bits leave out of the states is added.
     """
+    return int8_linears(states, [(weight, scale, bias)], precise)[0]
+
+
+def int8_linears(
+    states: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor | None]], precise: bool = False
+) -> list[Tensor]:
+    """[`int8_linear`] of the same states with each weight, scale and bias: one product, where weights are packed."""
     _check(states)
+    rows, products = states.view(-1, states.shape[-1]), []
+    is_joint = all(_is_packed(weight) for weight, *_ in layers)
     if torch.compiler.is_compiling():
-        return _compiled_linear(states, weight, scale, bias, precise)
-    rows, weight = _quantised(states, precise), _prepared(weight)
-    if precise:
-        product, rest = _product(rows, weight, scale, None).chunk(2)
-        product.add_(rest)
-        if bias is not None:
-            product.add_(bias)
+        products = _compiled_products(rows.float(), layers, precise, is_joint)
     else:
-        product = _product(rows, weight, scale, bias)
-    return product.view(*states.shape[:-1], -1).to(states.dtype)
+        quantised = _QuantisedRows(*_with_rest(rows.float(), precise))
+        if is_joint:
+            weights, scales, _ = zip(*layers)
+            scales_of_rows = quantised.scales[:, None]
+            joint = _packed_product(quantised.as_unsigned(), *_packed_together(weights, scales)).mul_(scales_of_rows)
+            products = joint.split([len(weight) for weight in weights], dim=1)
+        else:
+            products = [_product(quantised, weight, scale, None) for weight, scale, _ in layers]
+    outputs = []
+    for product, (*_, bias) in zip(products, layers):
+        if precise:
+            product = product[: len(rows)] + product[len(rows) :]
+        if bias is not None:
+            product = product + bias
+        outputs.append(product.unflatten(0, states.shape[:-1]).to(states.dtype))
+    return outputs
 
 
 @dataclass
@@ -160,18 +176,6 @@ def _with_rest(rows: Tensor, precise: bool, dtype: torch.dtype = torch.int8) -> 
     return torch.cat([integers, rest]), torch.cat([scales, rest_scales])
 
 
-def _quantised(states: Tensor, precise: bool) -> _QuantisedRows:
-    """The states `(..., d)` and, if `precise`, behind them as many rows of what the integers leave out of them."""
-    is_kept = not states.is_inference()
-    key = (states._version, precise) if is_kept else None
-    if is_kept and getattr(states, "_yan_int8", (None,))[0] == key:
-        return states._yan_int8[1]  # query, key and value are read from the same states
-    found = _QuantisedRows(*_with_rest(states.float().view(-1, states.shape[-1]), precise))
-    if is_kept:
-        states._yan_int8 = key, found
-    return found
-
-
 def _product(
     rows: _QuantisedRows,
     weight: Tensor,
@@ -192,44 +196,77 @@ def _product(
     return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales, out=product)
 
 
+def _grouped_product(
+    states: Tensor, counts: list[int], weights: Sequence[Tensor], scales: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """[`int8_linear`] of the first so many of the states `(T, d)` with the first weight, scale and bias, and so on."""
+    _check(states)
+    integers, row_scales = (values.split(counts) for values in quantize_rows(states.float()))
+    groups = zip(map(_QuantisedRows, integers, row_scales), map(_prepared, weights), scales, biases)
+    return torch.cat([_product(*group) for group in groups if len(group[0].integers)]).to(states.dtype)
+
+
+_zero_points = cache(partial(torch.zeros, dtype=torch.int64))
+
+
 def _packed_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     # oneDNN's fast kernels take unsigned states, for which 128 is zero.
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
     return torch.ops.onednn.qlinear_pointwise(
-        rows, 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        rows, 1.0, 128, weight, scale, _zero_points(len(scale)), None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
+def _packed_together(weights: Sequence[Tensor], scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Weights `(n, d)` packed as one, and their scales."""
+
+    def pack() -> tuple[Tensor, Tensor]:
+        return (_pack(weights[0]), scales[0]) if len(weights) == 1 else (_pack(torch.cat(weights)), torch.cat(scales))
+
+    version = tuple(map(counted_version, (*weights, *scales)))
+    return keep_packed(weights[0], version, pack) or pack()
+
+
 # What a compiler does not look into; what is around it, it makes one loop of.
-torch.library.define("yan_hf::int8_product", "(Tensor rows, Tensor weight, Tensor scale) -> Tensor")
+torch.library.define("yan_hf::int8_product", "(Tensor rows, Tensor[] weights, Tensor[] scales) -> Tensor")
 
 
 @torch.library.impl("yan_hf::int8_product", "CPU")
-def _int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Integers `(T, d)`, uint8 with 128 for zero, and a weight `(n, d)`, int8, that [`_is_packed`] → `(T, n)`."""
-    packed = _prepared(weight)
-    return _packed_product(rows, packed if packed.is_mkldnn else _pack(weight), scale)
+def _int8_product(rows: Tensor, weights: list[Tensor], scales: list[Tensor]) -> Tensor:
+    """Integers `(T, d)`, uint8 with 128 for zero, and weights `(n, d)`, int8, that [`_is_packed`] → `(T, Σn)`."""
+    return _packed_product(rows, *_packed_together(weights, scales))
 
 
 @torch.library.register_fake("yan_hf::int8_product")
-def _(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return rows.new_empty(rows.shape[0], weight.shape[0], dtype=torch.float32)
+def _(rows: Tensor, weights: list[Tensor], scales: list[Tensor]) -> Tensor:
+    return rows.new_empty(rows.shape[0], sum(weight.shape[0] for weight in weights), dtype=torch.float32)
 
 
-def _compiled_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, precise: bool) -> Tensor:
-    """[`int8_linear`] for a compiler."""
-    rows = states.float().reshape(-1, states.shape[-1])
-    integers, scales = _with_rest(rows, precise, torch.float32)
-    if _is_packed(weight):
-        product = torch.ops.yan_hf.int8_product((integers + 128).to(torch.uint8), weight, scale)
+def _compiled_products(
+    rows: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor | None]], precise: bool, is_joint: bool
+) -> Sequence[Tensor]:
+    """The products of [`int8_linears`], without biases, for a compiler."""
+    integers, row_scales = _with_rest(rows, precise, torch.float32)
+    weights, scales, _ = zip(*layers)
+    if is_joint:
+        joint = torch.ops.yan_hf.int8_product((integers + 128).to(torch.uint8), list(weights), list(scales))
+        products = joint.split([len(weight) for weight in weights], dim=1)
     else:
-        product = torch._int_mm(integers.to(torch.int8), weight.t()).float() * scale
-    product = product * scales[:, None]
-    if precise:
-        product = product[: len(rows)] + product[len(rows) :]
-    if bias is not None:
-        product = product + bias
-    return product.view(*states.shape[:-1], -1).to(states.dtype)
+        integers = integers.to(torch.int8)
+        products = [torch._int_mm(integers, weight.t()).float() * scale for weight, scale in zip(weights, scales)]
+    return [product * row_scales[:, None] for product in products]
+
+
+torch.library.define("yan_hf::gelu", "(Tensor states) -> Tensor")
+torch.library.impl("yan_hf::gelu", "CPU", nn.functional.gelu)
+torch.library.register_fake("yan_hf::gelu", torch.empty_like)
+
+
+class _Gelu(nn.Module):
+    """The exact GELU before a quantised product."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        # A compiler would compute it twice, for the largest of a row and for its integers, and slower than oneDNN.
+        return torch.ops.yan_hf.gelu(states) if torch.compiler.is_compiling() else nn.functional.gelu(states)
 
 
 def _product_buffers(rows: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -258,6 +295,12 @@ class Int8Linear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return int8_linear(states, self.weight, self.weight_scale, self.bias, self.precise)
+
+    @staticmethod
+    def joint(layers: Sequence["Int8Linear"], states: Tensor) -> list[Tensor]:
+        """The results of several layers, as precise as each other, for the same states."""
+        parts = [(layer.weight, layer.weight_scale, layer.bias) for layer in layers]
+        return int8_linears(states, parts, layers[0].precise)
 
     def by_part(self, states: Tensor) -> Callable[[slice], Tensor]:
         """
@@ -323,6 +366,11 @@ class Int8Experts(IndexedExperts):
             self.register_parameter(f"{name}_scale", _scale_parameter(*shape[:2]))
             self.register_parameter(f"{name}_bias", getattr(experts, f"{name}_bias"))
 
+    def fields(self, states: Tensor, counts: list[int]) -> Tensor:
+        # What is not a product, of all states at once.
+        parts = [getattr(self, name).unbind() for name in self.parts]
+        return _grouped_product(self.act_fn(_grouped_product(states, counts, *parts[:3])), counts, *parts[3:])
+
     def field(self, states: Tensor, *parts: Tensor) -> Tensor:
         return int8_linear(self.act_fn(int8_linear(states, *parts[:3])), *parts[3:])
 
@@ -347,6 +395,8 @@ def _replacements(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
             yield name, Int8Embedding(module)
         elif isinstance(module, YanExperts):
             yield name, Int8Experts(module)
+        elif type(module) is GELUActivation:
+            yield name, _Gelu()
         elif isinstance(module, nn.Linear) and id(module) not in float_layers:
             yield name, Int8Linear(module, precise=id(module) in encoder_layers)
 
