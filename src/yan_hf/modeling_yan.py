@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,6 @@ from .layers import (
 )
 from .lengths import SourceInputs, lay_out, repeat_rows, source_places, training_token_lengths
 from .losses import (
-    LossGroup,
     LossInputs,
     can_fuse,
     fused_token_loss,
@@ -1259,9 +1259,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         names = ("target_latents", "length_logits", "token_length_logits")
         extra = {"latents": latents, **{name: getattr(inputs, name) for name in names}}
         if inputs.choices:
-            extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
+            extra["expert_indices"] = torch.stack([winners for _, winners, _ in inputs.choices])
             extra["expert_scores"] = torch.stack(inputs.expert_scores)
-            extra["choice_log_probs"] = torch.stack([gate for gate, _ in inputs.choices]).detach()
+            extra["choice_log_probs"] = torch.stack([gate for gate, _, _ in inputs.choices]).detach()
             extra["choice_mask"] = first_of_blocks(inputs.canvas, inputs.mask > 0, routing.block_size)
         return flow, logits, loss_terms(inputs), extra
 
@@ -1362,16 +1362,44 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         inputs.expert_fields, inputs.velocity = flow.expert_fields, inputs.target_latents - initial_state
         return flow, state + (1 - weight) * flow.velocity
 
-    def _num_steps(self, group: LossGroup | None, generator: torch.Generator | None) -> int:
-        """Solver steps of a forward; in training drawn from `config.solver_steps_range`, by all processes alike."""
-        if not self.training or self.config.solver_steps_range is None:
-            return self.config.solver_steps
-        lowest, highest = self.config.solver_steps_range
+    def _draw(self, count: int, inputs: LossInputs) -> int:
+        """A number below `count`, the same for all processes."""
+        group, generator = inputs.group, inputs.generator
         device = generator.device if generator is not None else self.device if group is not None else "cpu"
-        number = torch.randint(highest - lowest + 1, (), generator=generator, device=device)
+        number = torch.randint(count, (), generator=generator, device=device)
         # A sum of even draws is as even, and the same for all.
         number = number if group is None else group.total(number.to(self.device))
-        return lowest + int(number) % (highest - lowest + 1)
+        return int(number) % count
+
+    def _solver_times(self, inputs: LossInputs) -> tuple[list[float], int]:
+        """
+        The solver's grid, in training what `solver_steps_range` and `solver_gradient` draw; and its number of steps
+        before the last drawn one took the place of those behind it.
+        """
+        config, num_steps = self.config, self.config.solver_steps
+        if self.training and config.solver_steps_range is not None:
+            lowest, highest = config.solver_steps_range
+            num_steps = lowest + self._draw(highest - lowest + 1, inputs)
+        times = time_grid(num_steps)
+        if self._trains_one_step():
+            times = [*times[: 1 + self._draw(num_steps, inputs)], 1.0]
+        return times, num_steps
+
+    def _trains_one_step(self) -> bool:
+        return self.training and self.config.solver_gradient == "one_step"
+
+    def _field(self, times: list[float]) -> Callable[..., YanFlowOutput]:
+        """The flow as a solver on the grid `times` evaluates it: all but the last time without gradients, or none."""
+        if not self._trains_one_step():
+            return self.model.flow
+        evaluations = count(1)
+
+        def flow(*arguments: Any, **options: Any) -> YanFlowOutput:
+            is_last = next(evaluations) == len(times) - 1
+            with torch.set_grad_enabled(torch.is_grad_enabled() and is_last):
+                return self.model.flow(*arguments, **options)
+
+        return flow
 
     def _solve_by_gate(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
@@ -1386,8 +1414,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 noise[step] = torch.rand(shape, generator=inputs.generator, device=canvas.device)
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
-        times, reselect = time_grid(self._num_steps(inputs.group, inputs.generator)), self.config.reselect_experts
-        return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
+        (times, _), reselect = self._solver_times(inputs), self.config.reselect_experts
+        return solve_flow(self._field(times), state, context, times, select, reselect=reselect)[0]
 
     def _solve_by_winners(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
@@ -1399,7 +1427,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         canvas, dtype = context.canvas_mask, torch.promote_types(state.dtype, torch.float32)
         first: YanFlowOutput | None = None
-        tokens = self._winner_tokens(inputs)
+        tokens, (times, num_steps) = self._winner_tokens(inputs), self._solver_times(inputs)
+        evaluate, one_step = self._field(times), self._trains_one_step()
 
         def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
             def select(log_probs: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
@@ -1408,22 +1437,25 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 scores = self._winner_scores(ends, gate, canvas, inputs, routing, tokens)
                 is_outside = restrict_to_core(gate, canvas, routing)[0] == -torch.inf
                 winners = scores.masked_fill(is_outside, -torch.inf).argmax(dim=-1)
-                inputs.choices.append((gate, winners))
+                # The one choice that has a gradient stands for those of all steps.
+                weight = float(num_steps * (time == times[-2])) if one_step else 1.0
+                inputs.choices.append((gate, winners, weight))
                 inputs.expert_scores.append(scores)
                 return winners
 
             nonlocal first
             timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
             if not inputs.choices or self.config.reselect_experts:
-                flow = self.model.flow(state, timesteps, context, field_selector=select)
+                flow = evaluate(state, timesteps, context, field_selector=select)
             else:
-                flow = self.model.flow(state, timesteps, context, expert_indices=inputs.choices[-1][1])
+                flow = evaluate(state, timesteps, context, expert_indices=inputs.choices[-1][1])
             first = first or flow
-            end_points.append(state + (1 - time) * flow.velocity)
+            if time == times[-2] or not one_step:
+                end_points.append(state + (1 - time) * flow.velocity)
             return flow.velocity
 
         end_points: list[torch.Tensor] = []
-        state = integrate(velocity, state, time_grid(self._num_steps(inputs.group, inputs.generator)))
+        state = integrate(velocity, state, times)
         self._supervise(end_points, inputs)
         if inputs.gate_log_probs is None:
             inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)

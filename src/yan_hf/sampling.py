@@ -299,30 +299,17 @@ def decode_tokens(
     length, flat_states = states.shape[1], states.flatten(0, 1)
     processors = processors or None
     forbids_end = bool(end_token_ids) and (min_length > 1 or end_places is not None)
-    is_plain = processors is None and uniform is None and not with_logits
     goes_on = goes_on if uniform is None else None
-    is_argmax = is_plain and not forbids_end and forbidden is None and copied_ids is None and goes_on is None
-    keeps_logits = with_scores or with_logits
-    part_size = _vocabulary_part(head, states) if is_argmax else None
-    vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
-    block_size = max(1, _BLOCK_ELEMENTS // vocab_size)
-    block_size -= block_size % _TILE if block_size > _TILE else 0
-    is_on_host = states.device.type == "cpu"
-    if part_size is not None and is_on_host:
-        block_size = _CPU_TOKENS
-    blocks, seconds = [], []
+    others = (processors, uniform, forbidden, copied_ids, goes_on)
+    if not (with_logits or forbids_end) and all(other is None for other in others):
+        return _decode_argmax(head, states, with_scores)
+    blocks, seconds, block_size = [], [], _block_size(head)
     for start in range(0, len(flat_states), block_size):
         block = slice(start, start + block_size)
-        if part_size is not None:
-            tokens, chosen, partition = _argmax_by_vocabulary(
-                head, flat_states[block], with_scores, part_size, is_on_host
-            )
-            blocks.append((tokens, chosen, chosen, partition, None, None))
-            continue
         logits = head(flat_states[block])
-        largest = None if is_argmax else logits.amax(dim=-1)
+        largest = logits.amax(dim=-1)
         # From here on scores are changed in place.
-        scores = logits.clone() if keeps_logits and not is_argmax else logits
+        scores = logits.clone() if with_scores or with_logits else logits
         indices = torch.arange(start, start + len(logits), device=states.device)
         no_end = (indices % length < min_length - 1) if forbids_end else None
         if forbids_end and end_places is not None:
@@ -342,21 +329,44 @@ def decode_tokens(
             # Not the two largest at once, whose order would be open where they are equal.
             next_best, second = scores.scatter(1, tokens[:, None], -torch.inf).max(dim=-1)
             seconds.append((best - next_best, second, logits.gather(1, second[:, None])[:, 0]))
-        largest = chosen if largest is None else largest
         partition = logits.float().logsumexp(dim=-1) if with_scores else None
-        is_choice = None if is_argmax else is_choice
         blocks.append((tokens, chosen, largest, partition, is_choice, logits if with_logits else None))
 
-    tokens, chosen, largest, partition, is_choice, logits = (
-        None if parts[0] is None else torch.cat(parts).view(*states.shape[:2], *parts[0].shape[1:])
-        for parts in zip(*blocks)
-    )
-    if seconds:
-        seconds = [torch.cat(parts).view(tokens.shape) for parts in zip(*seconds)]
+    tokens, chosen, largest, partition, is_choice, logits = _join(blocks, states.shape[:2])
+    if goes_on is not None:
+        seconds = _join(seconds, states.shape[:2])
         tokens, chosen = _take_second_best(tokens, chosen, *seconds, goes_on.to(tokens.device), end_token_ids or ())
     log_probs = chosen.float() - partition if with_scores else None
-    has_choice = None if is_choice is None else is_choice.all()
-    return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), has_choice)
+    return DecodedTokens(tokens, log_probs, logits, torch.isfinite(largest).all(), is_choice.all())
+
+
+def _decode_argmax(head: nn.Module, states: torch.Tensor, with_scores: bool) -> DecodedTokens:
+    """[`decode_tokens`] where nothing but the logits counts, and they need not all be there at once."""
+    part_size, is_on_host = _vocabulary_part(head, states), states.device.type == "cpu"
+    block_size = _CPU_TOKENS if part_size is not None and is_on_host else _block_size(head)
+    blocks = []
+    for block in states.flatten(0, 1).split(block_size):
+        if part_size is not None:
+            blocks.append(_argmax_by_vocabulary(head, block, with_scores, part_size, is_on_host))
+            continue
+        logits = head(block)
+        chosen, tokens = logits.max(dim=-1)
+        blocks.append((tokens, chosen, logits.float().logsumexp(dim=-1) if with_scores else None))
+    tokens, chosen, partition = _join(blocks, states.shape[:2])
+    log_probs = chosen.float() - partition if with_scores else None
+    return DecodedTokens(tokens, log_probs, None, torch.isfinite(chosen).all())
+
+
+def _block_size(head: nn.Module) -> int:
+    """How many positions' logits are there at once."""
+    vocab_size = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
+    size = max(1, _BLOCK_ELEMENTS // vocab_size)
+    return size - size % _TILE if size > _TILE else size
+
+
+def _join(blocks: Sequence[Sequence[torch.Tensor | None]], shape: torch.Size) -> list[torch.Tensor | None]:
+    """Of results `(T, ...)` of each block of positions those of all, `(B, L, ...)`."""
+    return [None if parts[0] is None else torch.cat(parts).view(*shape, *parts[0].shape[1:]) for parts in zip(*blocks)]
 
 
 def _adjust_scores(
