@@ -132,7 +132,6 @@ def make_model(options: argparse.Namespace, task: Task, vocab_size: int, name: s
             decoder_layers=1,
             max_position_embeddings=task.max_source_length,
             solver_steps=options.steps,
-            solver_gradient="unrolled" if name == "1" else options.solver_gradient,
             start_state="aligned" if options.task == "infilling" else "stretched",
             keep_known=options.task == "infilling",
             embedding_scale=0.2,
@@ -192,8 +191,7 @@ def yan_loss(model: YanForConditionalGeneration, usage: ExpertUsageCallback | No
         told = dict(output.loss_terms)
         if output.expert_indices is not None:
             wins = torch.nn.functional.one_hot(output.expert_indices[..., 0], model.config.num_experts).float()
-            # (C, K); of the first choice where the number of choices is drawn.
-            told["winner_shares"] = wins.mean(1)[: 1 if model.config.solver_gradient == "one_step" else None]
+            told["winner_shares"] = wins.mean(1)  # (C, K)
         return output.loss, told
 
     return loss_of
@@ -471,7 +469,6 @@ def main():
     parser.add_argument("--data", type=Path, help="folder with train and test .jsonl.gz files; default: the Hub")
     parser.add_argument("--models", nargs="+", default=["1", "4-anew", "8-held"])
     parser.add_argument("--steps", type=int, default=3, help="solver steps in training")
-    parser.add_argument("--solver-gradient", default="unrolled", help="of the models with several experts")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--train-steps", type=int, default=2_000)
     parser.add_argument("--grow-at", type=float, default=0.5, help="share of the training after which models part")

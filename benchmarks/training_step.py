@@ -51,9 +51,6 @@ ENCODER_VARIANTS = {
 }
 # With every term that is on by default.
 SIZE_VARIANTS = {"an expert for each token": {**TOKEN, "loss_weights": {}}, "target, anew": VARIANTS["target, anew"]}
-SIZE_VARIANTS |= {
-    f"{name}, one step": {**fields, "solver_gradient": "one_step"} for name, fields in SIZE_VARIANTS.items()
-}
 BASELINES = ("ar-gpt2", "ar-bart")
 SIZES = {
     "5m": {"hidden_size": 160, "vocab_size": 8_000, "encoder_layers": 6, "length": 64, "batch_size": 32},
@@ -196,8 +193,7 @@ def make_steps(options: argparse.Namespace, device: torch.device) -> dict[str, S
     steps: dict[str, Any] = {name: make(make_yan(fields, options)) for name, fields in SIZE_VARIANTS.items()}
     yan = steps[next(iter(steps))].model
     if options.before:
-        known = [name for name in SIZE_VARIANTS if not name.endswith(", one step")]
-        steps |= {f"{name}, before": StepBefore(SIZE_VARIANTS[name], options, device) for name in known}
+        steps |= {f"{name}, before": StepBefore(SIZE_VARIANTS[name], options, device) for name in SIZE_VARIANTS}
     for name in () if options.copy else BASELINES:
         model = matching_model(name, yan.config, yan.num_parameters(), 2 * options.length, vary="width")
         steps[name] = make(model.train())

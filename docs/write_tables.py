@@ -467,7 +467,7 @@ def training_steps() -> str:
             for name, row in found.items():
                 if name.endswith(", before"):
                     continue
-                before = found.get(name.removesuffix(", one step") + ", before")
+                before = found.get(f"{name}, before")
                 cells = [f"{row['parameters'] / 1e6:.0f} M", f"`{dtype}`", name, f"{row['seconds']:.2f} s"]
                 cells.append("" if before is None else f"{before['seconds'] / row['seconds']:.2f}×")
                 cells += [f"{row['tokens_per_second']:,.0f}", _mebibytes(row["peak_memory_bytes"])]

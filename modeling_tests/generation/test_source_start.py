@@ -229,8 +229,6 @@ def test_the_configuration_names_what_contradicts():
         small_config(keep_known=True)
     with pytest.raises(ValueError, match="solver_steps_range"):
         small_config(solver_steps_range=[1, 3], loss_reduction="local")
-    with pytest.raises(ValueError, match="solver_gradient.*processes"):
-        small_config(solver_gradient="one_step", loss_reduction="local")
     with pytest.raises(ValueError, match="mask_token_id"):
         small_config(start_state="aligned", mask_token_id=None)
     with pytest.raises(ValueError, match="keep_known"):

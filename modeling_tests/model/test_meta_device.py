@@ -17,14 +17,11 @@ from yan_hf.selective_scan import _scan_backward, _scan_forward
 
 
 BLOCKS = {"routing": "block", "routing_block_size": 3, "core_threshold": 0.6}
-RESELECTED = {"expert_scope": "target", "reselect_experts": True}
 MODELS = {
     "paper": {},
     "eager attention": {"attn_implementation": "eager"},
     "dropout": {"hidden_dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1, "latent_noise": 0.1},
     "beta times": {"time_beta": (2.0, 1.0), "solver_steps_range": (1, 3)},
-    "one step": {"solver_gradient": "one_step"},
-    "reselected, one step": {**RESELECTED, "solver_gradient": "one_step"},
     "one pass": {"loss_weights": {"latent": 0.0, "token": 0.0}},
     "every term": {"loss_weights": {"mmd": 1.0, "l2": 1.0, "reconstruction": 1.0}, "label_smoothing": 0.1},
     "block routing": BLOCKS,
@@ -34,7 +31,7 @@ MODELS = {
     "fertility": {"start_state": "fertility"},
     "block scope": {"expert_scope": "block", "routing_block_size": 3},
     "target scope": {"expert_scope": "target", "loss_weights": {"gate": 1.0}},
-    "reselected": RESELECTED,
+    "reselected": {"expert_scope": "target", "reselect_experts": True},
     "keep known": {"start_state": "aligned", "mask_token_id": 4, "keep_known": True, "eos_token_id": None},
     "pretrained encoder": {"encoder_config": ENCODER},
 }
@@ -46,8 +43,7 @@ READS = {
     "_token": lambda values, mask: values.flatten(0, 1)[:5],
 }
 # How often: a few tokens twice, alone and with others.
-SHARED = ("block scope", "target scope", "reselected", "reselected, one step")
-READERS = {name: {"_winner_tokens": 2} for name in SHARED}
+READERS = {name: {"_winner_tokens": 2} for name in ("block scope", "target scope", "reselected")}
 READERS["keep known"] = {"_decode_counted": 1, "_token": 4}
 READERS["pretrained encoder"] = dict.fromkeys(ENCODER_READS, 2)
 

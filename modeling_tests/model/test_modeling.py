@@ -3,7 +3,6 @@
 
 import copy
 import warnings
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from testing_utils import batch_of_rows, small_config, small_model
 
 from yan_hf import YanForAutoEncoding, YanForConditionalGeneration, YanModel
 from yan_hf.configuration_yan import DEFAULT_LOSS_WEIGHTS
-from yan_hf.solver import integrate, time_grid
 
 
 SIDES = ["left", "right"]
@@ -375,72 +373,6 @@ def test_unrolled_terms_have_gradients_through_all_steps(term):
     torch.testing.assert_close(gradient(cut=1), full)
     for step in (2, 3, 4):
         assert (gradient(cut=step) - full).abs().max() > 1e-6
-
-
-SHARED = {"expert_scope": "target"}
-QUIET = {"init_noise": 0.0, "num_experts": 1, "loss_weights": {"mmd": 0.0}}
-
-
-@pytest.mark.parametrize("scope", [{}, SHARED, {**SHARED, "reselect_experts": True}])
-def test_one_step_trains_a_drawn_step(scope):
-    """The last evaluation alone has gradients, and its step leads to the end; each step is drawn."""
-    model, batch = small_model(**QUIET, **scope, solver_gradient="one_step", solver_steps=3), labelled_batch()
-    counted = batch["labels"] != -100
-    evaluations, drawn = [], set()
-    model.model.flow.register_forward_hook(lambda *_: evaluations.append(torch.is_grad_enabled()))
-    with torch.no_grad():
-        source = model.model.encode(batch["input_ids"], batch["attention_mask"]).last_hidden_state
-        context = model.model.prepare_context(source, batch["attention_mask"], counted)
-
-        def velocity(state, time):
-            return model.model.flow(state, torch.full((1,), time), context).velocity
-
-        start = torch.zeros(*counted.shape, 32)
-        ends = [integrate(velocity, start, [*time_grid(3)[:step], 1.0]) for step in (1, 2, 3)]
-    model.train()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(12):
-        evaluations.clear()
-        output = model(**batch, generator=generator)
-        steps = len(evaluations) - 1  # the first one is flow matching's
-        assert evaluations == [True, *[False] * (steps - 1), True]
-        torch.testing.assert_close(output.latents[counted], ends[steps - 1][counted], rtol=1e-4, atol=1e-5)
-        drawn.add(steps)
-    assert drawn == {1, 2, 3}
-    evaluations.clear()
-    model.eval()(**batch)
-    assert evaluations == [True] * 4
-
-
-@pytest.mark.parametrize("scope", [{}, SHARED])
-def test_one_step_of_one_is_unrolled(scope):
-    fields, batch = {**QUIET, **scope, "num_experts": 3, "solver_steps": 1}, labelled_batch()
-    gradients = []
-    for solver_gradient in ("unrolled", "one_step"):
-        model = small_model(**fields, solver_gradient=solver_gradient).train()
-        noise = torch.Generator().manual_seed(0)
-        with patch("yan_hf.modeling_yan.choose_experts", lambda log_probs, noise: log_probs.argmax(-1)):
-            model(**batch, generator=noise).loss.backward()
-        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, value in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], value)
-
-
-@pytest.mark.parametrize("anew", [False, True])
-def test_the_gate_s_term_of_a_drawn_step_stands_for_all_steps(anew):
-    scope = {"expert_scope": "target", "reselect_experts": anew}
-    model = small_model(**scope, init_noise=0.0, solver_gradient="one_step", solver_steps=3).train()
-    batch, found, generator = labelled_batch(), set(), torch.Generator().manual_seed(0)
-    for _ in range(12):
-        output = model(**batch, generator=generator)
-        chosen = output.choice_log_probs.gather(-1, output.expert_indices[..., None])[..., 0]
-        losses = -chosen[:, batch["labels"] != -100].mean(dim=-1)
-        term = output.loss_terms["gate"]
-        expected = [3 * losses[-1]] if anew else [3 * losses[0], torch.tensor(0.0)]
-        found |= {place for place, value in enumerate(expected) if torch.allclose(term, value)}
-        assert any(torch.allclose(term, value) for value in expected)
-    assert found == set(range(len(expected)))
 
 
 def test_solver_s_gradient_by_finite_differences():

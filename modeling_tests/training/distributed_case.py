@@ -73,10 +73,7 @@ def filled_batch() -> dict[str, torch.Tensor]:
 
 @contextmanager
 def draws_by_row(rank: int, size: int):
-    """
-    Replaces `torch.rand` and `torch.randn` by draws that depend on the row in the joined batch, and those of single
-    integers by ones of which the processes' sum is one process's.
-    """
+    """Replaces `torch.rand` and `torch.randn` by draws that depend on the row in the joined batch."""
     count = 0
 
     def draw(function):
@@ -92,17 +89,7 @@ def draws_by_row(rank: int, size: int):
 
         return replacement
 
-    def draw_integer(*given, **options):
-        nonlocal count
-        if given[1:] != ((),):
-            return randint(*given, **options)
-        count += 1
-        number = randint(*given, generator=torch.Generator().manual_seed(count))
-        return number if rank == 0 else torch.zeros_like(number)
-
-    randint = torch.randint
-    replaced = {"rand": draw(torch.rand), "randn": draw(torch.randn), "randint": draw_integer}
-    with patch.multiple("torch", **replaced):
+    with patch("torch.rand", draw(torch.rand)), patch("torch.randn", draw(torch.randn)):
         yield
 
 
@@ -184,7 +171,6 @@ ENCODER = {"model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidde
 ENCODER |= {"num_attention_heads": 2, "max_position_embeddings": 16, "initializer_range": 0.2}
 ENCODER |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 PRETRAINED = {"encoder_config": ENCODER}
-ONE_STEP = {"solver_gradient": "one_step", "solver_steps_range": [2, 4]}
 CASES = {
     "pretrained encoder": (False, "transformer", 2_000, PRETRAINED),
     "frozen pretrained encoder": (False, "transformer", 2_000, {**PRETRAINED, "frozen_parts": ["encoder"]}),
@@ -196,8 +182,6 @@ CASES = {
     "fillings alone": (False, "transformer", 2_000, {"start_state": "aligned", "keep_known": True}),
     "fillings alone, winners": (False, "transformer", 2_000, {"start_state": "aligned", "keep_known": True, **BLOCK}),
     "winners of targets, anew": (False, "mamba", 2_000, ANEW),
-    "one step": (False, "transformer", 2_000, ONE_STEP),
-    "winners, one step": (False, "transformer", 2_000, {**ANEW, **ONE_STEP}),
 }
 
 
@@ -208,7 +192,6 @@ def main(folder: Path):
     results["sharded"] = train_sharded(folder / "drawn", rank, size)
     results["sharded, pretrained"] = train_sharded(folder / "pretrained", rank, size, **PRETRAINED)
     results["sharded, winners"] = train_sharded(folder / "winners", rank, size, **ANEW)
-    results["sharded, one step"] = train_sharded(folder / "one_step", rank, size, **ANEW, **ONE_STEP)
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()

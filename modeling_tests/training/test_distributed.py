@@ -11,7 +11,6 @@ import torch
 from distributed_case import (
     ANEW,
     CASES,
-    ONE_STEP,
     PRETRAINED,
     draws_by_row,
     joined_batch,
@@ -64,7 +63,6 @@ def test_two_processes_equal_one_on_the_joined_batch(results, case):
         ("sharded", "drawn", {}),
         ("sharded, winners", "winners", ANEW),
         ("sharded, pretrained", "pretrained", PRETRAINED),
-        ("sharded, one step", "one_step", {**ANEW, **ONE_STEP}),
     ],
 )
 def test_fsdp_trains_and_saves_what_one_process_does(results, name, folder_name, fields):

@@ -181,9 +181,6 @@ class YanConfig(PreTrainedConfig):
             `generate`. (The research code counts grid points: one more.)
         solver_steps_range: `(lowest, highest)`: each training batch draws its number of steps between these, so that
             one model serves all of them; `None`: always `solver_steps`.
-        solver_gradient: `"unrolled"`: the latent and token terms have gradients through every solver step.
-            `"one_step"`: each training batch draws a step; those before it are computed without gradients, and from
-            its state one step leads to the end, of which the terms are taken. That takes less time and memory.
         loss_weights: Weight of each term in `DEFAULT_LOSS_WEIGHTS`; others keep their default.
         label_smoothing: Label smoothing of the token term.
         loss_reduction: What the training loss of a batch over several processes is. `"global"`: that of the joined
@@ -279,7 +276,6 @@ class YanConfig(PreTrainedConfig):
     time_beta: list[int | float] | tuple[int | float, int | float] = (1.0, 1.0)
     solver_steps: int = _count(default=3)
     solver_steps_range: list[int] | tuple[int, int] | None = None
-    solver_gradient: Literal["unrolled", "one_step"] = "unrolled"
     loss_weights: dict[str, int | float] | None = None
     label_smoothing: int | float = _dropout(default=0.0)
     loss_reduction: Literal["global", "local"] = "global"
@@ -404,11 +400,10 @@ class YanConfig(PreTrainedConfig):
         steps = self.solver_steps_range
         if steps is not None and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
             raise ValueError(f"`solver_steps_range` must be `(lowest, highest)`, at least 1, but is {steps}.")
-        drawn = "solver_steps_range" if steps is not None else 'solver_gradient="one_step"'
-        if self.loss_reduction == "local" and (steps is not None or self.solver_gradient == "one_step"):
+        if steps is not None and self.loss_reduction == "local":
             raise ValueError(
-                f'`{drawn}` needs `loss_reduction="global"`: processes that share weights must take as many steps as '
-                "one another, and draw their number together."
+                '`solver_steps_range` needs `loss_reduction="global"`: processes that share weights must take as many '
+                "steps as one another, and draw their number together."
             )
         for name, weight in self.loss_weights.items():
             if name not in DEFAULT_LOSS_WEIGHTS:

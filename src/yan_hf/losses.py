@@ -394,8 +394,8 @@ class LossInputs:
     # count, with `config.keep_known`.
     logits: list[torch.Tensor] = field(default_factory=list)
     early_losses: list[torch.Tensor] = field(default_factory=list)  # token losses of end points without logits
-    # For each solver step that chose: the shared gate, (B, Ly, K), the winners, (B, Ly), and its weight in the term.
-    choices: list[tuple[torch.Tensor, torch.Tensor, float]] = field(default_factory=list)
+    # For each solver step that chose: the shared gate, (B, Ly, K), and the winners, (B, Ly).
+    choices: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     expert_scores: list[torch.Tensor] = field(default_factory=list)  # what these were found by, (B, Ly, K)
     target_logits: list[torch.Tensor] = field(default_factory=list)  # those decoded from `z1`
 
@@ -446,7 +446,7 @@ def _length(inputs: LossInputs) -> torch.Tensor:
 
 
 def _gate(inputs: LossInputs) -> torch.Tensor | None:
-    losses = [weight * gate_loss(*choice, inputs.mask, inputs.group) for *choice, weight in inputs.choices]
+    losses = [gate_loss(*choice, inputs.mask, inputs.group) for choice in inputs.choices]
     return sum(losses) if losses else None
 
 

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +69,7 @@ from .layers import (
 )
 from .lengths import SourceInputs, lay_out, repeat_rows, source_places, training_token_lengths
 from .losses import (
+    LossGroup,
     LossInputs,
     can_fuse,
     fused_token_loss,
@@ -1259,9 +1259,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         names = ("target_latents", "length_logits", "token_length_logits")
         extra = {"latents": latents, **{name: getattr(inputs, name) for name in names}}
         if inputs.choices:
-            extra["expert_indices"] = torch.stack([winners for _, winners, _ in inputs.choices])
+            extra["expert_indices"] = torch.stack([winners for _, winners in inputs.choices])
             extra["expert_scores"] = torch.stack(inputs.expert_scores)
-            extra["choice_log_probs"] = torch.stack([gate for gate, _, _ in inputs.choices]).detach()
+            extra["choice_log_probs"] = torch.stack([gate for gate, _ in inputs.choices]).detach()
             extra["choice_mask"] = first_of_blocks(inputs.canvas, inputs.mask > 0, routing.block_size)
         return flow, logits, loss_terms(inputs), extra
 
@@ -1362,44 +1362,16 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         inputs.expert_fields, inputs.velocity = flow.expert_fields, inputs.target_latents - initial_state
         return flow, state + (1 - weight) * flow.velocity
 
-    def _draw(self, count: int, inputs: LossInputs) -> int:
-        """A number below `count`, the same for all processes."""
-        group, generator = inputs.group, inputs.generator
+    def _num_steps(self, group: LossGroup | None, generator: torch.Generator | None) -> int:
+        """Solver steps of a forward; in training drawn from `config.solver_steps_range`, by all processes alike."""
+        if not self.training or self.config.solver_steps_range is None:
+            return self.config.solver_steps
+        lowest, highest = self.config.solver_steps_range
         device = generator.device if generator is not None else self.device if group is not None else "cpu"
-        number = torch.randint(count, (), generator=generator, device=device)
+        number = torch.randint(highest - lowest + 1, (), generator=generator, device=device)
         # A sum of even draws is as even, and the same for all.
         number = number if group is None else group.total(number.to(self.device))
-        return int(number) % count
-
-    def _solver_times(self, inputs: LossInputs) -> tuple[list[float], int]:
-        """
-        The solver's grid, in training what `solver_steps_range` and `solver_gradient` draw; and its number of steps
-        before the last drawn one took the place of those behind it.
-        """
-        config, num_steps = self.config, self.config.solver_steps
-        if self.training and config.solver_steps_range is not None:
-            lowest, highest = config.solver_steps_range
-            num_steps = lowest + self._draw(highest - lowest + 1, inputs)
-        times = time_grid(num_steps)
-        if self._trains_one_step():
-            times = [*times[: 1 + self._draw(num_steps, inputs)], 1.0]
-        return times, num_steps
-
-    def _trains_one_step(self) -> bool:
-        return self.training and self.config.solver_gradient == "one_step"
-
-    def _field(self, times: list[float]) -> Callable[..., YanFlowOutput]:
-        """The flow as a solver on the grid `times` evaluates it: all but the last time without gradients, or none."""
-        if not self._trains_one_step():
-            return self.model.flow
-        evaluations = count(1)
-
-        def flow(*arguments: Any, **options: Any) -> YanFlowOutput:
-            is_last = next(evaluations) == len(times) - 1
-            with torch.set_grad_enabled(torch.is_grad_enabled() and is_last):
-                return self.model.flow(*arguments, **options)
-
-        return flow
+        return lowest + int(number) % (highest - lowest + 1)
 
     def _solve_by_gate(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
@@ -1414,8 +1386,8 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 noise[step] = torch.rand(shape, generator=inputs.generator, device=canvas.device)
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
-        (times, _), reselect = self._solver_times(inputs), self.config.reselect_experts
-        return solve_flow(self._field(times), state, context, times, select, reselect=reselect)[0]
+        times, reselect = time_grid(self._num_steps(inputs.group, inputs.generator)), self.config.reselect_experts
+        return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
 
     def _solve_by_winners(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
@@ -1427,8 +1399,7 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         """
         canvas, dtype = context.canvas_mask, torch.promote_types(state.dtype, torch.float32)
         first: YanFlowOutput | None = None
-        tokens, (times, num_steps) = self._winner_tokens(inputs), self._solver_times(inputs)
-        evaluate, one_step = self._field(times), self._trains_one_step()
+        tokens = self._winner_tokens(inputs)
 
         def velocity(state: torch.Tensor, time: float) -> torch.Tensor:
             def select(log_probs: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
@@ -1437,43 +1408,46 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
                 scores = self._winner_scores(ends, gate, canvas, inputs, routing, tokens)
                 is_outside = restrict_to_core(gate, canvas, routing)[0] == -torch.inf
                 winners = scores.masked_fill(is_outside, -torch.inf).argmax(dim=-1)
-                # The one choice that has a gradient stands for those of all steps.
-                weight = float(num_steps * (time == times[-2])) if one_step else 1.0
-                inputs.choices.append((gate, winners, weight))
+                inputs.choices.append((gate, winners))
                 inputs.expert_scores.append(scores)
                 return winners
 
             nonlocal first
             timesteps = torch.full((1,), time, device=state.device, dtype=dtype)
             if not inputs.choices or self.config.reselect_experts:
-                flow = evaluate(state, timesteps, context, field_selector=select)
+                flow = self.model.flow(state, timesteps, context, field_selector=select)
             else:
-                flow = evaluate(state, timesteps, context, expert_indices=inputs.choices[-1][1])
+                flow = self.model.flow(state, timesteps, context, expert_indices=inputs.choices[-1][1])
             first = first or flow
-            if time == times[-2] or not one_step:
-                end_points.append(state + (1 - time) * flow.velocity)
+            end_points.append(state + (1 - time) * flow.velocity)
             return flow.velocity
 
         end_points: list[torch.Tensor] = []
-        state = integrate(velocity, state, times)
+        state = integrate(velocity, state, time_grid(self._num_steps(inputs.group, inputs.generator)))
         self._supervise(end_points, inputs)
         if inputs.gate_log_probs is None:
             inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
         return state, first
 
     def _supervise(self, end_points: list[torch.Tensor], inputs: LossInputs):
-        """Decodes every step's end point `(B, Ly, d)` for the token term; only the last one's logits must be kept."""
+        """
+        Decodes every step's end point `(B, Ly, d)` for the token term; only the last one's logits must be kept. In
+        training each token draws the one of the others that its loss is taken of, for the mean over them all.
+        """
         *early, last = end_points
         if early and can_fuse(self.lm_head, last, self.config.label_smoothing):
-            labels, weights = inputs.labels, inputs.token_weights
+            labels, weights, states, number = inputs.labels, inputs.token_weights, torch.stack(early), len(early)
+            if self.training and number > 1:
+                uniform = torch.rand(labels.shape, generator=inputs.generator, device=labels.device)
+                drawn = (number * uniform).long().clamp(max=number - 1)[None, :, :, None]
+                states = states.gather(0, drawn.expand(1, *states.shape[1:]))
             if self.config.keep_known:
                 counted = inputs.mask > 0
-                early, labels, weights = [latents[counted] for latents in early], labels[counted], weights[counted]
-            states = self.model.decoder(torch.stack(early)).flatten(0, -2)
-            labels, weights = (values.flatten().repeat(len(early)) for values in (labels, weights))
-            has_weights = inputs.token_weights is not inputs.mask
+                states, labels, weights = states[:, counted], labels[counted], weights[counted]
+            labels, weights = (values.flatten().repeat(len(states)) for values in (labels, weights))
+            has_weights, states = inputs.token_weights is not inputs.mask, self.model.decoder(states).flatten(0, -2)
             loss = fused_token_loss(states, self.lm_head, labels, weights, has_weights, inputs.group)
-            inputs.early_losses, early = [loss] * len(early), []
+            inputs.early_losses, early = [loss] * number, []
         inputs.logits = [self._decode_counted(latents, inputs) for latents in (*early, last)]
 
     def _winner_tokens(self, inputs: LossInputs) -> torch.Tensor | None:

@@ -25,6 +25,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 if it failed, with one line on standard error; bad arguments exit with 2."""
+    # Not Transformers' HfArgumentParser, as in the examples: behind `--json` it takes positional arguments for values.
     parser = argparse.ArgumentParser(
         prog="yan-hf",
         description="Tools for YAN checkpoints.",
