@@ -50,7 +50,11 @@ ENCODER_VARIANTS = {
     "trained encoder": {},
 }
 # With every term that is on by default.
-SIZE_VARIANTS = {"an expert for each token": {**TOKEN, "loss_weights": {}}, "target, anew": VARIANTS["target, anew"]}
+SIZE_VARIANTS = {
+    "an expert for each token": {**TOKEN, "loss_weights": {}},
+    "an expert for each token, no flow term": {**TOKEN, "loss_weights": {"flow": 0.0}},
+    "target, anew": VARIANTS["target, anew"],
+}
 BASELINES = ("ar-gpt2", "ar-bart")
 SIZES = {
     "5m": {"hidden_size": 160, "vocab_size": 8_000, "encoder_layers": 6, "length": 64, "batch_size": 32},

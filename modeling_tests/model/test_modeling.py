@@ -319,8 +319,20 @@ def test_training_costs_one_pass_and_one_for_each_solver_step():
     model = small_model(solver_steps=4)
     calls = []
     model.model.flow.register_forward_hook(lambda *_: calls.append(1))
-    model(**labelled_batch())
+    batch = labelled_batch()
+    expected = model(**batch)
     assert len(calls) == 1 + 4
+    # Without the flow term no pass of its own: the gate's terms are those of the solver's first step.
+    calls.clear()
+    for weights in ({"flow": 0.0}, {"flow": 0.0, "latent": 0.0}):
+        model.config.loss_weights |= weights
+        output = model(**batch)
+        assert len(calls) == 4 and "flow" not in output.loss_terms
+        torch.testing.assert_close(output.latents, expected.latents)
+        calls.clear()
+    gate = output.gate_logits[batch["labels"] != -100].softmax(-1)
+    entropy = -(gate * gate.log()).sum(-1).mean()
+    assert float(output.loss_terms["gate_entropy"]) == pytest.approx(-float(entropy), rel=1e-4)
 
 
 def test_evaluation_repeats_and_follows_the_generator(model):
@@ -365,13 +377,11 @@ def test_unrolled_terms_have_gradients_through_all_steps(term):
         handle = model.model.flow.register_forward_hook(hook)
         model(**batch, generator=torch.Generator().manual_seed(0)).loss.backward()
         handle.remove()
-        assert len(calls) == 4  # the flow term's pass, then three steps
+        assert len(calls) == 3
         return model.model.flow.experts.down_proj.grad.clone()
 
     full = gradient(cut=0)
-    # The first pass belongs to flow matching: the unrolled terms share nothing with it.
-    torch.testing.assert_close(gradient(cut=1), full)
-    for step in (2, 3, 4):
+    for step in (1, 2, 3):
         assert (gradient(cut=step) - full).abs().max() > 1e-6
 
 

@@ -1237,22 +1237,19 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         target = (labels, canvas, token_weights, token_lengths, target_states)
         inputs, initial_state, context = self._prepare_loss(encoder_outputs[0], source, *target, generator)
 
-        # Flow matching at a random time of the linear path. Where winners are followed, the solver's first step
-        # evaluates every expert and trains the gate.
+        # Flow matching at a random time of the linear path. Without it the solver's first step trains the gate.
         flow, solved = None, weights["latent"] > 0 or weights["token"] > 0
-        if weights["flow"] > 0 or routing.scope == "token" or not solved:
+        if weights["flow"] > 0 or not solved:
             flow, latents = self._match_flow(initial_state, context, inputs, routing, **kwargs)
 
         # The solved ODE: its own evaluations from the first on, with gradients through every step.
         if not solved:
             logits = self._decode_counted(latents, inputs)
         else:
-            if routing.scope == "token":
-                latents = self._solve_by_gate(initial_state, context, inputs, routing)
-                inputs.logits = [self._decode_counted(latents, inputs)]
-            else:
-                latents, first = self._solve_by_winners(initial_state, context, inputs, routing)
-                flow = flow or first
+            solve = self._solve_by_gate if routing.scope == "token" else self._solve_by_winners
+            latents, first = solve(initial_state, context, inputs, routing)
+            if flow is None:
+                flow, inputs.gate_log_probs = first, gate_log_probs(first.gate_logits, context.canvas_mask)
             inputs.latents, logits = latents, inputs.logits[-1]
         if weights["reconstruction"] > 0:
             inputs.target_logits = [self._decode_counted(inputs.target_latents, inputs)]
@@ -1375,8 +1372,11 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
 
     def _solve_by_gate(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
-    ) -> torch.Tensor:
-        """The ODE's end, `(B, Ly, d)`, along experts drawn from the gate."""
+    ) -> tuple[torch.Tensor, YanFlowOutput]:
+        """
+        The ODE's end, `(B, Ly, d)`, along experts drawn from the gate; its logits are left in `inputs`. Also gives the
+        first evaluation.
+        """
         canvas = context.canvas_mask
         shape = torch.Size([*canvas.shape, self.config.num_experts])
         noise: dict[int, torch.Tensor] = {}
@@ -1387,7 +1387,15 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
             return choose_experts(restrict_to_core(log_probs, canvas, routing)[0], noise[step])
 
         times, reselect = time_grid(self._num_steps(inputs.group, inputs.generator)), self.config.reselect_experts
-        return solve_flow(self.model.flow, state, context, times, select, reselect=reselect)[0]
+        evaluations: list[YanFlowOutput] = []
+
+        def evaluate(*arguments: Any, **options: Any) -> YanFlowOutput:
+            evaluations.append(self.model.flow(*arguments, **options))
+            return evaluations[-1]
+
+        state, _ = solve_flow(evaluate, state, context, times, select, reselect=reselect)
+        inputs.logits = [self._decode_counted(state, inputs)]
+        return state, evaluations[0]
 
     def _solve_by_winners(
         self, state: torch.Tensor, context: YanFlowContext, inputs: LossInputs, routing: RoutingOptions
@@ -1425,8 +1433,6 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         end_points: list[torch.Tensor] = []
         state = integrate(velocity, state, time_grid(self._num_steps(inputs.group, inputs.generator)))
         self._supervise(end_points, inputs)
-        if inputs.gate_log_probs is None:
-            inputs.gate_log_probs = gate_log_probs(first.gate_logits, canvas)
         return state, first
 
     def _supervise(self, end_points: list[torch.Tensor], inputs: LossInputs):
