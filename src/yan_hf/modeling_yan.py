@@ -1228,8 +1228,9 @@ class YanForConditionalGeneration(YanPreTrainedModel, YanGenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[ModelOutput, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
         """
-        The loss terms (arXiv 2604.15009, section 4), with what they were computed from. The solver runs, and the MMD
-        is estimated, only if a weight asks for it; the other terms cost little and are always there to be watched.
+        The loss terms (arXiv 2604.15009, section 4), with what they were computed from. The solver runs, the
+        flow term has its pass and the MMD is estimated only if a weight asks for it; the other terms cost little and
+        are always there to be watched.
         """
         weights, routing = self.config.loss_weights, RoutingOptions.from_config(self.config)
         if generator is None and not self.training:

@@ -130,27 +130,23 @@ def int8_linears(
 ) -> list[Tensor]:
     """[`int8_linear`] of the same states with each weight, scale and bias: one product, where weights are packed."""
     _check(states)
-    rows, products = states.view(-1, states.shape[-1]), []
-    is_joint = all(_is_packed(weight) for weight, *_ in layers)
+    rows, (weights, scales, biases) = states.float().reshape(-1, states.shape[-1]), zip(*layers)
+    is_joint = all(map(_is_packed, weights))
     if torch.compiler.is_compiling():
-        products = _compiled_products(rows.float(), layers, precise, is_joint)
+        products = _compiled_products(rows, weights, scales, biases, precise, is_joint)
     else:
-        quantised = _QuantisedRows(*_with_rest(rows.float(), precise))
+        quantised = _QuantisedRows(*_with_rest(rows, precise))
+        added = (None,) * len(layers) if precise else biases
         if is_joint:
-            weights, scales, _ = zip(*layers)
-            scales_of_rows = quantised.scales[:, None]
-            joint = _packed_product(quantised.as_unsigned(), *_packed_together(weights, scales)).mul_(scales_of_rows)
-            products = joint.split([len(weight) for weight in weights], dim=1)
+            joint = _packed_product(quantised.as_unsigned(), *_packed_together(weights, scales))
+            parts = zip(joint.split([len(weight) for weight in weights], dim=1), added)
+            products = [_scale(part, quantised.scales, bias) for part, bias in parts]
         else:
-            products = [_product(quantised, weight, scale, None) for weight, scale, _ in layers]
-    outputs = []
-    for product, (*_, bias) in zip(products, layers):
-        if precise:
-            product = product[: len(rows)] + product[len(rows) :]
-        if bias is not None:
-            product = product + bias
-        outputs.append(product.unflatten(0, states.shape[:-1]).to(states.dtype))
-    return outputs
+            products = [_product(quantised, *layer) for layer in zip(weights, scales, added)]
+    if precise:
+        products = [product[: len(rows)] + product[len(rows) :] for product in products]
+        products = [product if bias is None else product + bias for product, bias in zip(products, biases)]
+    return [product.unflatten(0, states.shape[:-1]).to(states.dtype) for product in products]
 
 
 @dataclass
@@ -192,7 +188,12 @@ def _product(
     else:
         counts, product = (buffer[: len(weight)].view(len(rows.integers), -1) for buffer in buffers)
         product.copy_(torch._int_mm(rows.integers, weight.t(), out=counts)).mul_(scale)
-    scales = rows.scales[:, None]
+    return _scale(product, rows.scales, bias)
+
+
+def _scale(product: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows `(T, n)` times their scales `(T,)`, and a bias, in their place."""
+    scales = scales[:, None]
     return product.mul_(scales) if bias is None else torch.addcmul(bias, product, scales, out=product)
 
 
@@ -242,18 +243,23 @@ def _(rows: Tensor, weights: list[Tensor], scales: list[Tensor]) -> Tensor:
 
 
 def _compiled_products(
-    rows: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor | None]], precise: bool, is_joint: bool
-) -> Sequence[Tensor]:
-    """The products of [`int8_linears`], without biases, for a compiler."""
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    precise: bool,
+    is_joint: bool,
+) -> list[Tensor]:
+    """The products of [`int8_linears`] for a compiler, with their biases unless they are `precise`."""
     integers, row_scales = _with_rest(rows, precise, torch.float32)
-    weights, scales, _ = zip(*layers)
     if is_joint:
         joint = torch.ops.yan_hf.int8_product((integers + 128).to(torch.uint8), list(weights), list(scales))
         products = joint.split([len(weight) for weight in weights], dim=1)
     else:
         integers = integers.to(torch.int8)
         products = [torch._int_mm(integers, weight.t()).float() * scale for weight, scale in zip(weights, scales)]
-    return [product * row_scales[:, None] for product in products]
+    products = [product * row_scales[:, None] for product in products]
+    return [product if bias is None or precise else product + bias for product, bias in zip(products, biases)]
 
 
 torch.library.define("yan_hf::gelu", "(Tensor states) -> Tensor")
