@@ -32,6 +32,7 @@ import argparse
 import copy
 import importlib.util
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -389,4 +390,9 @@ def main():
 
 
 if __name__ == "__main__":
+    # What else is in the process decides whether glibc hands freed tensors back to the system, whose pages cost more
+    # than a product when they are asked for again. It keeps them here, for all systems.
+    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+    if not kept.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**kept, **os.environ})
     main()

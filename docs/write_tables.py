@@ -525,9 +525,6 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/speed.md": {
         "engines": partial(speed_engines, "speed_cpu_engines"),
         "engines-intel": partial(speed_engines, "speed_cpu_engines_intel"),
-        "engines-intel-two-threads": partial(
-            speed_engines, "speed_cpu_engines_intel_two_threads", "speed_cpu_engines_intel_two_threads_ct2"
-        ),
         "engines-tiny-intel": partial(speed_engines, "speed_cpu_engines_tiny_intel"),
         "engines-others": partial(speed_engines, "speed_cpu_engines_static", "speed_cpu_engines_others"),
         "engines-two-threads": partial(
