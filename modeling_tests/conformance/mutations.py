@@ -112,8 +112,8 @@ MUTATIONS = [
     Mutation(
         "what 8 bits leave out of the encoder's states is lost",
         "inference/int8.py",
-        "product = product[: len(rows)] + product[len(rows) :]",
-        "product = product[: len(rows)]",
+        "[product[: len(rows)] + product[len(rows) :] for product in products]",
+        "[product[: len(rows)] for product in products]",
         ("inference/test_cpu_kernels.py::test_layers_that_read_the_same_states_quantise_them_once",),
     ),
     Mutation(
