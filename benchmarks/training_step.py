@@ -49,7 +49,7 @@ ENCODER_VARIANTS = {
     "frozen encoder": {"frozen_parts": ["encoder"]},
     "trained encoder": {},
 }
-# With every term that is on by default.
+# The first has every term that is on by default.
 SIZE_VARIANTS = {
     "an expert for each token": {**TOKEN, "loss_weights": {}},
     "an expert for each token, no flow term": {**TOKEN, "loss_weights": {"flow": 0.0}},

@@ -132,11 +132,11 @@ def int8_linears(
     _check(states)
     rows, (weights, scales, biases) = states.float().reshape(-1, states.shape[-1]), zip(*layers)
     is_joint = all(map(_is_packed, weights))
+    added = (None,) * len(layers) if precise else biases
     if torch.compiler.is_compiling():
-        products = _compiled_products(rows, weights, scales, biases, precise, is_joint)
+        products = _compiled_products(rows, weights, scales, added, precise, is_joint)
     else:
         quantised = _QuantisedRows(*_with_rest(rows, precise))
-        added = (None,) * len(layers) if precise else biases
         if is_joint:
             joint = _packed_product(quantised.as_unsigned(), *_packed_together(weights, scales))
             parts = zip(joint.split([len(weight) for weight in weights], dim=1), added)
@@ -250,7 +250,7 @@ def _compiled_products(
     precise: bool,
     is_joint: bool,
 ) -> list[Tensor]:
-    """The products of [`int8_linears`] for a compiler, with their biases unless they are `precise`."""
+    """The products of [`int8_linears`] for a compiler, with their biases."""
     integers, row_scales = _with_rest(rows, precise, torch.float32)
     if is_joint:
         joint = torch.ops.yan_hf.int8_product((integers + 128).to(torch.uint8), list(weights), list(scales))
@@ -259,7 +259,7 @@ def _compiled_products(
         integers = integers.to(torch.int8)
         products = [torch._int_mm(integers, weight.t()).float() * scale for weight, scale in zip(weights, scales)]
     products = [product * row_scales[:, None] for product in products]
-    return [product if bias is None or precise else product + bias for product, bias in zip(products, biases)]
+    return [product if bias is None else product + bias for product, bias in zip(products, biases)]
 
 
 torch.library.define("yan_hf::gelu", "(Tensor states) -> Tensor")
